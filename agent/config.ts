@@ -1,0 +1,120 @@
+import { z } from 'zod'
+import { formatReference, parseReference } from '../lib/protocol/reference.ts'
+import { duration, size } from '../lib/runtime/config.ts'
+
+const reference = z.string().transform((text, context) => {
+  try {
+    return formatReference(parseReference(text))
+  } catch (error) {
+    context.addIssue({ code: 'custom', message: error instanceof Error ? error.message : String(error) })
+    return z.NEVER
+  }
+})
+
+/** agent.yaml. */
+export const AgentConfig = z.strictObject({
+  server: z
+    .url({ protocol: /^https?$/ })
+    .transform((url) => url.replace(/\/+$/, ''))
+    .describe('The `public_url` of the server.'),
+  ca: z
+    .string()
+    .optional()
+    .describe(
+      'PEM file of the authority that signed the certificate of the server, where the system does not know it.',
+    ),
+  insecure_plaintext: z
+    .boolean()
+    .default(false)
+    .describe('Says that an `http:` URL to another machine is meant: credentials then travel in the clear.'),
+  host: z
+    .string()
+    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/, 'need up to 128 of A-Z a-z 0-9 . _ -')
+    .optional()
+    .describe('The name of this host. Default: the host name of the system.'),
+  place: z
+    .string()
+    .optional()
+    .describe('The rack this host says it is in; counts only where the bootstrap token allows it.'),
+  bootstrap_token_file: z
+    .string()
+    .optional()
+    .describe(
+      'File with the bootstrap token; needed once, to enrol. RACKSWARM_BOOTSTRAP_TOKEN does the same.',
+    ),
+  data_dir: z
+    .string()
+    .optional()
+    .describe(
+      'Blobs, releases and the credential. Default: /var/lib/rackswarm/agent, or below XDG_STATE_HOME without root.',
+    ),
+  control_socket: z
+    .string()
+    .optional()
+    .describe(
+      'The unix socket for deployctl. Default: /run/rackswarm/agent.sock, or below XDG_RUNTIME_DIR without root.',
+    ),
+  control_group: z
+    .string()
+    .default('rackswarm')
+    .describe('Group that may use the control socket, where there is such a group.'),
+  metrics_addr: z
+    .string()
+    .regex(/^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}$/, 'need HOST:PORT')
+    .default('127.0.0.1:6882')
+    .describe('/metrics, /livez and /readyz.'),
+  log_level: z
+    .enum(['trace', 'debug', 'info', 'warn', 'error'])
+    .default('info')
+    .describe('Least severe log line that is written.'),
+  follow: z
+    .array(reference)
+    .max(1000)
+    .default([])
+    .describe('References that this host always has: fetched as soon as the tag moves.'),
+  engine: z.literal('webtorrent').default('webtorrent').describe('What moves the pieces.'),
+  peer_port: z
+    .int()
+    .min(0)
+    .max(65535)
+    .default(6881)
+    .describe('TCP port for other peers; 0 lets the system choose.'),
+  limits: z
+    .strictObject({
+      download: size().prefault('512MiB').describe('Bytes a second from all sources.'),
+      upload: size().prefault('512MiB').describe('Bytes a second to all peers.'),
+      connections_max: z.int().positive().default(60).describe('Connections per torrent.'),
+      fetches_max: z.int().positive().default(4).describe('Blobs fetched at once.'),
+    })
+    .prefault({})
+    .describe(
+      'What the host gives to the swarm; what you trade is the speed of a deploy against what runs on the host.',
+    ),
+  disk: z
+    .strictObject({
+      quota: size()
+        .prefault('20GiB')
+        .describe(
+          'Bytes of blobs kept. Least recently used ones go first; what is followed, pinned or in use never goes.',
+        ),
+      reserve: size().prefault('1GiB').describe('Fetches wait while less than this is free on the disk.'),
+      releases_kept: z
+        .int()
+        .min(1)
+        .default(2)
+        .describe('Releases of a followed tag that stay exposed, the current one included.'),
+    })
+    .prefault({})
+    .describe('What the host keeps.'),
+  follow_jitter: duration()
+    .prefault('1s')
+    .describe(
+      'A changed tag is fetched after a random wait of up to this long, so that hosts do not all start at once.',
+    ),
+  stall_timeout: duration()
+    .prefault('10s')
+    .describe(
+      'A fetch without a byte for this long asks for the webseed; after twice as long its connections are made anew.',
+    ),
+})
+export type AgentConfig = z.output<typeof AgentConfig>

@@ -1,0 +1,92 @@
+import type { Endpoint } from '../../lib/protocol/address.ts'
+import type { Metainfo } from '../../lib/protocol/metainfo.ts'
+
+/** A peer to try. `distance`: 0 same rack … 255 unknown; `reserve` peers are for when no near peer helps. */
+export interface EnginePeer {
+  readonly endpoint: Endpoint
+  readonly distance: number
+  readonly reserve: boolean
+}
+
+/** Bytes a second; undefined means no limit. */
+export interface Limits {
+  readonly downloadBytesPerSecond: number | undefined
+  readonly uploadBytesPerSecond: number | undefined
+}
+
+export interface FetchOptions {
+  readonly metainfo: Metainfo
+  /** Where the bytes go; may hold a part from an earlier run, which is checked, not trusted. */
+  readonly file: string
+  readonly peers: AsyncIterable<EnginePeer>
+  /** A webseed URL, a secret, while the grant allows it. */
+  readonly webseed: string | undefined
+  /** Aborts the fetch: `done` rejects with the signal's reason, the part on disk stays. */
+  readonly signal: AbortSignal
+}
+
+export interface SeedOptions {
+  readonly metainfo: Metainfo
+  /** A whole, verified copy; it is not hashed again. */
+  readonly file: string
+  readonly peers: AsyncIterable<EnginePeer>
+  readonly signal: AbortSignal
+}
+
+/** Where a peer says it is, from the `rs` member of the extended handshake; statistics only, never trusted. */
+export interface PeerTraffic {
+  /** `ip:port`, or `webseed`. */
+  readonly source: string
+  readonly place: string | undefined
+  readonly kind: 'peer' | 'webseed'
+  readonly downloadedBytes: number
+  readonly uploadedBytes: number
+}
+
+/** One torrent in an engine. */
+export interface EngineHandle {
+  /** Resolves when every piece is verified and written; for a seed, at once. Rejects when the fetch cannot go on. */
+  readonly done: Promise<void>
+  /** Pieces verified and on disk, by index. */
+  has(piece: number): boolean
+  /** Called after each piece is verified and its write has returned. At most one listener. */
+  onPiece(listener: (piece: number) => void): void
+  /** Bytes verified. */
+  readonly bytesVerified: number
+  /** Why nothing moves, in words; undefined while bytes arrive. */
+  readonly waitingReason: string | undefined
+  /** Traffic by source since the start; sources are bounded, the rest is summed under `other`. */
+  traffic(): readonly PeerTraffic[]
+  readonly peerCount: number
+  setWebseed(url: string | undefined): void
+  /** Stops and forgets the torrent; files stay. */
+  close(): Promise<void>
+}
+
+/**
+ * Moves pieces between hosts. Engines never see a tracker: peers come in as an iterable. Every implementation passes
+ * test/agent/engine/engine.contract.ts:
+ *
+ * - nothing is counted as verified before its SHA-1 matched and its write returned;
+ * - a fetch goes on from what is on disk, after `kill -9` too;
+ * - a peer that lies, stalls or closes costs time, never the fetch, while another source is reachable;
+ * - memory and connections are bounded, whatever peers do.
+ */
+export interface Engine extends AsyncDisposable {
+  readonly name: string
+  /** The port peers dial. */
+  readonly port: number
+  /** 20 bytes. */
+  readonly peerId: Uint8Array
+  fetch(options: FetchOptions): EngineHandle
+  seed(options: SeedOptions): EngineHandle
+  setLimits(limits: Limits): void
+}
+
+export interface EngineConfig {
+  readonly port: number
+  readonly connectionsMax: number
+  /** Told to other Rackswarm agents in the extended handshake. */
+  readonly identity: { readonly host: string; readonly place: string | undefined }
+  readonly limits: Limits
+}

@@ -1,0 +1,288 @@
+// The bodies of /api/v1 and of the agent's control API, as both ends know them. docs/protocol.md tells them in words.
+import { z } from 'zod'
+
+const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, 'need sha256: and 64 lower-case hex digits')
+const infoHash = z.string().regex(/^[0-9a-f]{40}$/, 'need 40 lower-case hex digits')
+const hostName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/, 'need up to 128 of A-Z a-z 0-9 . _ -')
+const place = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$/, 'need up to 64 of A-Z a-z 0-9 . _ : / -')
+const time = z.iso.datetime()
+const count = z.int().nonnegative()
+
+/** Every error of /api/v1 and of the control API. `hint` says what to do next. */
+export const ApiErrorBody = z.object({
+  error: z.object({ code: z.string(), message: z.string(), hint: z.string().optional() }),
+})
+
+/** POST /api/v1/enroll: no Authorization, the bootstrap token is the proof. */
+export const EnrollRequest = z.strictObject({
+  bootstrapToken: z.string().min(1).max(256),
+  host: hostName,
+  /** The place the host says it is at; counts only where the bootstrap token allows it. */
+  place: place.optional(),
+})
+/** Also the answer of POST /api/v1/hosts/self/renew. */
+export const HostCredential = z.object({
+  host: hostName,
+  /** A signed JWT, `typ: host+jwt`. */
+  credential: z.string(),
+  /** The operator's word on where the host is; absent where the address table decides. */
+  place: place.optional(),
+  expiresAt: time,
+})
+
+/** Bytes of one fetch by where they came from; the server is a place of its own. */
+export const BytesBySource = z.object({ ownRack: count, otherRacks: count, webseed: count })
+
+/** How one followed or requested reference stands on a host. */
+export const HeldReference = z.object({
+  /** NAME:TAG. */
+  reference: z.string().max(400),
+  /** Manifest digest that the state speaks of. */
+  digest,
+  state: z.enum(['waiting', 'fetching', 'held', 'failed']),
+  /** Bytes verified of the release's blobs, and all of them. */
+  bytesDone: count,
+  bytesTotal: count,
+  bytes: BytesBySource,
+  /** How long the fetch took, or has taken so far. */
+  tookMs: count,
+  /** Why it waits or failed, for the person who must find out. */
+  reason: z.string().max(500).optional(),
+})
+
+/** POST /api/v1/hosts/self/report, with the host's credential, every 10 s. */
+export const HostReport = z.strictObject({
+  agentVersion: z.string().max(40),
+  /** The place the agent believes in: the server's own word, echoed so that a mismatch shows. */
+  place: place.optional(),
+  /** References this host follows: NAME:TAG. */
+  follow: z.array(z.string().max(400)).max(1000),
+  held: z.array(HeldReference).max(1000),
+  diskUsedBytes: count,
+  diskQuotaBytes: count,
+})
+export const ReportReply = z.object({
+  /** The tracker's epoch; when it changes the agent announces all it holds again. */
+  epoch: z.string(),
+  /** Manifest digest of each followed tag; null where there is no such tag or the host may not have it. */
+  tags: z.record(z.string(), digest.nullable()),
+  /** When to report next, before jitter. */
+  reportIntervalSeconds: z.number().positive(),
+  serverTime: time,
+})
+
+/** POST /api/v1/swarm-grants, with a host credential or a pull token; again to renew. */
+export const GrantRequest = z.strictObject({
+  repository: z.string(),
+  digest,
+  /** Whole seconds without a byte, where a stuck fetch asks for the webseed. */
+  stalledSeconds: count.optional(),
+})
+export const SwarmGrant = z.object({
+  infohash: infoHash,
+  /** A .torrent without announce and webseed URLs, base64. */
+  metainfo: z.base64(),
+  /** Without the token. */
+  announceUrl: z.url(),
+  /** The announce token. */
+  token: z.string(),
+  expiresAt: time,
+  /** Holds a token in its path: a secret. */
+  webseedUrl: z.url(),
+  /** Whether the webseed may be used now. */
+  webseed: z.boolean(),
+})
+
+/** POST /api/v1/announce-tokens: a signed announce URL for a client of one's own. Either infohash, or repository and digest. */
+export const AnnounceTokenRequest = z.strictObject({
+  infohash: z.string().optional(),
+  repository: z.string().optional(),
+  digest: digest.optional(),
+  ttlSeconds: count.min(1).optional(),
+  rack: place.optional(),
+  cidr: z.string().max(64).optional(),
+})
+export const AnnounceTokenReply = z.object({
+  infohash: infoHash,
+  /** With the token, ready for a client. */
+  announceUrl: z.url(),
+  token: z.string(),
+  expiresAt: time,
+})
+
+/** A scope: `admin`, or `pull:PREFIX`, `publish:PREFIX` where PREFIX is a repository, `team/*`, or `*`. */
+export const Scope = z
+  .string()
+  .regex(/^(admin|(pull|publish):(\*|[a-z0-9._/-]+(\/\*)?))$/, 'need admin, pull:PREFIX or publish:PREFIX')
+
+/** POST /api/v1/tokens (admin). */
+export const CreateTokenRequest = z.strictObject({
+  /** Who holds it: shows in logs and lists. */
+  name: hostName,
+  scopes: z.array(Scope).min(1).max(50),
+  ttlSeconds: count.min(1).optional(),
+})
+export const CreatedToken = z.object({ id: z.string(), token: z.string(), expiresAt: time })
+/** GET /api/v1/tokens (admin): never the tokens themselves. */
+export const TokenList = z.object({
+  tokens: z.array(
+    z.object({
+      id: z.string(),
+      name: z.string(),
+      scopes: z.array(z.string()),
+      createdAt: time,
+      expiresAt: time,
+      revoked: z.boolean(),
+    }),
+  ),
+})
+
+/** POST /api/v1/bootstrap-tokens (admin). */
+export const CreateBootstrapTokenRequest = z.strictObject({
+  /** Places a host may claim with it; `any` lets hosts name their own. Default: none. */
+  places: z.union([z.literal('any'), z.array(place).max(1000)]).optional(),
+  /** Repositories the enrolled hosts may fetch, as in scopes. Default: `["*"]`. */
+  repositories: z.array(z.string().max(255)).min(1).max(100).optional(),
+  usesMax: count.min(1).optional(),
+  ttlSeconds: count.min(1).optional(),
+})
+export const CreatedBootstrapToken = z.object({ id: z.string(), bootstrapToken: z.string(), expiresAt: time })
+
+/** GET /api/v1/releases: what a caller may pull, newest first. */
+export const Release = z.object({
+  repository: z.string(),
+  tag: z.string(),
+  /** Of the manifest. */
+  digest,
+  publishedAt: time,
+  sizeBytes: count,
+  blobs: z.array(
+    z.object({
+      digest,
+      sizeBytes: count,
+      /** File name, `org.opencontainers.image.title`. */
+      title: z.string().optional(),
+      /** Absent for blobs that travel over plain HTTP. */
+      infohash: infoHash.optional(),
+    }),
+  ),
+})
+export const ReleaseList = z.object({ releases: z.array(Release) })
+
+/** GET /api/v1/releases/status?reference=NAME[:TAG|@DIGEST]: who has it. The fleet: hosts heard in the last 60 s that follow or hold it. */
+export const ReleaseStatus = z.object({
+  reference: z.string(),
+  digest,
+  fleet: z.object({ total: count, held: count, fetching: count, failed: count, waiting: count }),
+  racks: z.array(
+    z.object({
+      place: z.string(),
+      total: count,
+      held: count,
+      fetching: count,
+      failed: count,
+      waiting: count,
+      bytes: BytesBySource,
+    }),
+  ),
+  hosts: z.array(z.object({ host: z.string(), place: z.string(), seenAt: time, held: HeldReference })),
+})
+
+/** GET /api/v1/hosts (admin). DELETE /api/v1/hosts/NAME revokes its credential. */
+export const HostList = z.object({
+  hosts: z.array(
+    z.object({
+      host: z.string(),
+      place: z.string(),
+      address: z.string().optional(),
+      enrolledAt: time,
+      seenAt: time.optional(),
+      agentVersion: z.string().optional(),
+      revoked: z.boolean(),
+    }),
+  ),
+})
+
+/** GET /api/v1/server: open to anyone with a valid token; what `doctor` looks at. */
+export const ServerInfo = z.object({
+  version: z.string(),
+  roles: z.array(z.string()),
+  publicUrl: z.url(),
+  epoch: z.string(),
+  serverTime: time,
+  /** What the caller's token says. */
+  caller: z.object({
+    kind: z.string(),
+    name: z.string(),
+    scopes: z.array(z.string()),
+    expiresAt: time.optional(),
+  }),
+})
+
+// ---- the agent's control API, on its unix socket ----
+
+/** GET /v1/status. */
+export const AgentStatus = z.object({
+  host: z.string(),
+  place: z.string().optional(),
+  version: z.string(),
+  server: z.string(),
+  /** Whether the last report reached the server, and when. */
+  lastReportAt: time.optional(),
+  lastReportError: z.string().optional(),
+  engine: z.string(),
+  peerPort: z.int(),
+  diskUsedBytes: count,
+  diskQuotaBytes: count,
+  references: z.array(HeldReference.extend({ followed: z.boolean(), path: z.string().optional() })),
+  blobs: z.array(
+    z.object({
+      digest,
+      infohash: infoHash.optional(),
+      sizeBytes: count,
+      state: z.enum(['partial', 'verified']),
+      seeding: z.boolean(),
+      peers: count,
+      uploadedBytes: count,
+      lastUsedAt: time,
+      pinned: z.boolean(),
+    }),
+  ),
+})
+
+/** POST /v1/fetch {reference}: answers with NDJSON, one event a line, the last of them `done` or `error`. */
+export const FetchRequest = z.strictObject({ reference: z.string().max(500) })
+export const FetchedFile = z.object({ name: z.string(), path: z.string(), digest, sizeBytes: count })
+export const FetchEvent = z.discriminatedUnion('event', [
+  z.object({ event: z.literal('progress'), held: HeldReference }),
+  z.object({ event: z.literal('done'), held: HeldReference, files: z.array(FetchedFile) }),
+  z.object({ event: z.literal('error'), error: ApiErrorBody.shape.error }),
+])
+
+export type ApiErrorBody = z.infer<typeof ApiErrorBody>
+export type EnrollRequest = z.infer<typeof EnrollRequest>
+export type HostCredential = z.infer<typeof HostCredential>
+export type BytesBySource = z.infer<typeof BytesBySource>
+export type HeldReference = z.infer<typeof HeldReference>
+export type HostReport = z.infer<typeof HostReport>
+export type ReportReply = z.infer<typeof ReportReply>
+export type GrantRequest = z.infer<typeof GrantRequest>
+export type SwarmGrant = z.infer<typeof SwarmGrant>
+export type AnnounceTokenRequest = z.infer<typeof AnnounceTokenRequest>
+export type AnnounceTokenReply = z.infer<typeof AnnounceTokenReply>
+export type CreateTokenRequest = z.infer<typeof CreateTokenRequest>
+export type CreatedToken = z.infer<typeof CreatedToken>
+export type TokenList = z.infer<typeof TokenList>
+export type CreateBootstrapTokenRequest = z.infer<typeof CreateBootstrapTokenRequest>
+export type CreatedBootstrapToken = z.infer<typeof CreatedBootstrapToken>
+export type Release = z.infer<typeof Release>
+export type ReleaseList = z.infer<typeof ReleaseList>
+export type ReleaseStatus = z.infer<typeof ReleaseStatus>
+export type HostList = z.infer<typeof HostList>
+export type ServerInfo = z.infer<typeof ServerInfo>
+export type AgentStatus = z.infer<typeof AgentStatus>
+export type FetchRequest = z.infer<typeof FetchRequest>
+export type FetchedFile = z.infer<typeof FetchedFile>
+export type FetchEvent = z.infer<typeof FetchEvent>

@@ -1,0 +1,276 @@
+import type { Endpoint } from './address.ts'
+import { endpointIp, endpointPort, formatIp, parseCompactPeers } from './address.ts'
+import type { Bencodable, BencodedDictionary } from './bencode.ts'
+import { decode, encode } from './bencode.ts'
+import { ClientError } from './errors.ts'
+import type { InfoHash } from './infohash.ts'
+import { infoHashFromBytes, infoHashToBytes } from './infohash.ts'
+import type { Query } from './query.ts'
+import { escapeBytes, parseQuery } from './query.ts'
+
+/** BEP 3, and `paused` of BEP 21: a partial seed that fetches no more. */
+export type AnnounceEvent = 'started' | 'stopped' | 'completed' | 'paused'
+
+/** What an announce says, whichever frontend it came through. Addresses are claims; the tracker decides what they count for. */
+export interface Announce {
+  readonly infoHash: InfoHash
+  /** 20 raw bytes. */
+  readonly peerId: Uint8Array
+  readonly port: number
+  readonly uploaded: number
+  readonly downloaded: number
+  /** Bytes still missing; 0 means a seeder. */
+  readonly left: number
+  readonly event: AnnounceEvent | undefined
+  /** Peers wanted; undefined where the client did not say. */
+  readonly numwant: number | undefined
+  /** BEP 23; anything but `compact=0` means compact. */
+  readonly compact: boolean
+  /** Claimed addresses, as text: `ip` (BEP 3), `ipv4` and `ipv6` (BEP 7). */
+  readonly ip: string | undefined
+  readonly ipv4: string | undefined
+  readonly ipv6: string | undefined
+  /** What the last reply's `tracker id` said. */
+  readonly trackerId: string | undefined
+  readonly jwt: string | undefined
+  /** The client understands the `rackswarm` reply key. */
+  readonly rackswarm: boolean
+}
+
+/** One peer of a reply. `distance`: 0 same rack, 1 next level …, 255 unknown. */
+export interface ReplyPeer {
+  readonly endpoint: Endpoint
+  readonly peerId: Uint8Array
+  readonly distance: number
+}
+
+export interface AnnounceReply {
+  readonly complete: number
+  readonly incomplete: number
+  readonly downloaded: number
+  readonly intervalSeconds: number
+  readonly minIntervalSeconds: number
+  readonly peers: readonly ReplyPeer[]
+  /** BEP 24: the address the announcer is seen under. */
+  readonly externalIp: Uint8Array | undefined
+  readonly trackerId: string | undefined
+  /** Only for clients that sent `rackswarm=1`. */
+  readonly rackswarm: RackswarmHints | undefined
+}
+
+/** Hints for our own agents, in the reply's `rackswarm` key. */
+export interface RackswarmHints {
+  /** Random for each start of the tracker: when it changes, agents announce all they hold again. */
+  readonly epoch: string
+  /** The announcer is one of the few in its rack that should fetch from far peers at once. */
+  readonly gateway: boolean
+}
+
+/** What a client learns from a reply; distances only from a Rackswarm tracker. */
+export interface ParsedAnnounceReply {
+  readonly complete: number
+  readonly incomplete: number
+  readonly intervalSeconds: number
+  readonly minIntervalSeconds: number
+  readonly peers: readonly { readonly endpoint: Endpoint; readonly distance: number }[]
+  readonly trackerId: string | undefined
+  readonly rackswarm: RackswarmHints | undefined
+}
+
+/** The distance of a peer whose place is not known. */
+export const distanceUnknown = 255
+
+/**
+ * Reads the query of `/announce`. Error texts are chihaya's, since its users' alerts match on them.
+ *
+ * @throws ClientError whose message is the reply's `failure reason`
+ */
+export function parseAnnounce(rawQuery: string): Announce {
+  const query = parseQuery(rawQuery)
+  for (const value of query.infoHashes) {
+    if (value.length !== 20) throw new ClientError('bad_infohash', 'provided invalid infohash')
+  }
+  const event = parseEvent(query.values.get('event') ?? '')
+  const [hash, ...surplus] = query.infoHashes
+  if (hash === undefined) throw new ClientError('bad_infohash', 'no info_hash parameter supplied')
+  if (surplus.length > 0) throw new ClientError('bad_infohash', 'multiple info_hash parameters supplied')
+  const peerId = query.values.get('peer_id')
+  if (peerId === undefined) throw new ClientError('bad_parameter', 'failed to parse parameter: peer_id')
+  if (peerId.length !== 20) throw new ClientError('bad_parameter', 'failed to provide valid peer_id')
+  const left = uint(query, 'left', 20)
+  const downloaded = uint(query, 'downloaded', 20)
+  const uploaded = uint(query, 'uploaded', 20)
+  const numwant = query.values.has('numwant') ? uint(query, 'numwant', 10) : undefined
+  const port = uint(query, 'port', 5)
+  if (port > 0xffff) throw new ClientError('bad_parameter', 'failed to parse parameter: port')
+  if (port === 0) throw new ClientError('bad_parameter', 'invalid port')
+  return {
+    infoHash: infoHashFromBytes(Buffer.from(hash, 'latin1')),
+    peerId: Buffer.from(peerId, 'latin1'),
+    port,
+    uploaded,
+    downloaded,
+    left,
+    event,
+    numwant,
+    compact: query.values.get('compact') !== '0',
+    ip: query.values.get('ip'),
+    ipv4: query.values.get('ipv4'),
+    ipv6: query.values.get('ipv6'),
+    trackerId: query.values.get('trackerid'),
+    jwt: query.values.get('jwt'),
+    rackswarm: query.values.get('rackswarm') === '1',
+  }
+}
+
+/** Writes the query of an announce, without a leading `?`. */
+export function writeAnnounce(announce: {
+  infoHash: InfoHash
+  peerId: Uint8Array
+  port: number
+  uploaded: number
+  downloaded: number
+  left: number
+  event?: AnnounceEvent | undefined
+  numwant?: number | undefined
+  trackerId?: string | undefined
+  jwt?: string | undefined
+  rackswarm?: boolean
+}): string {
+  const pairs = [
+    `info_hash=${escapeBytes(infoHashToBytes(announce.infoHash))}`,
+    `peer_id=${escapeBytes(announce.peerId)}`,
+    `port=${announce.port}`,
+    `uploaded=${announce.uploaded}`,
+    `downloaded=${announce.downloaded}`,
+    `left=${announce.left}`,
+    'compact=1',
+  ]
+  if (announce.event !== undefined) pairs.push(`event=${announce.event}`)
+  if (announce.numwant !== undefined) pairs.push(`numwant=${announce.numwant}`)
+  if (announce.trackerId !== undefined)
+    pairs.push(`trackerid=${escapeBytes(Buffer.from(announce.trackerId))}`)
+  if (announce.rackswarm === true) pairs.push('rackswarm=1')
+  if (announce.jwt !== undefined) pairs.push(`jwt=${announce.jwt}`)
+  return pairs.join('&')
+}
+
+/** Bencodes a reply: keys sorted (BEP 3), `peers` always there, IPv6 peers in `peers6` (BEP 7). */
+export function writeAnnounceReply(reply: AnnounceReply, compact: boolean): Buffer {
+  const v4 = reply.peers.filter((peer) => peer.endpoint.family === 4)
+  const v6 = reply.peers.filter((peer) => peer.endpoint.family === 6)
+  const hints = reply.rackswarm
+  return encode({
+    complete: reply.complete,
+    downloaded: reply.downloaded,
+    'external ip': reply.externalIp,
+    incomplete: reply.incomplete,
+    interval: reply.intervalSeconds,
+    'min interval': reply.minIntervalSeconds,
+    peers: compact ? joinCompact(v4) : [...v4, ...v6].map(dictionaryPeer),
+    peers6: compact && v6.length > 0 ? joinCompact(v6) : undefined,
+    rackswarm: hints && {
+      d: distances(v4),
+      d6: distances(v6),
+      epoch: hints.epoch,
+      gateway: hints.gateway ? 1 : 0,
+      v: 1,
+    },
+    'tracker id': reply.trackerId,
+  })
+}
+
+/** `d14:failure reason…e`; with BEP 31 `retry in`, minutes, where asking again later may help. */
+export function writeFailure(reason: string, retryInMinutes?: number): Buffer {
+  return encode({ 'failure reason': reason, 'retry in': retryInMinutes })
+}
+
+/**
+ * Reads a tracker's reply, compact or not.
+ *
+ * @throws ClientError `tracker_failure` with the tracker's own words, or `bad_reply` / `bad_bencode`
+ */
+export function parseAnnounceReply(bytes: Uint8Array): ParsedAnnounceReply {
+  const reply = decode(bytes)
+  if (!(reply instanceof Map))
+    throw new ClientError('bad_reply', 'Cannot read tracker reply: need a dictionary')
+  const failure = reply.get('failure reason')
+  if (failure instanceof Uint8Array) throw new ClientError('tracker_failure', utf8(failure))
+  const own = reply.get('rackswarm')
+  const hints = own instanceof Map && own.get('v') === 1 ? own : undefined
+  const intervalSeconds = count(reply, 'interval')
+  if (intervalSeconds === undefined)
+    throw new ClientError('bad_reply', 'Cannot read tracker reply: interval is missing')
+  const epoch = hints?.get('epoch')
+  const trackerId = reply.get('tracker id')
+  return {
+    complete: count(reply, 'complete') ?? 0,
+    incomplete: count(reply, 'incomplete') ?? 0,
+    intervalSeconds,
+    minIntervalSeconds: count(reply, 'min interval') ?? intervalSeconds,
+    peers: [...readPeers(reply, 'peers', hints?.get('d')), ...readPeers(reply, 'peers6', hints?.get('d6'))],
+    trackerId: trackerId instanceof Uint8Array ? utf8(trackerId) : undefined,
+    rackswarm:
+      epoch instanceof Uint8Array ? { epoch: utf8(epoch), gateway: hints?.get('gateway') === 1 } : undefined,
+  }
+}
+
+function parseEvent(text: string): AnnounceEvent | undefined {
+  switch (text.toLowerCase()) {
+    case '':
+    case 'none':
+      return undefined
+    case 'started':
+      return 'started'
+    case 'stopped':
+      return 'stopped'
+    case 'completed':
+      return 'completed'
+    case 'paused':
+      return 'paused'
+    default:
+      throw new ClientError('bad_parameter', 'failed to provide valid client event')
+  }
+}
+
+function uint(query: Query, key: string, digitsMax: number): number {
+  const text = query.values.get(key)
+  if (text === undefined || text.length > digitsMax || !/^\d+$/.test(text) || Number(text) >= 2 ** 64) {
+    throw new ClientError('bad_parameter', `failed to parse parameter: ${key}`)
+  }
+  return Number(text)
+}
+
+function joinCompact(peers: readonly ReplyPeer[]): Buffer {
+  return Buffer.concat(peers.map((peer) => peer.endpoint.compact))
+}
+
+function distances(peers: readonly ReplyPeer[]): Uint8Array {
+  return Uint8Array.from(peers, (peer) => peer.distance)
+}
+
+function dictionaryPeer({ endpoint, peerId }: ReplyPeer): Bencodable {
+  return { ip: formatIp(endpointIp(endpoint)), 'peer id': peerId, port: endpointPort(endpoint) }
+}
+
+function* readPeers(
+  reply: BencodedDictionary,
+  key: 'peers' | 'peers6',
+  hints: unknown,
+): Generator<{ endpoint: Endpoint; distance: number }> {
+  const value = reply.get(key)
+  if (!(value instanceof Uint8Array)) return
+  const known = hints instanceof Uint8Array ? hints : undefined
+  for (const [i, endpoint] of parseCompactPeers(value, key === 'peers' ? 4 : 6).entries()) {
+    yield { endpoint, distance: known?.[i] ?? distanceUnknown }
+  }
+}
+
+function count(members: BencodedDictionary, key: string): number | undefined {
+  const value = members.get(key)
+  return typeof value === 'number' && value >= 0 ? value : undefined
+}
+
+function utf8(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('utf8')
+}

@@ -1,0 +1,52 @@
+import { ClientError } from './errors.ts'
+import type { Digest } from './digest.ts'
+import { parseDigest } from './digest.ts'
+
+/** NAME[:TAG][@DIGEST], as people type it. The tag defaults to `latest` unless a digest is given. */
+export interface Reference {
+  readonly repository: string
+  readonly tag: string | undefined
+  readonly digest: Digest | undefined
+}
+
+/** OCI distribution-spec `<name>`, at most 255 characters, so that a path below it fits every file system. */
+export function isRepository(text: string): boolean {
+  return (
+    text.length <= 255 &&
+    /^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$/.test(text)
+  )
+}
+
+/** OCI distribution-spec `<reference>` as a tag. */
+export function isTag(text: string): boolean {
+  return /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/.test(text)
+}
+
+/** @throws ClientError `NAME_INVALID` or `DIGEST_INVALID`, naming the part that is wrong */
+export function parseReference(text: string): Reference {
+  const [named = '', ...digests] = text.split('@')
+  if (digests.length > 1)
+    throw new ClientError('NAME_INVALID', `Cannot read reference ${JSON.stringify(text)}: two digests`)
+  const colon = named.lastIndexOf(':')
+  const repository = colon < 0 ? named : named.slice(0, colon)
+  const tag = colon < 0 ? undefined : named.slice(colon + 1)
+  if (!isRepository(repository)) {
+    throw new ClientError(
+      'NAME_INVALID',
+      `Cannot read name ${JSON.stringify(repository)}: need lower-case letters, digits and single . _ - inside parts separated by /`,
+    )
+  }
+  if (tag !== undefined && !isTag(tag)) {
+    throw new ClientError(
+      'NAME_INVALID',
+      `Cannot read tag ${JSON.stringify(tag)}: need up to 128 of A-Z a-z 0-9 _ . -`,
+    )
+  }
+  const digest = digests[0] === undefined ? undefined : parseDigest(digests[0])
+  return { repository, tag: tag ?? (digest === undefined ? 'latest' : undefined), digest }
+}
+
+/** The canonical text of a reference; `parseReference` reads it back. */
+export function formatReference({ repository, tag, digest }: Reference): string {
+  return `${repository}${tag === undefined ? '' : `:${tag}`}${digest === undefined ? '' : `@${digest}`}`
+}
