@@ -68,6 +68,8 @@ export const ReportReply = z.object({
   epoch: z.string(),
   /** Manifest digest of each followed tag; null where there is no such tag or the host may not have it. */
   tags: z.record(z.string(), digest.nullable()),
+  /** Where the server takes the host to be; for telling own-rack bytes from others. */
+  place: z.string(),
   /** When to report next, before jitter. */
   reportIntervalSeconds: z.number().positive(),
   serverTime: time,

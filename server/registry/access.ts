@@ -1,0 +1,33 @@
+import type { IncomingHttpHeaders } from 'node:http'
+
+export type Action = 'pull' | 'publish' | 'admin'
+
+/** Who makes a request, after its credential was checked. */
+export interface Caller {
+  readonly kind: 'host' | 'api' | 'access' | 'anonymous'
+  /** Host name, token name, or `anonymous`: for logs and audit. */
+  readonly name: string
+  /** In the words of scopes: `admin`, `pull:PREFIX`, `publish:PREFIX`. */
+  readonly scopes: readonly string[]
+  /** Set for hosts: the operator's word on where it is. */
+  readonly place: string | undefined
+  readonly expiresAt: Date | undefined
+  /** Whether the credential covers an action on a repository (`admin` covers all; `publish` covers `pull`). */
+  may(action: Action, repository?: string): boolean
+}
+
+/** Turns credentials into callers. */
+export interface AccessControl {
+  /**
+   * Reads `Authorization`: Bearer with an api, host or access token, or Basic with an api token as the password.
+   *
+   * @throws ApiError 401 `UNAUTHORIZED` where there is none (unless anonymous pull is configured) or it is refused
+   */
+  callerOf(headers: IncomingHttpHeaders): Promise<Caller>
+}
+
+/** Whether a scope's or credential's repository pattern (`web`, `team/*`, `*`) covers a repository. */
+export function covers(pattern: string, repository: string): boolean {
+  if (pattern === '*') return true
+  return pattern.endsWith('/*') ? repository.startsWith(pattern.slice(0, -1)) : pattern === repository
+}
