@@ -1,0 +1,192 @@
+import { readFile } from 'node:fs/promises'
+import type { Server as HttpServer, IncomingMessage } from 'node:http'
+import { createServer as createPlainServer } from 'node:http'
+import { createServer as createTlsServer } from 'node:https'
+import type { AddressInfo } from 'node:net'
+import type { FastifyInstance, FastifyRequest, RawServerDefault } from 'fastify'
+import { fastify } from 'fastify'
+import type { Ip } from '../lib/protocol/address.ts'
+import { formatIp, isLoopback, parseIp } from '../lib/protocol/address.ts'
+import type { Cidr } from '../lib/protocol/cidr.ts'
+import { cidrContains } from '../lib/protocol/cidr.ts'
+import { ClientError } from '../lib/protocol/errors.ts'
+import { ConfigError } from '../lib/runtime/config.ts'
+import type { Logger } from '../lib/runtime/log.ts'
+import type { ServerConfig } from './config.ts'
+import { ApiError } from './registry/api-error.ts'
+
+/** The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. */
+export interface MainPort extends AsyncDisposable {
+  readonly app: FastifyInstance
+  readonly address: { host: string; port: number }
+  /** `http://127.0.0.1:6969`: what the address alone says; the default of `public_url`. */
+  readonly origin: string
+  /** The client's address: the socket's, or what trusted proxies say. */
+  sourceOf(request: FastifyRequest): Ip
+  /** Call when all routes are registered. */
+  open(): Promise<void>
+}
+
+/** JSON bodies of our own APIs; streams of blobs do not pass here. */
+const bodyMaxBytes = 1024 * 1024
+/** A body that is slower than this over a whole `request_timeout` is cut: it holds a socket and a session for nothing. */
+const bodyBytesPerSecondMin = 1024
+/** How long requests under way may take to end at shutdown. */
+const drainMs = 10_000
+
+/**
+ * Binds the main port.
+ *
+ * @throws ConfigError when the address is reachable from outside and neither TLS nor `insecure_plaintext` is set
+ */
+export async function startMainPort(config: ServerConfig['http'], deps: { log: Logger }): Promise<MainPort> {
+  const { host, port } = config.addr
+  const ip = parseIp(host)
+  const local = host === 'localhost' || (ip !== undefined && isLoopback(ip))
+  if (!local && config.tls === undefined && !config.insecure_plaintext) {
+    throw new ConfigError([
+      `http.addr: ${host} is reachable from outside, where plaintext shows every token: set http.tls, or http.insecure_plaintext: true if something in front speaks TLS`,
+    ])
+  }
+  const server = await createHttpServer(config)
+  server.headersTimeout = config.request_timeout
+  server.requestTimeout = 0
+  server.keepAliveTimeout = config.idle_timeout
+  server.maxConnections = config.connections_max
+  server.setTimeout(config.idle_timeout, (socket: { destroy(): void }) => {
+    socket.destroy()
+  })
+  let opened = false
+  const app = fastify<RawServerDefault>({
+    logger: false,
+    bodyLimit: bodyMaxBytes,
+    exposeHeadRoutes: false,
+    routerOptions: { maxParamLength: 8192 },
+    serverFactory: (handler) => {
+      server.on('request', (request, response) => {
+        if (opened) {
+          handler(request, response)
+        } else {
+          response.writeHead(503, { 'retry-after': '1', connection: 'close' }).end()
+        }
+      })
+      return server
+    },
+  })
+  guardSlowBodies(app, config.request_timeout)
+  answerErrors(app, deps.log)
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen({ host, port }, () => {
+      server.off('error', reject)
+      resolve()
+    })
+  })
+  const address = { host, port: (server.address() as AddressInfo).port }
+  const shown = host.includes(':') ? `[${host}]` : host
+  return {
+    app,
+    address,
+    origin: `${config.tls ? 'https' : 'http'}://${shown}:${address.port}`,
+    sourceOf: (request) => clientAddress(request.raw, config.trusted_proxies),
+    open: async () => {
+      await app.ready()
+      opened = true
+    },
+    [Symbol.asyncDispose]: async () => {
+      const drained = new Promise((resolve) => server.close(resolve))
+      server.closeIdleConnections()
+      const cut = setTimeout(() => {
+        server.closeAllConnections()
+      }, drainMs)
+      await drained
+      clearTimeout(cut)
+      await app.close()
+    },
+  }
+}
+
+async function createHttpServer({ tls }: ServerConfig['http']): Promise<HttpServer> {
+  if (!tls) return createPlainServer()
+  const read = async (file: string, key: string) =>
+    readFile(file).catch((cause: unknown) => {
+      throw new ConfigError([`http.tls.${key}: cannot read ${file}: ${(cause as Error).message}`], { cause })
+    })
+  const [cert, key] = [await read(tls.cert, 'cert'), await read(tls.key, 'key')]
+  try {
+    return createTlsServer({ cert, key, minVersion: 'TLSv1.2' })
+  } catch (cause) {
+    throw new ConfigError([`http.tls: cannot use ${tls.cert} and ${tls.key}: ${(cause as Error).message}`], { cause })
+  }
+}
+
+/** The right-most hop that is not a trusted proxy: everything left of it was written by someone else. */
+function clientAddress(request: IncomingMessage, trusted: readonly Cidr[]): Ip {
+  let current = parseIp(request.socket.remoteAddress?.replace(/%.*$/, '') ?? '')
+  // The socket was closed while the request waited; the answer goes nowhere.
+  if (current === undefined) throw new ClientError('gone', 'the connection is closed')
+  const isTrusted = (ip: Ip) => trusted.some((cidr) => cidrContains(cidr, ip))
+  if (trusted.length === 0) return current
+  const hops = [request.headers['x-forwarded-for'] ?? []].flat().join(',').split(',')
+  while (isTrusted(current)) {
+    const text = hops.pop()?.trim()
+    if (text === undefined || text === '') return current
+    const hop = parseIp(text)
+    if (!hop) throw new ClientError('bad_forwarded_for', `Cannot read X-Forwarded-For after ${formatIp(current)}: need addresses`)
+    current = hop
+  }
+  return current
+}
+
+/** Node bounds the head of a request; this bounds the patience with its body. */
+function guardSlowBodies(app: FastifyInstance, windowMs: number): void {
+  app.addHook('onRequest', (request, reply, done) => {
+    const { raw } = request
+    if (raw.headers['content-length'] !== undefined || raw.headers['transfer-encoding'] !== undefined) {
+      let before = raw.socket.bytesRead
+      const timer = setInterval(() => {
+        const received = raw.socket.bytesRead - before
+        before = raw.socket.bytesRead
+        // Bytes that wait to be read here are our slowness, not the client's.
+        if (raw.complete || raw.readableLength > 0 || received >= (bodyBytesPerSecondMin * windowMs) / 1000) return
+        raw.socket.destroy()
+      }, windowMs)
+      const stop = () => {
+        clearInterval(timer)
+      }
+      raw.once('end', stop)
+      raw.once('close', stop)
+      reply.raw.once('close', stop)
+    }
+    done()
+  })
+}
+
+/** `{error: {code, message, hint}}`; what is not the caller's fault is logged and not told. */
+function answerErrors(app: FastifyInstance, log: Logger): void {
+  app.setErrorHandler((error: unknown, request, reply) => {
+    if (error instanceof ApiError) {
+      return reply
+        .code(error.status)
+        .headers(error.headers)
+        .send({ error: { code: error.code, message: error.message, hint: error.hint } })
+    }
+    if (error instanceof ClientError) {
+      return reply.code(400).send({ error: { code: error.code, message: error.message } })
+    }
+    if (isFastifyRefusal(error)) {
+      return reply.code(error.statusCode).send({ error: { code: 'BAD_REQUEST', message: `Cannot read the request: ${error.message}` } })
+    }
+    log.error({ err: error, method: request.method, route: request.routeOptions.url }, 'request failed')
+    return reply.code(500).send({ error: { code: 'INTERNAL', message: 'internal error', hint: 'The log of the server says more.' } })
+  })
+  app.setNotFoundHandler((request, reply) =>
+    reply.code(404).send({
+      error: { code: 'NOT_FOUND', message: `There is no ${request.method} ${request.url.split('?')[0]?.slice(0, 200) ?? ''} here` },
+    }),
+  )
+}
+
+function isFastifyRefusal(error: unknown): error is Error & { statusCode: number } {
+  return error instanceof Error && 'statusCode' in error && typeof error.statusCode === 'number' && error.statusCode < 500
+}
