@@ -116,7 +116,9 @@ async function createHttpServer({ tls }: ServerConfig['http']): Promise<HttpServ
   try {
     return createTlsServer({ cert, key, minVersion: 'TLSv1.2' })
   } catch (cause) {
-    throw new ConfigError([`http.tls: cannot use ${tls.cert} and ${tls.key}: ${(cause as Error).message}`], { cause })
+    throw new ConfigError([`http.tls: cannot use ${tls.cert} and ${tls.key}: ${(cause as Error).message}`], {
+      cause,
+    })
   }
 }
 
@@ -132,7 +134,11 @@ function clientAddress(request: IncomingMessage, trusted: readonly Cidr[]): Ip {
     const text = hops.pop()?.trim()
     if (text === undefined || text === '') return current
     const hop = parseIp(text)
-    if (!hop) throw new ClientError('bad_forwarded_for', `Cannot read X-Forwarded-For after ${formatIp(current)}: need addresses`)
+    if (!hop)
+      throw new ClientError(
+        'bad_forwarded_for',
+        `Cannot read X-Forwarded-For after ${formatIp(current)}: need addresses`,
+      )
     current = hop
   }
   return current
@@ -148,7 +154,8 @@ function guardSlowBodies(app: FastifyInstance, windowMs: number): void {
         const received = raw.socket.bytesRead - before
         before = raw.socket.bytesRead
         // Bytes that wait to be read here are our slowness, not the client's.
-        if (raw.complete || raw.readableLength > 0 || received >= (bodyBytesPerSecondMin * windowMs) / 1000) return
+        if (raw.complete || raw.readableLength > 0 || received >= (bodyBytesPerSecondMin * windowMs) / 1000)
+          return
         raw.socket.destroy()
       }, windowMs)
       const stop = () => {
@@ -175,18 +182,32 @@ function answerErrors(app: FastifyInstance, log: Logger): void {
       return reply.code(400).send({ error: { code: error.code, message: error.message } })
     }
     if (isFastifyRefusal(error)) {
-      return reply.code(error.statusCode).send({ error: { code: 'BAD_REQUEST', message: `Cannot read the request: ${error.message}` } })
+      return reply
+        .code(error.statusCode)
+        .send({ error: { code: 'BAD_REQUEST', message: `Cannot read the request: ${error.message}` } })
     }
     log.error({ err: error, method: request.method, route: request.routeOptions.url }, 'request failed')
-    return reply.code(500).send({ error: { code: 'INTERNAL', message: 'internal error', hint: 'The log of the server says more.' } })
+    return reply
+      .code(500)
+      .send({
+        error: { code: 'INTERNAL', message: 'internal error', hint: 'The log of the server says more.' },
+      })
   })
   app.setNotFoundHandler((request, reply) =>
     reply.code(404).send({
-      error: { code: 'NOT_FOUND', message: `There is no ${request.method} ${request.url.split('?')[0]?.slice(0, 200) ?? ''} here` },
+      error: {
+        code: 'NOT_FOUND',
+        message: `There is no ${request.method} ${request.url.split('?')[0]?.slice(0, 200) ?? ''} here`,
+      },
     }),
   )
 }
 
 function isFastifyRefusal(error: unknown): error is Error & { statusCode: number } {
-  return error instanceof Error && 'statusCode' in error && typeof error.statusCode === 'number' && error.statusCode < 500
+  return (
+    error instanceof Error &&
+    'statusCode' in error &&
+    typeof error.statusCode === 'number' &&
+    error.statusCode < 500
+  )
 }

@@ -1,4 +1,5 @@
 import { existsSync } from 'node:fs'
+import { parseArgs } from 'node:util'
 import type { z } from 'zod'
 import { ConfigError, loadConfig, parseConfig } from './config.ts'
 import { printConfig } from './print-config.ts'
@@ -25,28 +26,38 @@ export interface DaemonProgram<Schema extends z.ZodType> {
  * Runs a daemon until SIGTERM or SIGINT: the first signal ends it in order, a second at once.
  * Exit codes: 0 ended in order, 1 could not start or broke, 2 wrong arguments, 78 unusable configuration.
  */
-export async function runDaemon<Schema extends z.ZodType>(program: DaemonProgram<Schema>, argv: readonly string[]): Promise<void> {
-  let options: Options
+export async function runDaemon<Schema extends z.ZodType>(
+  program: DaemonProgram<Schema>,
+  argv: readonly string[],
+): Promise<void> {
+  let options: ReturnType<typeof parseArguments>
   try {
     options = parseArguments(argv)
   } catch (error) {
-    return fail(2, `${program.name}: ${(error as Error).message}\n${usage(program)}`)
+    fail(2, `${program.name}: ${(error as Error).message}\n${usage(program)}`)
+    return
   }
   if (options.help) return void process.stdout.write(usage(program))
   if (options.version) return void process.stdout.write(`${program.name} ${program.version}\n`)
   const file = options.config ?? (existsSync(program.defaultConfig) ? program.defaultConfig : undefined)
   try {
-    const config = file === undefined ? parseConfig(program.schema, '', '(no file)') : await loadConfig(program.schema, file)
-    if (options.printConfig) return void process.stdout.write(await printConfig(program.schema, file))
+    const config =
+      file === undefined
+        ? parseConfig(program.schema, '', '(no file)')
+        : await loadConfig(program.schema, file)
+    if (options['print-config']) return void process.stdout.write(await printConfig(program.schema, file))
     if (options.check) return void process.stdout.write(`${file ?? 'The default configuration'} is good\n`)
     await runUntilSignal(program, config)
   } catch (error) {
-    if (error instanceof ConfigError) return fail(78, `${program.name}: ${error.message}\n`)
-    fail(1, `${program.name}: ${error instanceof Error ? describe(error) : String(error)}\n`)
+    if (error instanceof ConfigError) fail(78, `${program.name}: ${error.message}\n`)
+    else fail(1, `${program.name}: ${error instanceof Error ? describe(error) : String(error)}\n`)
   }
 }
 
-async function runUntilSignal<Schema extends z.ZodType>(program: DaemonProgram<Schema>, config: z.output<Schema>): Promise<void> {
+async function runUntilSignal<Schema extends z.ZodType>(
+  program: DaemonProgram<Schema>,
+  config: z.output<Schema>,
+): Promise<void> {
   const stop = new AbortController()
   const stopped = new Promise<void>((resolve) => {
     stop.signal.addEventListener('abort', () => {
@@ -59,7 +70,9 @@ async function runUntilSignal<Schema extends z.ZodType>(program: DaemonProgram<S
       stop.abort(new Error(`stopped by ${signal}`))
     })
   }
-  process.on('SIGHUP', () => program.reload?.())
+  process.on('SIGHUP', () => {
+    program.reload?.()
+  })
   let daemon: Daemon
   try {
     daemon = await program.start(config, stop.signal)
@@ -72,29 +85,18 @@ async function runUntilSignal<Schema extends z.ZodType>(program: DaemonProgram<S
   await daemon[Symbol.asyncDispose]()
 }
 
-interface Options {
-  config: string | undefined
-  check: boolean
-  printConfig: boolean
-  version: boolean
-  help: boolean
-}
-
-function parseArguments(argv: readonly string[]): Options {
-  const options: Options = { config: undefined, check: false, printConfig: false, version: false, help: false }
-  for (let i = 0; i < argv.length; i++) {
-    const argument = argv[i]
-    if (argument === '--config') {
-      options.config = argv[++i]
-      if (options.config === undefined) throw new Error('--config needs a file')
-    } else if (argument?.startsWith('--config=') === true) options.config = argument.slice('--config='.length)
-    else if (argument === '--check') options.check = true
-    else if (argument === '--print-config') options.printConfig = true
-    else if (argument === '--version') options.version = true
-    else if (argument === '--help' || argument === '-h') options.help = true
-    else throw new Error(`there is no option ${JSON.stringify(argument)}`)
-  }
-  return options
+function parseArguments(argv: readonly string[]) {
+  const flag = { type: 'boolean', default: false } as const
+  return parseArgs({
+    args: [...argv],
+    options: {
+      config: { type: 'string' },
+      check: flag,
+      'print-config': flag,
+      version: flag,
+      help: { ...flag, short: 'h' },
+    },
+  }).values
 }
 
 function usage({ name, defaultConfig }: Pick<DaemonProgram<z.ZodType>, 'name' | 'defaultConfig'>): string {
@@ -112,7 +114,8 @@ Exit codes: 0 ended in order, 1 failed, 2 wrong arguments, 78 unusable configura
 /** The message and those of its causes: a person reads this at 3 a.m. */
 function describe(error: Error): string {
   const parts = [error.message]
-  for (let cause = error.cause; cause instanceof Error && parts.length < 5; cause = cause.cause) parts.push(cause.message)
+  for (let cause = error.cause; cause instanceof Error && parts.length < 5; cause = cause.cause)
+    parts.push(cause.message)
   return parts.join(': ')
 }
 

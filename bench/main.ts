@@ -1,0 +1,51 @@
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { parseArgs } from 'node:util'
+import { size } from '../lib/runtime/config.ts'
+import type { Benchmark } from './harness.ts'
+import { formatReport, measure, saveReport } from './harness.ts'
+import { publish } from './publish.ts'
+import { transfer } from './transfer.ts'
+
+/** A new engine, store or peer is a new side of one of these; a new question is a new file and a line here. */
+const benchmarks: readonly Benchmark[] = [transfer, publish]
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    runs: { type: 'string', default: '5' },
+    size: { type: 'string', default: '1GiB' },
+    json: { type: 'boolean', default: false },
+    save: { type: 'boolean', default: false },
+  },
+})
+const benchmark = benchmarks.find(({ name }) => name === positionals[0])
+if (benchmark === undefined || positionals.length !== 1 || !/^[1-9]\d*$/.test(values.runs)) {
+  process.stderr.write(
+    `Usage: npm run bench -- NAME [--runs 5] [--size 1GiB] [--json] [--save]\n\n${benchmarks.map(({ name, summary }) => `  ${name.padEnd(10)} ${summary}`).join('\n')}\n`,
+  )
+  process.exit(2)
+}
+
+const directory = await mkdtemp(join(tmpdir(), 'rackswarm-bench-'))
+try {
+  const command = `npm run bench -- ${process.argv
+    .slice(2)
+    .filter((argument) => argument !== '--save' && argument !== '--json')
+    .join(' ')}`
+  const report = await measure(
+    benchmark,
+    Number(values.runs),
+    { sizeBytes: size().parse(values.size), directory },
+    command,
+  )
+  process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : `${formatReport(report)}\n`)
+  if (values.save) {
+    const samples = resolve(import.meta.dirname, '..', 'docs', 'benchmarks')
+    await mkdir(samples, { recursive: true })
+    process.stderr.write(`Raw samples: ${await saveReport(report, samples)}\n`)
+  }
+} finally {
+  await rm(directory, { recursive: true, force: true })
+}

@@ -1,0 +1,157 @@
+// Other people's BitTorrent clients, as processes: Debian's aria2 and python3-libtorrent.
+import type { ChildProcess } from 'node:child_process'
+import { spawn } from 'node:child_process'
+import { connect, createServer } from 'node:net'
+import type { AddressInfo } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+export const aria2Options = [
+  '--no-conf=true',
+  '--enable-dht=false',
+  '--enable-dht6=false',
+  '--enable-peer-exchange=false',
+  '--bt-enable-lpd=false',
+  '--file-allocation=none',
+  '--bt-tracker-interval=1',
+  '--bt-request-peer-speed-limit=10G',
+  '--summary-interval=0',
+  '--quiet=true',
+]
+
+/** A foreign client that holds a whole copy and serves it. */
+export interface ForeignSeeder extends AsyncDisposable {
+  readonly pid: number
+}
+
+/** Starts aria2 on a directory that holds the torrent's file. Resolves once it listens. */
+export async function startAria2Seeder(directory: string, torrent: string): Promise<ForeignSeeder> {
+  const port = await freePort()
+  const child = spawn(
+    'aria2c',
+    [
+      ...aria2Options,
+      `--listen-port=${port}`,
+      `--dir=${directory}`,
+      '--seed-ratio=0.0',
+      '--check-integrity=true',
+      torrent,
+    ],
+    {
+      stdio: 'ignore',
+    },
+  )
+  await waitForPort(port)
+  return seeder(child)
+}
+
+/** Downloads a torrent with aria2 and ends. Its child is for watching; `done` rejects unless it ended well. */
+export async function fetchWithAria2(
+  directory: string,
+  torrent: string,
+): Promise<{ child: ChildProcess; done: Promise<void> }> {
+  const child = spawn(
+    'aria2c',
+    [...aria2Options, `--listen-port=${await freePort()}`, `--dir=${directory}`, '--seed-time=0', torrent],
+    { stdio: 'ignore' },
+  )
+  return { child, done: endsWell(child, 'aria2c') }
+}
+
+/** One libtorrent session: `fetch` ends with the download, `seed` stays. Prints `ready` once it listens or has finished. */
+const libtorrentScript = `
+import sys, time
+import libtorrent as lt
+mode, torrent, directory, port = sys.argv[1:5]
+session = lt.session({'listen_interfaces': '127.0.0.1:' + port, 'enable_dht': False, 'enable_lsd': False, 'enable_upnp': False,
+                      'enable_natpmp': False, 'allow_multiple_connections_per_ip': True, 'enable_outgoing_utp': False, 'enable_incoming_utp': False})
+handle = session.add_torrent({'ti': lt.torrent_info(torrent), 'save_path': directory})
+deadline = time.time() + 120
+while not handle.status().is_seeding:
+    if time.time() > deadline:
+        sys.exit('no whole copy after 120 s: ' + str(handle.status().state) + ' ' + str(handle.status().progress))
+    time.sleep(0.05)
+print('ready', flush=True)
+if mode == 'seed':
+    time.sleep(3600)
+`
+
+export async function startLibtorrentSeeder(directory: string, torrent: string): Promise<ForeignSeeder> {
+  const child = await startLibtorrent('seed', directory, torrent)
+  await new Promise<void>((settle, reject) => {
+    child.stdout?.once('data', () => {
+      settle()
+    })
+    child.once('exit', (code) => {
+      reject(new Error(`libtorrent ended with code ${String(code)}`))
+    })
+  })
+  return seeder(child)
+}
+
+export async function fetchWithLibtorrent(
+  directory: string,
+  torrent: string,
+): Promise<{ child: ChildProcess; done: Promise<void> }> {
+  const child = await startLibtorrent('fetch', directory, torrent)
+  return { child, done: endsWell(child, 'libtorrent') }
+}
+
+async function startLibtorrent(
+  mode: 'fetch' | 'seed',
+  directory: string,
+  torrent: string,
+): Promise<ChildProcess> {
+  // Debian's interpreter: another Python first in PATH does not see Debian's modules.
+  return spawn(
+    '/usr/bin/python3',
+    ['-c', libtorrentScript, mode, torrent, directory, String(await freePort())],
+    {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  )
+}
+
+function seeder(child: ChildProcess): ForeignSeeder {
+  const ended = new Promise((settle) => child.once('exit', settle))
+  return {
+    pid: child.pid ?? 0,
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGKILL')
+      await ended
+    },
+  }
+}
+
+async function endsWell(child: ChildProcess, name: string): Promise<void> {
+  const code = await new Promise((settle, reject) => {
+    child.once('error', reject)
+    child.once('exit', settle)
+  })
+  if (code !== 0) throw new Error(`${name} ended with code ${String(code)}`)
+}
+
+export async function freePort(): Promise<number> {
+  const server = createServer()
+  await new Promise<void>((settle) => server.listen(0, '127.0.0.1', settle))
+  const { port } = server.address() as AddressInfo
+  await new Promise((settle) => server.close(settle))
+  return port
+}
+
+/** @throws Error when nothing accepts connections on a loopback port within 10 s */
+export async function waitForPort(port: number): Promise<void> {
+  for (let tries = 0; tries < 200; tries++) {
+    const open = await new Promise<boolean>((settle) => {
+      const socket = connect(port, '127.0.0.1', () => {
+        socket.destroy()
+        settle(true)
+      })
+      socket.once('error', () => {
+        settle(false)
+      })
+    })
+    if (open) return
+    await sleep(50)
+  }
+  throw new Error(`nothing listens on port ${port}`)
+}
