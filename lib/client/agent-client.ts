@@ -1,0 +1,44 @@
+import { createInterface } from 'node:readline'
+import { Readable } from 'node:stream'
+import { AgentStatus, FetchEvent } from './api.ts'
+import { UnreachableError, createHttpClient } from './http.ts'
+
+/** The agent of this host, on its unix socket. Calls reject with RequestError or UnreachableError. */
+export interface AgentClient extends AsyncDisposable {
+  status(): Promise<AgentStatus>
+  /** Has the agent fetch a release; the last event is `done` or `error`. */
+  fetch(reference: string, signal?: AbortSignal): AsyncIterable<FetchEvent>
+  pin(reference: string): Promise<void>
+  unpin(reference: string): Promise<void>
+}
+
+export function createAgentClient({ socketPath }: { socketPath: string }): AgentClient {
+  // A fetch reports at least every second; one that waits says that, too.
+  const http = createHttpClient({ baseUrl: 'http://agent', socketPath, idleTimeoutMs: 60_000 })
+  const change = async (method: 'PUT' | 'DELETE', reference: string) => {
+    await (await http.ok({ method, path: `/v1/pins/${encodeURIComponent(reference)}` })).discard()
+  }
+  return {
+    status: () => http.json(AgentStatus, { path: '/v1/status' }),
+    async *fetch(reference, signal) {
+      const answer = await http.ok({
+        method: 'POST',
+        path: '/v1/fetch',
+        body: JSON.stringify({ reference }),
+        headers: { 'content-type': 'application/json' },
+        signal,
+      })
+      for await (const line of createInterface({
+        input: Readable.from(answer.stream, { objectMode: false }),
+      })) {
+        const event = FetchEvent.safeParse(JSON.parse(line))
+        if (!event.success)
+          throw new UnreachableError(`Cannot understand ${socketPath}: is it an agent of this version?`)
+        yield event.data
+      }
+    },
+    pin: (reference) => change('PUT', reference),
+    unpin: (reference) => change('DELETE', reference),
+    [Symbol.asyncDispose]: () => http[Symbol.asyncDispose](),
+  }
+}

@@ -1,0 +1,159 @@
+import type { Digest } from '../protocol/digest.ts'
+import { digestOf, parseDigest } from '../protocol/digest.ts'
+import type { Answer, HttpClient } from './http.ts'
+import { RequestError, UnreachableError } from './http.ts'
+
+export interface PulledManifest {
+  readonly digest: Digest
+  readonly mediaType: string
+  readonly bytes: Buffer
+}
+
+/** A file on its way to the registry; `open` may be called again, from any offset, after a dropped connection. */
+export interface BlobSource {
+  readonly sizeBytes: number
+  open(offset: number): AsyncIterable<Uint8Array>
+  /** The digest of all that was read, asked for when the last byte has been sent. */
+  digest(): Promise<Digest>
+}
+
+/** Push and pull by the OCI distribution API. All calls reject with RequestError or UnreachableError. */
+export type RegistryClient = ReturnType<typeof createRegistryClient>
+
+const manifestMaxBytes = 16 * 1024 * 1024
+const manifestTypes = [
+  'application/vnd.oci.image.manifest.v1+json',
+  'application/vnd.oci.image.index.v1+json',
+  'application/vnd.docker.distribution.manifest.v2+json',
+  'application/vnd.docker.distribution.manifest.list.v2+json',
+].join(', ')
+/** Tries of one upload after a dropped connection; each goes on where the server says it stopped. */
+const uploadTriesMax = 5
+
+export function createRegistryClient(http: HttpClient) {
+  return {
+    /** A manifest by tag or digest; its bytes have the digest that is returned. */
+    pullManifest: async (
+      repository: string,
+      reference: string,
+      signal?: AbortSignal,
+    ): Promise<PulledManifest> => {
+      const answer = await http.ok({
+        path: `/v2/${repository}/manifests/${reference}`,
+        headers: { accept: manifestTypes },
+        signal,
+      })
+      const bytes = await answer.bytes(manifestMaxBytes)
+      const digest = digestOf(bytes)
+      const wanted = reference.startsWith('sha256:') ? reference : answer.header('docker-content-digest')
+      if (wanted !== undefined && wanted !== digest) {
+        throw new UnreachableError(
+          `Cannot trust manifest ${repository}:${reference}: its bytes have ${digest}, not ${wanted}`,
+        )
+      }
+      return { digest, mediaType: answer.header('content-type') ?? '', bytes }
+    },
+    pushManifest: async (
+      repository: string,
+      reference: string,
+      mediaType: string,
+      bytes: Uint8Array,
+    ): Promise<Digest> => {
+      const answer = await http.ok({
+        method: 'PUT',
+        path: `/v2/${repository}/manifests/${reference}`,
+        headers: { 'content-type': mediaType },
+        body: bytes,
+      })
+      await answer.discard()
+      return parseDigest(answer.header('docker-content-digest') ?? digestOf(bytes))
+    },
+    hasBlob: async (repository: string, digest: Digest): Promise<boolean> => {
+      const answer = await http.send({ method: 'HEAD', path: `/v2/${repository}/blobs/${digest}` })
+      await answer.discard()
+      if (answer.status === 200) return true
+      if (answer.status === 404) return false
+      throw new RequestError(answer.status, `HTTP_${answer.status}`, `the server answered ${answer.status}`)
+    },
+    /** A blob's bytes from `start`, as they come; not checked against the digest. */
+    pullBlob: async (
+      repository: string,
+      digest: Digest,
+      range: { start: number; end?: number },
+      signal?: AbortSignal,
+    ): Promise<Answer> => {
+      const whole = range.start === 0 && range.end === undefined
+      const header = `bytes=${range.start}-${range.end === undefined ? '' : range.end - 1}`
+      return http.ok({
+        path: `/v2/${repository}/blobs/${digest}`,
+        ...(whole ? {} : { headers: { range: header } }),
+        signal,
+      })
+    },
+    pullTorrent: async (
+      repository: string,
+      digest: Digest,
+      options: { webseed: boolean; ttlSeconds?: number | undefined },
+    ): Promise<Buffer> => {
+      const query = new URLSearchParams({ webseed: options.webseed ? '1' : '0' })
+      if (options.ttlSeconds !== undefined) query.set('ttl', String(options.ttlSeconds))
+      const answer = await http.ok({
+        path: `/v2/${repository}/blobs/${digest}?${query.toString()}`,
+        headers: { accept: 'application/x-bittorrent' },
+      })
+      return answer.bytes()
+    },
+    /** Streams a blob once, hashing as it goes by; a dropped connection goes on from what the server has. */
+    pushBlob: async (repository: string, source: BlobSource, signal?: AbortSignal): Promise<Digest> => {
+      const started = await http.ok({
+        method: 'POST',
+        path: `/v2/${repository}/blobs/uploads/?length=${source.sizeBytes}`,
+        signal,
+      })
+      await started.discard()
+      let location = locationOf(started)
+      let offset = 0
+      for (let tries = 1; offset < source.sizeBytes; tries++) {
+        try {
+          const answer = await http.ok({
+            method: 'PATCH',
+            path: location,
+            headers: {
+              'content-type': 'application/octet-stream',
+              'content-length': String(source.sizeBytes - offset),
+              'content-range': `${offset}-${source.sizeBytes - 1}`,
+            },
+            body: source.open(offset),
+            signal,
+          })
+          await answer.discard()
+          location = locationOf(answer)
+          offset = source.sizeBytes
+        } catch (error) {
+          if (!(error instanceof UnreachableError) || tries >= uploadTriesMax) throw error
+          const state = await http.ok({ path: location, signal })
+          await state.discard()
+          offset = Number(/^0-(\d+)$/.exec(state.header('range') ?? '')?.[1] ?? -1) + 1
+        }
+      }
+      const digest = await source.digest()
+      const separator = location.includes('?') ? '&' : '?'
+      const done = await http.ok({
+        method: 'PUT',
+        path: `${location}${separator}digest=${digest}`,
+        headers: { 'content-length': '0' },
+        signal,
+      })
+      await done.discard()
+      return digest
+    },
+  }
+}
+
+/** The path of an upload session; the registry may answer with a path or a whole URL of its own. */
+function locationOf(answer: Answer): string {
+  const location = answer.header('location')
+  if (location === undefined) throw new UnreachableError('Cannot push: the registry names no upload location')
+  const url = new URL(location, 'http://registry')
+  return `${url.pathname}${url.search}`
+}

@@ -1,0 +1,74 @@
+import { z } from 'zod'
+import type {
+  AnnounceTokenRequest,
+  CreateBootstrapTokenRequest,
+  CreateTokenRequest,
+  EnrollRequest,
+  GrantRequest,
+  HostReport,
+} from './api.ts'
+import {
+  AnnounceTokenReply,
+  CreatedBootstrapToken,
+  CreatedToken,
+  HostCredential,
+  HostList,
+  ReleaseList,
+  ReleaseStatus,
+  ReportReply,
+  ServerInfo,
+  SwarmGrant,
+  TokenList,
+} from './api.ts'
+import type { HttpClient } from './http.ts'
+
+/** The calls of /api/v1, and the two of the tracker that are no announce loop. All reject with RequestError or UnreachableError. */
+export type ServerClient = ReturnType<typeof createServerClient>
+
+export function createServerClient(http: HttpClient) {
+  const post = <Schema extends z.ZodType>(
+    schema: Schema,
+    path: string,
+    body: unknown,
+    signal?: AbortSignal,
+  ) => http.json(schema, { method: 'POST', path: `/api/v1${path}`, body, signal })
+  const get = <Schema extends z.ZodType>(schema: Schema, path: string) =>
+    http.json(schema, { path: `/api/v1${path}` })
+  const remove = async (path: string) => {
+    await (await http.ok({ method: 'DELETE', path: `/api/v1${path}` })).discard()
+  }
+  return {
+    enroll: (request: EnrollRequest, signal?: AbortSignal) =>
+      post(HostCredential, '/enroll', request, signal),
+    renew: (signal?: AbortSignal) => post(HostCredential, '/hosts/self/renew', {}, signal),
+    report: (report: HostReport, signal?: AbortSignal) =>
+      post(ReportReply, '/hosts/self/report', report, signal),
+    swarmGrant: (request: GrantRequest, signal?: AbortSignal) =>
+      post(SwarmGrant, '/swarm-grants', request, signal),
+    announceToken: (request: AnnounceTokenRequest) => post(AnnounceTokenReply, '/announce-tokens', request),
+    createToken: (request: CreateTokenRequest) => post(CreatedToken, '/tokens', request),
+    listTokens: () => get(TokenList, '/tokens'),
+    revokeToken: (id: string) => remove(`/tokens/${encodeURIComponent(id)}`),
+    createBootstrapToken: (request: CreateBootstrapTokenRequest) =>
+      post(CreatedBootstrapToken, '/bootstrap-tokens', request),
+    hosts: () => get(HostList, '/hosts'),
+    revokeHost: (host: string) => remove(`/hosts/${encodeURIComponent(host)}`),
+    releases: (repository?: string) =>
+      get(
+        ReleaseList,
+        `/releases${repository === undefined ? '' : `?repository=${encodeURIComponent(repository)}`}`,
+      ),
+    releaseStatus: (reference: string) =>
+      get(ReleaseStatus, `/releases/status?reference=${encodeURIComponent(reference)}`),
+    serverInfo: () => get(ServerInfo, '/server'),
+    jwks: () =>
+      http.json(z.object({ keys: z.array(z.looseObject({ kid: z.string() })) }), {
+        path: '/.well-known/jwks.json',
+      }),
+    /** One announce with a query of the caller's making; the reply as it came. */
+    announce: async (rawQuery: string, signal?: AbortSignal) => {
+      const answer = await http.ok({ path: `/announce?${rawQuery}`, signal })
+      return answer.bytes(1024 * 1024)
+    },
+  }
+}
