@@ -1,0 +1,119 @@
+import { request } from 'undici'
+import type { Dispatcher } from 'undici'
+import { backoff, delay } from '../../lib/runtime/backoff.ts'
+
+/** Requests at once; the server bounds all hosts together, so a host asks for little and often. */
+const requestsMax = 2
+/** Bytes asked for in one request, at least a piece. */
+const requestBytes = 4 * 1024 * 1024
+const headersTimeoutMs = 10_000
+/** A body that stands still for this long is given up. */
+const bodyTimeoutMs = 10_000
+const retryAfterMaxMs = 60_000
+/** Between looks for work when every missing piece is asked of someone else. */
+const idleMs = 100
+
+/** A run of missing pieces that this source has taken for itself. */
+export interface Claim {
+  readonly first: number
+  readonly count: number
+  /** Bytes `[start, end)` of the file. */
+  readonly start: number
+  readonly end: number
+  /** Takes the bytes of the next piece of the run; false if its SHA-1 does not match. */
+  accept(piece: number, bytes: Uint8Array): Promise<boolean>
+  /** Gives back what was not accepted. */
+  release(): void
+}
+
+export interface WebseedDeps {
+  /** The next run to fetch, or undefined where nothing is free now. */
+  claim(maxBytes: number): Claim | undefined
+  pieceSize(piece: number): number
+  received(bytes: number): void
+  /** Bytes a second, or undefined. */
+  rate(): number | undefined
+  random: () => number
+  dispatcher: Dispatcher
+}
+
+/**
+ * Fetches missing pieces from a webseed by Range until it is aborted. A 503 waits as long as Retry-After says, any other
+ * failure backs off; neither ends it, so that the last way stays open. Runs start at random places, so that the hosts
+ * of a first wave pull different pieces.
+ */
+export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
+  await Promise.all(Array.from({ length: requestsMax }, () => runLane(url, deps, signal)))
+}
+
+async function runLane(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
+  let waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
+  while (!signal.aborted) {
+    const claim = deps.claim(requestBytes)
+    let waitMs: number | undefined
+    if (claim === undefined) {
+      waitMs = idleMs
+    } else {
+      try {
+        const retryAfterMs = await fetchRun(url, claim, deps, signal)
+        if (retryAfterMs === undefined) waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
+        else waitMs = Math.max(retryAfterMs, waits.next().value)
+      } catch {
+        // Whatever it was (refused, cut, slow, wrong bytes): the URL holds a token, so the error is not told on.
+        waitMs = waits.next().value
+      } finally {
+        claim.release()
+      }
+    }
+    if (waitMs !== undefined) await delay(waitMs, signal).catch(() => undefined)
+  }
+}
+
+/** @returns how long to wait where the server asked for it, undefined when the run was fetched */
+async function fetchRun(
+  url: string,
+  claim: Claim,
+  deps: WebseedDeps,
+  signal: AbortSignal,
+): Promise<number | undefined> {
+  const response = await request(url, {
+    headers: { range: `bytes=${claim.start}-${claim.end - 1}` },
+    signal,
+    dispatcher: deps.dispatcher,
+    headersTimeout: headersTimeoutMs,
+    bodyTimeout: bodyTimeoutMs,
+  })
+  if (response.statusCode !== 206) {
+    response.body.destroy()
+    response.body.on('error', () => undefined)
+    if (response.statusCode === 503 || response.statusCode === 429)
+      return retryAfter(response.headers['retry-after'])
+    throw new Error(`Cannot fetch from the webseed: status ${response.statusCode}, want 206`)
+  }
+  let piece = claim.first
+  let parts: Buffer[] = []
+  let held = 0
+  for await (const chunk of response.body as AsyncIterable<Buffer>) {
+    deps.received(chunk.length)
+    parts.push(chunk)
+    held += chunk.length
+    while (piece < claim.first + claim.count && held >= deps.pieceSize(piece)) {
+      const all = Buffer.concat(parts)
+      const size = deps.pieceSize(piece)
+      if (!(await claim.accept(piece, all.subarray(0, size))))
+        throw new Error(`Piece ${piece} of the webseed is wrong`)
+      parts = [all.subarray(size)]
+      held -= size
+      piece++
+    }
+    const rate = deps.rate()
+    if (rate !== undefined) await delay((chunk.length * 1000) / rate, signal)
+  }
+  if (piece < claim.first + claim.count) throw new Error('The webseed sent less than asked for')
+  return undefined
+}
+
+function retryAfter(header: string | string[] | undefined): number {
+  const seconds = Number(Array.isArray(header) ? header[0] : header)
+  return Number.isFinite(seconds) && seconds > 0 ? Math.min(seconds * 1000, retryAfterMaxMs) : 1000
+}

@@ -1,0 +1,543 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { networkInterfaces } from 'node:os'
+import { Agent } from 'undici'
+import type { Dispatcher } from 'undici'
+import type { Torrent, Wire } from 'webtorrent'
+import WebTorrent from 'webtorrent'
+import { endpointIp, endpointPort, formatEndpoint, formatIp, parseIp } from '../../lib/protocol/address.ts'
+import type { Metainfo } from '../../lib/protocol/metainfo.ts'
+import { pieceCount, pieceSize } from '../../lib/protocol/metainfo.ts'
+import type {
+  Engine,
+  EngineConfig,
+  EngineHandle,
+  EnginePeer,
+  FetchOptions,
+  Limits,
+  SeedOptions,
+} from './engine.ts'
+import { PieceFile } from './piece-file.ts'
+import { createSuspects } from './suspects.ts'
+import { TrafficSums } from './traffic.ts'
+import type { Claim } from './webseed-source.ts'
+import { runWebseed } from './webseed-source.ts'
+
+export interface WebtorrentDeps {
+  now: () => number
+  random: () => number
+  /** Speaks HTTP to the webseed. */
+  dispatcher?: Dispatcher
+}
+
+/** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
+const reserveAfterMs = 3000
+const reserveStep = 4
+/** Peers held in reserve; a tracker's reply has at most 100. */
+const reserveMax = 200
+/** A peer that answers no request for this long is let go; webtorrent's own 30 s would be most of a deploy. */
+const requestTimeoutMs = 10_000
+const tickMs = 1000
+/** Open sockets of all torrents together. */
+const socketsMax = 2000
+/** Datacentre hosts do not trade tit for tat: as many are served as may connect. */
+const uploadSlots = 50
+
+/** The Engine on webtorrent 3: TCP only, no tracker, no DHT, no encryption. */
+export async function createWebtorrentEngine(config: EngineConfig, deps: WebtorrentDeps): Promise<Engine> {
+  const client = new WebTorrent({
+    peerId: Buffer.concat([Buffer.from('-RS0100-'), randomBytes(12)]).toString('hex'),
+    torrentPort: config.port,
+    maxConns: config.connectionsMax,
+    tracker: false,
+    dht: false,
+    lsd: false,
+    natUpnp: false,
+    natPmp: false,
+    utp: false,
+    utPex: false,
+    webSeeds: false,
+    secure: 0,
+  })
+  await once(client, 'listening')
+  // Errors of torrents come to their own handlers; what is left here breaks nothing that is not noticed elsewhere.
+  client.on('error', () => undefined)
+  if (client._connPool) client._connPool.tcpServer.maxConnections = socketsMax
+  const dispatcher = deps.dispatcher ?? new Agent({ connections: 4 })
+  const handles = new Set<WebtorrentHandle>()
+  let limits = config.limits
+  const setLimits = (wanted: Limits) => {
+    limits = wanted
+    client.throttleDownload(wanted.downloadBytesPerSecond ?? -1)
+    client.throttleUpload(wanted.uploadBytesPerSecond ?? -1)
+  }
+  setLimits(limits)
+  const ticker = setInterval(() => {
+    for (const handle of handles) handle.tick()
+  }, tickMs)
+  ticker.unref()
+
+  const add = (options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed'): EngineHandle => {
+    for (const other of handles) {
+      if (other.infoHash === options.metainfo.infoHash)
+        throw new Error(`Cannot add torrent ${options.metainfo.infoHash}: it is there already`)
+    }
+    options.signal.throwIfAborted()
+    const handle: WebtorrentHandle = new WebtorrentHandle(client, options, kind, {
+      ...deps,
+      dispatcher,
+      identity: config.identity,
+      connectionsMax: config.connectionsMax,
+      rate: () => limits.downloadBytesPerSecond,
+      closed: () => {
+        handles.delete(handle)
+      },
+    })
+    handles.add(handle)
+    return handle
+  }
+  return {
+    name: 'webtorrent',
+    port: client.torrentPort,
+    peerId: Buffer.from(client.peerId, 'hex'),
+    fetch: (options) => add(options, 'fetch'),
+    seed: (options) => add(options, 'seed'),
+    setLimits,
+    [Symbol.asyncDispose]: async () => {
+      clearInterval(ticker)
+      await Promise.all([...handles].map((handle) => handle.close()))
+      if (!client.destroyed) {
+        await new Promise<void>((resolve) => {
+          client.destroy(() => {
+            resolve()
+          })
+        })
+      }
+      if (deps.dispatcher === undefined) await dispatcher.destroy()
+    },
+  }
+}
+
+interface HandleDeps extends WebtorrentDeps {
+  dispatcher: Dispatcher
+  identity: EngineConfig['identity']
+  connectionsMax: number
+  rate: () => number | undefined
+  closed: () => void
+}
+
+class WebtorrentHandle implements EngineHandle {
+  readonly infoHash: string
+  readonly done: Promise<void>
+  readonly #client: WebTorrent
+  readonly #deps: HandleDeps
+  readonly #metainfo: Metainfo
+  readonly #torrent: Torrent
+  readonly #have: Uint8Array
+  readonly #outcome = Promise.withResolvers<undefined>()
+  readonly #suspects
+  readonly #closedWires = new TrafficSums()
+  readonly #reserve = new Map<string, EnginePeer>()
+  readonly #signal: AbortSignal
+  readonly #onAbort: () => void
+  readonly #claimed = new Set<number>()
+  #bytesVerified = 0
+  #listener: ((piece: number) => void) | undefined
+  #webseedUrl: string | undefined
+  #webseed: AbortController | undefined
+  #bytesSeen = 0
+  #movedAt: number
+  #complete: boolean
+  #closing: Promise<void> | undefined
+
+  constructor(
+    client: WebTorrent,
+    options: FetchOptions | SeedOptions,
+    kind: 'fetch' | 'seed',
+    deps: HandleDeps,
+  ) {
+    const { metainfo } = options
+    this.infoHash = metainfo.infoHash
+    this.#client = client
+    this.#deps = deps
+    this.#metainfo = metainfo
+    this.#suspects = createSuspects(deps.now)
+    this.#movedAt = deps.now()
+    this.#complete = kind === 'seed'
+    this.#have = new Uint8Array(pieceCount(metainfo)).fill(kind === 'seed' ? 1 : 0)
+    if (kind === 'seed') this.#bytesVerified = metainfo.length
+    this.#signal = options.signal
+    this.done = this.#outcome.promise.then(() => undefined)
+    // Who does not wait for it must not be killed by it.
+    this.done.catch(() => undefined)
+    this.#torrent = client.add(parsedTorrent(metainfo), {
+      preloadedStore: new PieceFile(
+        options.file,
+        metainfo.length,
+        metainfo.pieceLength,
+        kind === 'seed' ? 'read' : 'write',
+      ),
+      storeCacheSlots: 0,
+      skipVerify: kind === 'seed',
+      strategy: 'rarest',
+      private: true,
+      uploads: uploadSlots,
+    })
+    this.#attach()
+    this.#onAbort = () => {
+      this.#end(
+        this.#signal.reason instanceof Error ? this.#signal.reason : new Error('the fetch was aborted'),
+      )
+      void this.close()
+    }
+    this.#signal.addEventListener('abort', this.#onAbort, { once: true })
+    if (kind === 'seed') this.#outcome.resolve(undefined)
+    else if ('webseed' in options) this.setWebseed(options.webseed)
+    void this.#takePeers(options.peers)
+  }
+
+  has(piece: number): boolean {
+    return this.#have[piece] === 1
+  }
+
+  onPiece(listener: (piece: number) => void): void {
+    this.#listener = listener
+  }
+
+  get bytesVerified(): number {
+    return this.#bytesVerified
+  }
+
+  get peerCount(): number {
+    return this.#closing ? 0 : this.#torrent.wires.length
+  }
+
+  get waitingReason(): string | undefined {
+    if (this.#complete || this.#deps.now() - this.#movedAt < 2 * tickMs) return undefined
+    if (this.#closing) return 'closed'
+    if (!this.#torrent.ready) return 'the part on disk is being checked'
+    const { wires } = this.#torrent
+    const webseed = this.#webseed ? '; the webseed gives nothing either' : ''
+    if (wires.length === 0) return `no peer answers${webseed}`
+    if (wires.every((wire) => !wire.amInterested))
+      return `none of ${wires.length} peers has a piece that is missing${webseed}`
+    if (wires.every((wire) => wire.peerChoking)) return `all of ${wires.length} peers are choking${webseed}`
+    return `${wires.length} peers send nothing${webseed}`
+  }
+
+  traffic() {
+    const sums = this.#closedWires.copy()
+    if (!this.#closing) for (const wire of this.#torrent.wires) addWire(sums, wire)
+    return sums.list()
+  }
+
+  setWebseed(url: string | undefined): void {
+    if (url === this.#webseedUrl && (url === undefined) === (this.#webseed === undefined)) return
+    this.#webseedUrl = url
+    this.#webseed?.abort()
+    this.#webseed = undefined
+    if (url === undefined || this.#complete || this.#closing) return
+    const controller = new AbortController()
+    this.#webseed = controller
+    void runWebseed(
+      url,
+      {
+        claim: (maxBytes) => this.#claim(maxBytes),
+        pieceSize: (piece) => pieceSize(this.#metainfo, piece),
+        received: (bytes) => {
+          this.#closedWires.add('webseed', 'webseed', undefined, bytes, 0)
+        },
+        rate: this.#deps.rate,
+        random: this.#deps.random,
+        dispatcher: this.#deps.dispatcher,
+      },
+      controller.signal,
+    )
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  /** Once a second: far peers when nothing moves, and a nudge, since webtorrent asks for more only when something happens. */
+  tick(): void {
+    if (this.#complete || this.#closing || !this.#torrent.ready) return
+    const seen = this.traffic().reduce((sum, { downloadedBytes }) => sum + downloadedBytes, 0)
+    const now = this.#deps.now()
+    if (seen > this.#bytesSeen) {
+      this.#bytesSeen = seen
+      this.#movedAt = now
+    } else if (now - this.#movedAt >= reserveAfterMs) {
+      let left = reserveStep
+      for (const [address, peer] of this.#reserve) {
+        if (left-- === 0) break
+        this.#reserve.delete(address)
+        this.#dial(peer)
+      }
+    }
+    this.#torrent._update()
+  }
+
+  async #close(): Promise<void> {
+    this.#end(new Error('the torrent was closed'))
+    this.#signal.removeEventListener('abort', this.#onAbort)
+    this.#webseed?.abort()
+    this.#webseed = undefined
+    for (const wire of this.#torrent.wires) addWire(this.#closedWires, wire)
+    if (!this.#torrent.destroyed) {
+      await new Promise<void>((resolve) => {
+        this.#torrent.destroy({ destroyStore: false }, resolve)
+      })
+    }
+    this.#deps.closed()
+  }
+
+  #end(error: Error): void {
+    this.#outcome.reject(error)
+  }
+
+  #attach(): void {
+    const torrent = this.#torrent
+    torrent.on('verified', (piece: number) => {
+      if (this.#closing || this.#have[piece] === 1) return
+      this.#have[piece] = 1
+      this.#bytesVerified += pieceSize(this.#metainfo, piece)
+      this.#suspects.verified(piece)
+      this.#listener?.(piece)
+    })
+    torrent.on('done', () => {
+      this.#complete = true
+      this.#reserve.clear()
+      this.setWebseed(undefined)
+      this.#outcome.resolve(undefined)
+    })
+    torrent.on('warning', (warning: Error) => {
+      const failed = /^Piece (\d+) failed verification/.exec(warning.message)
+      if (!failed) return
+      const senders = new Set(this.#suspects.failed(Number(failed[1])))
+      for (const wire of [...torrent.wires]) if (senders.has(senderOf(wire))) wire.destroy()
+    })
+    torrent.on('error', (error: Error) => {
+      this.#end(error)
+      void this.close()
+    })
+    torrent.on('wire', (wire: Wire) => {
+      this.#onWire(wire)
+    })
+  }
+
+  #onWire(wire: Wire): void {
+    wire.on('error', () => undefined)
+    const sender = senderOf(wire)
+    if (
+      wire.peerId === this.#client.peerId ||
+      this.#suspects.isBanned(sender) ||
+      // webtorrent bounds only the connections it makes itself.
+      this.#torrent.wires.length > 2 * this.#deps.connectionsMax ||
+      this.#isSurplus(wire)
+    ) {
+      wire.destroy()
+      return
+    }
+    const { host, place } = this.#deps.identity
+    wire.extendedHandshake['rs'] = place === undefined ? { host } : { host, place }
+    wire.extendedHandshake['p'] = this.#client.torrentPort
+    wire.setTimeout(requestTimeoutMs, true)
+    if (!this.#complete) {
+      wire.on('piece', (piece: number) => {
+        if (!this.#complete) this.#suspects.received(piece, sender)
+      })
+    }
+    wire.once('close', () => {
+      if (!this.#closing) addWire(this.#closedWires, wire)
+    })
+  }
+
+  /** Two hosts that dial each other keep the connection that the smaller peer id made: both ends decide alike. */
+  #isSurplus(wire: Wire): boolean {
+    const twin = this.#torrent.wires.find(
+      (other) => other !== wire && other.peerId === wire.peerId && !other.destroyed,
+    )
+    if (twin === undefined) return false
+    const ourDialWins = this.#client.peerId < wire.peerId
+    const wireWins = ourDialWins === (wire.type === 'tcpOutgoing')
+    const twinWins = ourDialWins === (twin.type === 'tcpOutgoing')
+    // Two of the same direction: the old one may be half open, the new one has just spoken.
+    if (wireWins && !twinWins) twin.destroy()
+    else if (wireWins === twinWins) twin.destroy()
+    else return true
+    return false
+  }
+
+  async #takePeers(peers: AsyncIterable<EnginePeer>): Promise<void> {
+    try {
+      for await (const peer of peers) {
+        if (this.#closing) return
+        // Seeders are dialled by those who want something.
+        if (this.#complete) continue
+        if (!peer.reserve) this.#dial(peer)
+        else if (this.#reserve.size < reserveMax) this.#reserve.set(formatEndpoint(peer.endpoint), peer)
+      }
+    } catch {
+      // The source of peers broke; those that are known go on being used, and others may dial us.
+    }
+  }
+
+  #dial({ endpoint }: EnginePeer): void {
+    const torrent = this.#torrent
+    if (this.#closing || this.#complete || torrent.destroyed) return
+    const ip = formatIp(endpointIp(endpoint))
+    const port = endpointPort(endpoint)
+    const address = formatEndpoint(endpoint)
+    if (port === this.#client.torrentPort && isOwnAddress(ip)) return
+    if (this.#suspects.isBanned(address)) return
+    if (
+      torrent.wires.some(
+        (wire) =>
+          bareAddress(wire) === ip &&
+          (wire.remotePort === port || wire.peerExtendedHandshake?.['p'] === port),
+      )
+    )
+      return
+    torrent.addPeer(address)
+  }
+
+  /** A run of missing pieces, from a random start, of which no peer was asked for a block; at the end any missing one. */
+  #claim(maxBytes: number): Claim | undefined {
+    const torrent = this.#torrent
+    if (this.#closing || this.#complete || !torrent.ready || torrent.destroyed) return undefined
+    const count = this.#have.length
+    const start = Math.floor(this.#deps.random() * count)
+    const isFree = (piece: number) =>
+      torrent.pieces[piece] != null &&
+      !this.#claimed.has(piece) &&
+      !torrent._reservations[piece]?.some((wire) => wire !== null)
+    const isMissing = (piece: number) => torrent.pieces[piece] != null && !this.#claimed.has(piece)
+    for (const wanted of [isFree, isMissing]) {
+      // Pieces that peers were asked for are taken only when these send nothing.
+      if (wanted === isMissing && this.#deps.now() - this.#movedAt < 2 * tickMs) return undefined
+      for (let i = 0; i < count; i++) {
+        const first = (start + i) % count
+        if (!wanted(first)) continue
+        let last = first
+        for (let bytes = pieceSize(this.#metainfo, first); last + 1 < count && wanted(last + 1); last++) {
+          bytes += pieceSize(this.#metainfo, last + 1)
+          if (bytes > maxBytes) break
+        }
+        return this.#claimRun(first, last)
+      }
+    }
+    return undefined
+  }
+
+  #claimRun(first: number, last: number): Claim {
+    const torrent = this.#torrent
+    const reserved = new Map<
+      number,
+      { piece: NonNullable<(typeof torrent.pieces)[number]>; reservation: number }
+    >()
+    for (let index = first; index <= last; index++) {
+      this.#claimed.add(index)
+      const piece = torrent.pieces[index]
+      const reservation = piece?.reserveRemaining() ?? -1
+      if (piece && reservation >= 0) reserved.set(index, { piece, reservation })
+    }
+    const start = first * this.#metainfo.pieceLength
+    return {
+      first,
+      count: last - first + 1,
+      start,
+      end: Math.min((last + 1) * this.#metainfo.pieceLength, this.#metainfo.length),
+      accept: async (index, bytes) => {
+        if (!(await this.#store(index, bytes))) return false
+        reserved.delete(index)
+        return true
+      },
+      release: () => {
+        for (let index = first; index <= last; index++) this.#claimed.delete(index)
+        for (const { piece, reservation } of reserved.values()) piece.cancelRemaining(reservation)
+        if (!torrent.destroyed) torrent._update()
+      },
+    }
+  }
+
+  /** Does for a webseed's piece what webtorrent does for a peer's: check, write, mark, tell. */
+  async #store(index: number, bytes: Uint8Array): Promise<boolean> {
+    const torrent = this.#torrent
+    if (torrent.destroyed || torrent.store === null) throw new Error('the torrent is closed')
+    if (torrent.pieces[index] == null) return true
+    if (createHash('sha1').update(bytes).digest('hex') !== torrent._hashes[index]) return false
+    const { store } = torrent
+    await new Promise<void>((resolve, reject) => {
+      store.put(index, bytes, (error) => {
+        if (error) reject(error)
+        else resolve()
+      })
+    }).catch((error: unknown) => {
+      // A disk that takes no more ends the fetch, as it does for pieces of peers.
+      torrent._destroy(error as Error)
+      throw error
+    })
+    if (torrent.destroyed || torrent.pieces[index] == null) return true
+    torrent._markVerified(index)
+    for (const wire of torrent.wires) wire.have(index)
+    torrent._checkDone()
+    if (!torrent.destroyed) torrent._update()
+    return true
+  }
+}
+
+function addWire(sums: TrafficSums, wire: Wire): void {
+  const ip = bareAddress(wire)
+  const source = ip === undefined ? 'other' : `${ip.includes(':') ? `[${ip}]` : ip}:${wire.remotePort ?? 0}`
+  sums.add(source, 'peer', placeOf(wire), wire.downloaded, wire.uploaded)
+}
+
+/** A stranger's words: read strictly, used for statistics only. */
+function placeOf(wire: Wire): string | undefined {
+  const rs = wire.peerExtendedHandshake?.['rs']
+  if (typeof rs !== 'object' || rs === null || !('place' in rs) || !(rs.place instanceof Uint8Array))
+    return undefined
+  const text = Buffer.from(rs.place.buffer, rs.place.byteOffset, rs.place.length).toString('latin1')
+  return /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$/.test(text) ? text : undefined
+}
+
+/** What a ban holds on to: the address dialled; for an incoming connection, whose port means nothing, address and peer id. */
+function senderOf(wire: Wire): string {
+  const ip = bareAddress(wire) ?? ''
+  return wire.type === 'tcpOutgoing'
+    ? `${ip.includes(':') ? `[${ip}]` : ip}:${wire.remotePort ?? 0}`
+    : `${ip}|${wire.peerId}`
+}
+
+function bareAddress(wire: Wire): string | undefined {
+  if (wire.remoteAddress === undefined) return undefined
+  const ip = parseIp(wire.remoteAddress.replace(/%.*$/, ''))
+  return ip && formatIp(ip)
+}
+
+function isOwnAddress(ip: string): boolean {
+  return Object.values(networkInterfaces()).some((list) => list?.some(({ address }) => address === ip))
+}
+
+/** A torrent as parse-torrent would have read it. */
+function parsedTorrent(metainfo: Metainfo): object {
+  const { infoHash, name, length, pieceLength } = metainfo
+  const pieces = Buffer.from(metainfo.pieces)
+  return {
+    infoHash: Buffer.from(infoHash).toString(),
+    name,
+    length,
+    pieceLength,
+    lastPieceLength: length % pieceLength || pieceLength,
+    pieces: Array.from({ length: pieceCount(metainfo) }, (_, i) =>
+      pieces.toString('hex', 20 * i, 20 * i + 20),
+    ),
+    files: [{ path: name, name, length, offset: 0 }],
+    private: true,
+    announce: [],
+    urlList: [],
+    info: { length, name, 'piece length': pieceLength, pieces, private: 1 },
+  }
+}

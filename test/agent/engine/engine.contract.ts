@@ -1,0 +1,366 @@
+import assert from 'node:assert/strict'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+import { test } from 'node:test'
+import type { Engine, EngineConfig, EngineHandle } from '../../../agent/engine/engine.ts'
+import { pieceCount } from '../../../lib/protocol/metainfo.ts'
+import type { Blob } from './fixtures.ts'
+import {
+  blobFile,
+  eventually,
+  peerAt,
+  peerFeed,
+  randomBlob,
+  startRawPeer,
+  startWebseed,
+  temporaryDirectory,
+} from './fixtures.ts'
+
+const mebibyte = 1024 * 1024
+
+/** What every Engine promises. `start` makes one that listens. */
+export function engineContract(name: string, start: (config: EngineConfig) => Promise<Engine>): void {
+  const startEngine = async (t: TestContext, config: Partial<EngineConfig> = {}): Promise<Engine> => {
+    const engine = await start({
+      port: 0,
+      connectionsMax: 30,
+      identity: { host: 'test', place: 'rack-1' },
+      limits: { downloadBytesPerSecond: undefined, uploadBytesPerSecond: undefined },
+      ...config,
+    })
+    t.after(() => engine[Symbol.asyncDispose]())
+    return engine
+  }
+
+  /** An engine that seeds the blob. */
+  const startSeeder = async (
+    t: TestContext,
+    directory: string,
+    blob: Blob,
+    config: Partial<EngineConfig> = {},
+  ) => {
+    const engine = await startEngine(t, config)
+    const file = await blobFile(directory, `seed-${engine.port}`, blob.bytes)
+    const handle = engine.seed({ metainfo: blob.metainfo, file, peers: peerFeed(), signal: neverAborted() })
+    await handle.done
+    return { engine, handle, peer: peerAt(engine.port), file }
+  }
+
+  const fetch = (
+    engine: Engine,
+    blob: Blob,
+    file: string,
+    options: { peers?: ReturnType<typeof peerFeed>; webseed?: string; signal?: AbortSignal } = {},
+  ): EngineHandle =>
+    engine.fetch({
+      metainfo: blob.metainfo,
+      file,
+      peers: options.peers ?? peerFeed(),
+      webseed: options.webseed,
+      signal: options.signal ?? neverAborted(),
+    })
+
+  const assertFetched = async (handle: EngineHandle, blob: Blob, file: string) => {
+    await withDeadline(handle.done, 'the fetch')
+    assert.equal(handle.bytesVerified, blob.bytes.length)
+    assert.ok((await readFile(file)).equals(blob.bytes), 'the bytes are those of the blob')
+  }
+
+  test(`${name}: fetches from one seeder`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(3 * mebibyte + 12_345)
+    const { peer } = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { peers: peerFeed(peer) })
+    await assertFetched(handle, blob, file)
+    assert.equal(handle.waitingReason, undefined)
+  })
+
+  test(`${name}: fetches from two seeders, and sums traffic by source and place`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(6 * mebibyte)
+    const limits = { downloadBytesPerSecond: undefined, uploadBytesPerSecond: 4 * mebibyte }
+    const one = await startSeeder(t, directory, blob, { identity: { host: 'one', place: 'rack-1' }, limits })
+    const two = await startSeeder(t, directory, blob, { identity: { host: 'two', place: 'rack-2' }, limits })
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { peers: peerFeed(one.peer, two.peer) })
+    await assertFetched(handle, blob, file)
+    const traffic = handle.traffic()
+    assert.deepEqual(new Set(traffic.map(({ place }) => place)), new Set(['rack-1', 'rack-2']))
+    assert.ok(sum(traffic.map(({ downloadedBytes }) => downloadedBytes)) >= blob.bytes.length)
+    const given = [...one.handle.traffic(), ...two.handle.traffic()]
+    assert.ok(sum(given.map(({ uploadedBytes }) => uploadedBytes)) >= blob.bytes.length)
+    assert.deepEqual(
+      new Set(given.map(({ place }) => place)),
+      new Set(['rack-1']),
+      'incoming connections say where they are',
+    )
+  })
+
+  test(`${name}: fetches from a webseed alone`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(3 * mebibyte + 1)
+    const webseed = await startWebseed(t, blob.bytes)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { webseed: webseed.url })
+    await assertFetched(handle, blob, file)
+    assert.deepEqual(
+      handle.traffic().map(({ kind, downloadedBytes }) => [kind, downloadedBytes]),
+      [['webseed', blob.bytes.length]],
+    )
+  })
+
+  test(`${name}: a webseed that is busy, broken and wrong at first is used later`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte)
+    let refused = 0
+    const webseed = await startWebseed(t, blob.bytes, (request, response) => {
+      const turn = refused++
+      if (turn === 0) response.writeHead(503, { 'retry-after': '1' }).end()
+      else if (turn === 1) request.socket.destroy()
+      else if (turn === 2) response.writeHead(500).end()
+      else if (turn === 3) {
+        const [start = 0, end = 0] = (request.headers.range ?? '')
+          .replace('bytes=', '')
+          .split('-')
+          .map(Number)
+        response.writeHead(206).end(Buffer.alloc(end - start + 1))
+      } else return false
+      return true
+    })
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    await assertFetched(fetch(engine, blob, file, { webseed: webseed.url }), blob, file)
+  })
+
+  test(`${name}: setWebseed() starts and ends the use of a webseed`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte)
+    const refusing = await startWebseed(t, blob.bytes, (_request, response) => {
+      response.writeHead(503, { 'retry-after': '60' }).end()
+      return true
+    })
+    const webseed = await startWebseed(t, blob.bytes)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { webseed: refusing.url })
+    await eventually(() => refusing.requests.length > 0, 'a request to the first webseed')
+    handle.setWebseed(undefined)
+    assert.equal(webseed.requests.length, 0)
+    handle.setWebseed(webseed.url)
+    await assertFetched(handle, blob, file)
+  })
+
+  test(`${name}: goes on from the part on disk, and fetches a spoilt piece of it again`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const part = Buffer.from(blob.bytes.subarray(0, 3 * mebibyte))
+    part[mebibyte] = (part[mebibyte] ?? 0) ^ 1
+    const file = await blobFile(directory, 'copy', part)
+    const webseed = await startWebseed(t, blob.bytes)
+    const engine = await startEngine(t)
+    const handle = fetch(engine, blob, file, { webseed: webseed.url })
+    await assertFetched(handle, blob, file)
+    const fetched = sum(handle.traffic().map(({ downloadedBytes }) => downloadedBytes))
+    assert.equal(fetched, mebibyte + blob.metainfo.pieceLength, 'the missing part and the spoilt piece')
+  })
+
+  test(`${name}: tells each piece once, after its write, and has() agrees`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte + 7)
+    const { peer } = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { peers: peerFeed(peer) })
+    const pieces: number[] = []
+    const wrong: number[] = []
+    const checks: Promise<void>[] = []
+    handle.onPiece((piece) => {
+      pieces.push(piece)
+      if (!handle.has(piece)) wrong.push(piece)
+      const { pieceLength } = blob.metainfo
+      checks.push(
+        readFile(file).then((bytes) => {
+          const range = [piece * pieceLength, Math.min((piece + 1) * pieceLength, blob.bytes.length)] as const
+          if (!bytes.subarray(...range).equals(blob.bytes.subarray(...range))) wrong.push(piece)
+        }),
+      )
+    })
+    await assertFetched(handle, blob, file)
+    await Promise.all(checks)
+    assert.deepEqual(wrong, [])
+    assert.deepEqual(
+      pieces.toSorted((a, b) => a - b),
+      Array.from({ length: pieceCount(blob.metainfo) }, (_, i) => i),
+    )
+  })
+
+  test(`${name}: seeds a file without hashing it`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const engine = await startEngine(t)
+    // Bytes that no hash would accept: a seeder that read them would know.
+    const file = await blobFile(directory, 'seed', Buffer.alloc(mebibyte))
+    const handle = engine.seed({ metainfo: blob.metainfo, file, peers: peerFeed(), signal: neverAborted() })
+    await handle.done
+    assert.ok(handle.has(0) && handle.has(pieceCount(blob.metainfo) - 1))
+    assert.equal(handle.bytesVerified, mebibyte)
+  })
+
+  test(`${name}: who has fetched gives to others`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte)
+    const { engine: seeder, peer } = await startSeeder(t, directory, blob)
+    const first = await startEngine(t)
+    const file = join(directory, 'first')
+    await assertFetched(fetch(first, blob, file, { peers: peerFeed(peer) }), blob, file)
+    await seeder[Symbol.asyncDispose]()
+    const second = await startEngine(t)
+    const copy = join(directory, 'second')
+    await assertFetched(fetch(second, blob, copy, { peers: peerFeed(peerAt(first.port)) }), blob, copy)
+  })
+
+  test(`${name}: outlives its seeder when another appears`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const slow = await startSeeder(t, directory, blob, {
+      limits: { downloadBytesPerSecond: undefined, uploadBytesPerSecond: mebibyte },
+    })
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const peers = peerFeed(slow.peer)
+    const handle = fetch(engine, blob, file, { peers })
+    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    await slow.engine[Symbol.asyncDispose]()
+    const other = await startSeeder(t, directory, blob)
+    peers.push(other.peer)
+    await assertFetched(handle, blob, file)
+  })
+
+  test(`${name}: a peer in reserve is asked when nothing near moves`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const { engine: seeder } = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { peers: peerFeed(peerAt(seeder.port, { reserve: true })) })
+    await assertFetched(handle, blob, file)
+  })
+
+  test(`${name}: a peer that sends wrong bytes costs time only`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte)
+    const liar = await startRawPeer(t, blob.metainfo, ({ length }) => Buffer.alloc(length, 0x66))
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const peers = peerFeed(peerAt(liar.port))
+    const handle = fetch(engine, blob, file, { peers })
+    await eventually(() => liar.seen.requests > 0, 'a request to the liar')
+    const { peer } = await startSeeder(t, directory, blob)
+    peers.push(peer)
+    await assertFetched(handle, blob, file)
+  })
+
+  test(`${name}: a peer that accepts requests and is silent costs time only`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte)
+    const silent = await startRawPeer(t, blob.metainfo, () => undefined)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const peers = peerFeed(peerAt(silent.port))
+    const handle = fetch(engine, blob, file, { peers })
+    await eventually(() => silent.seen.requests > 0, 'a request to the silent peer')
+    await eventually(() => handle.waitingReason !== undefined, 'a reason why nothing moves')
+    const { peer } = await startSeeder(t, directory, blob)
+    peers.push(peer)
+    await assertFetched(handle, blob, file)
+  })
+
+  test(`${name}: an abort rejects done with its reason and leaves the part`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const slow = await startSeeder(t, directory, blob, {
+      limits: { downloadBytesPerSecond: undefined, uploadBytesPerSecond: mebibyte },
+    })
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const abort = new AbortController()
+    const handle = fetch(engine, blob, file, { peers: peerFeed(slow.peer), signal: abort.signal })
+    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    const reason = new Error('no longer wanted')
+    abort.abort(reason)
+    await assert.rejects(handle.done, reason)
+    await handle.close()
+    assert.ok((await readFile(file)).length > 0)
+    const again = fetch(engine, blob, file, { webseed: (await startWebseed(t, blob.bytes)).url })
+    await assertFetched(again, blob, file)
+  })
+
+  test(`${name}: keeps to its download limit`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(3 * mebibyte)
+    const { peer } = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t, {
+      limits: { downloadBytesPerSecond: mebibyte, uploadBytesPerSecond: undefined },
+    })
+    const file = join(directory, 'copy')
+    const handle = fetch(engine, blob, file, { peers: peerFeed(peer) })
+    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    const seen = Date.now()
+    const before = handle.bytesVerified
+    await withDeadline(handle.done, 'the limited fetch')
+    const seconds = (Date.now() - seen) / 1000
+    // A wide bound: it only tells a limit from none.
+    assert.ok((blob.bytes.length - before) / seconds < 4 * mebibyte)
+  })
+
+  test(`${name}: close() ends connections, and the engine can be closed with fetches under way`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const slow = await startSeeder(t, directory, blob, {
+      limits: { downloadBytesPerSecond: undefined, uploadBytesPerSecond: mebibyte },
+    })
+    const engine = await startEngine(t)
+    const handle = fetch(engine, blob, join(directory, 'copy'), { peers: peerFeed(slow.peer) })
+    await eventually(() => handle.peerCount > 0, 'a connection')
+    await engine[Symbol.asyncDispose]()
+    await assert.rejects(handle.done)
+    assert.equal(handle.peerCount, 0)
+    await eventually(() => slow.handle.peerCount === 0, 'the seeder to see the connection end')
+  })
+
+  test(`${name}: a disk that fails ends the fetch with the system's word`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const { peer } = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t)
+    // A file cannot be made below a file.
+    await writeFile(join(directory, 'plain'), '')
+    const handle = fetch(engine, blob, join(directory, 'plain', 'copy'), { peers: peerFeed(peer) })
+    await assert.rejects(withDeadline(handle.done, 'the refusal'), { code: 'ENOTDIR' })
+  })
+}
+
+function neverAborted(): AbortSignal {
+  return new AbortController().signal
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0)
+}
+
+async function withDeadline<Value>(promise: Promise<Value>, what: string): Promise<Value> {
+  const { promise: late, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => {
+    reject(new Error(`Not seen in 30 s: ${what}`))
+  }, 30_000)
+  try {
+    return await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
