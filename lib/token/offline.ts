@@ -72,7 +72,7 @@ export function inspectToken(token: string): {
 async function readPrivateJwk(file: string): Promise<JWK> {
   const text = await readFile(file, 'utf8')
   try {
-    if (text.trimStart().startsWith('-----')) return createPrivateKey(text).export({ format: 'jwk' }) as JWK
+    if (text.trimStart().startsWith('-----')) return createPrivateKey(text).export({ format: 'jwk' })
     const json = JSON.parse(text) as { jwk?: JWK } & JWK
     const jwk = json.jwk ?? json
     if (typeof jwk.d !== 'string') throw new Error('it has no private part')

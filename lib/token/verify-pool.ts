@@ -14,7 +14,7 @@ const queueMax = 20_000
 
 /** Starts workers at the first check, `size` of them at most; one that dies is replaced, and what it had is refused. */
 export function createVerifyPool(size = Math.min(4, availableParallelism())): VerifyPool {
-  const workers: { worker: Worker; waiting: Map<number, (valid: boolean) => void> }[] = []
+  const workers = new Map<number, { worker: Worker; waiting: Map<number, (valid: boolean) => void> }>()
   let nextId = 0
   let queued = 0
 
@@ -22,7 +22,7 @@ export function createVerifyPool(size = Math.min(4, availableParallelism())): Ve
     const waiting = new Map<number, (valid: boolean) => void>()
     const worker = new Worker(new URL('./verify-worker.ts', import.meta.url))
     const entry = { worker, waiting }
-    workers[slot] = entry
+    workers.set(slot, entry)
     worker.unref()
     worker.on('message', ({ id, valid }: { id: number; valid: boolean }) => {
       waiting.get(id)?.(valid)
@@ -32,8 +32,8 @@ export function createVerifyPool(size = Math.min(4, availableParallelism())): Ve
     const lost = () => {
       for (const settle of waiting.values()) settle(false)
       waiting.clear()
-      // A hole in the array starts a new worker with the next check.
-      if (workers[slot] === entry) Reflect.deleteProperty(workers, slot)
+      // An empty slot starts a new worker with the next check.
+      if (workers.get(slot) === entry) workers.delete(slot)
     }
     worker.on('error', lost)
     worker.on('exit', lost)
@@ -45,7 +45,7 @@ export function createVerifyPool(size = Math.min(4, availableParallelism())): Ve
       if (queued >= queueMax)
         throw new TokenError('bad_signature', { cause: new Error('too many tokens wait to be verified') })
       const id = nextId++
-      const { worker, waiting } = workers[id % size] ?? start(id % size)
+      const { worker, waiting } = workers.get(id % size) ?? start(id % size)
       queued++
       try {
         return await new Promise<boolean>((resolve) => {
@@ -58,7 +58,7 @@ export function createVerifyPool(size = Math.min(4, availableParallelism())): Ve
       }
     },
     [Symbol.asyncDispose]: async () => {
-      await Promise.all(workers.filter(() => true).map(({ worker }) => worker.terminate()))
+      await Promise.all([...workers.values()].map(({ worker }) => worker.terminate()))
     },
   }
 }

@@ -23,7 +23,7 @@ export async function openSqliteStateStore({ file }: { file: string }): Promise<
   await chmod(file, 0o600)
   await handle.close()
   const worker = new Worker(new URL('./sqlite-worker.ts', import.meta.url), { workerData: { file } })
-  const waiting = new Map<number, { resolve(answer: Answer): void; reject(error: Error): void }>()
+  const waiting = new Map<number, { resolve: (answer: Answer) => void; reject: (error: Error) => void }>()
   const watchers = new Set<(change: StateChange) => void>()
   let nextId = 0
   let broken: Error | undefined

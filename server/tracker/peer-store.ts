@@ -15,8 +15,8 @@ export interface StoreAnnounce {
   /** Bytes missing; 0 means a seeder. */
   readonly left: number
   readonly event: AnnounceEvent | undefined
-  /** How long the peer is kept unless it announces again. */
-  readonly lifetimeMs: number
+  /** How long the peer is kept unless it announces again; called once, with the counts that include it. */
+  readonly lifetimeMs: (counts: SwarmCounts) => number
   /** How far each place is from the announcer: 0 its own rack, 1 the next level … 255 unknown. */
   readonly distanceTo: (place: PlaceId) => number
   /** Peers wanted of each kind (seeders, leechers) at each distance; 0 to hear only counts. */
@@ -59,7 +59,7 @@ export interface SwarmView {
  *   announce removes the peer and samples nothing.
  * - A peer is its endpoint. It is a seeder or a leecher, never both; it moves when `left` says so.
  * - `downloaded` counts a peer's change from leecher to `completed` or `left` 0, once.
- * - A peer is gone `lifetimeMs` after its last announce, without anyone scanning for it on the announce path;
+ * - A peer is gone its lifetime after its last announce, without anyone scanning for it on the announce path;
  *   a swarm is gone with its last peer, but its `downloaded` count is kept while memory bounds allow.
  * - Memory is bounded by `peersMax`; an announce beyond it is answered, not stored, and counted as refused.
  */
