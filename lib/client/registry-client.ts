@@ -133,7 +133,7 @@ export function createRegistryClient(http: HttpClient) {
           if (!(error instanceof UnreachableError) || tries >= uploadTriesMax) throw error
           const state = await http.ok({ path: location, signal })
           await state.discard()
-          offset = Number(/^0-(\d+)$/.exec(state.header('range') ?? '')?.[1] ?? -1) + 1
+          offset = Number(state.header('upload-offset') ?? 0)
         }
       }
       const digest = await source.digest()

@@ -68,6 +68,8 @@ export interface BlobStore extends AsyncDisposable {
 
   putManifest(repository: string, manifest: Manifest): Promise<void>
   getManifest(repository: string, digest: Digest): Promise<Manifest | undefined>
+  /** Digests of all manifests of a repository, in no order. */
+  listManifests(repository: string): Promise<Digest[]>
   deleteManifest(repository: string, digest: Digest): Promise<boolean>
   putTag(repository: string, tag: string, digest: Digest): Promise<void>
   getTag(repository: string, tag: string): Promise<Tag | undefined>

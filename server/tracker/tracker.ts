@@ -188,14 +188,12 @@ function reply(
 }
 
 function scrapeReply({ infoHashes }: Scrape, store: PeerStore): Buffer | Promise<Buffer> {
-  const counts = infoHashes.map((infoHash) => store.scrape(infoHash))
-  const write = (all: readonly SwarmCounts[]) =>
-    writeScrapeReply(
-      new Map(
-        infoHashes.map((infoHash, i) => [infoHash, all[i] ?? { complete: 0, incomplete: 0, downloaded: 0 }]),
-      ),
-    )
-  return counts.some((one) => one instanceof Promise)
-    ? Promise.all(counts).then(write)
-    : write(counts as SwarmCounts[])
+  const files = new Map<InfoHash, SwarmCounts>()
+  const late: Promise<void>[] = []
+  for (const infoHash of infoHashes) {
+    const counts = store.scrape(infoHash)
+    if (counts instanceof Promise) late.push(counts.then((known) => void files.set(infoHash, known)))
+    else files.set(infoHash, counts)
+  }
+  return late.length === 0 ? writeScrapeReply(files) : Promise.all(late).then(() => writeScrapeReply(files))
 }

@@ -1,0 +1,358 @@
+import { randomUUID } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { open, readFile, readdir, rename, rm, stat, statfs, unlink } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
+import type { Digest } from '../../lib/protocol/digest.ts'
+import { digestFromHex, digestHex } from '../../lib/protocol/digest.ts'
+import { ClientError } from '../../lib/protocol/errors.ts'
+import { infoHashOf } from '../../lib/protocol/infohash.ts'
+import { parseTorrent, swarmLengthMin, writeBlobInfo, writeTorrent } from '../../lib/protocol/metainfo.ts'
+import {
+  errorCode,
+  ignoreMissing,
+  isMissing,
+  makeDirectory,
+  syncDirectory,
+  writeFileAtomic,
+} from '../../lib/runtime/files.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
+import { ApiError } from './api-error.ts'
+import type { BlobStat, BlobStore, BlobUpload, Manifest, Tag } from './blob-store.ts'
+import { createHashPool } from './hash-pool.ts'
+import { startUploadSession } from './upload-session.ts'
+import type { UploadSession } from './upload-session.ts'
+
+export interface DiskBlobStoreOptions {
+  readonly directory: string
+  readonly blobMaxBytes: number
+  readonly uploadsMax: number
+  /** A session without a byte for this long is dropped. */
+  readonly uploadTtlMs: number
+  /** Uploads are refused while less than this is free. */
+  readonly diskReserveBytes: number
+  readonly now: () => number
+  readonly log: Logger
+}
+
+/**
+ * Blobs, manifests and tags in a directory:
+ *
+ *     blobs/sha256/ab/<64 hex>/{data, info}      info: the bencoded torrent `info`, where there is one
+ *     infohashes/<40 hex>                        the digest, for looking a swarm up
+ *     uploads/<uuid>/{data, session}
+ *     repositories/<name>/_blobs/<64 hex>        the blob is readable through this repository
+ *     repositories/<name>/_manifests/<64 hex>    media type, newline, the manifest's bytes
+ *     repositories/<name>/_tags/<tag>            digest
+ *
+ * A blob's directory is renamed into place when all in it is synced. `_` cannot begin a part of a repository's name.
+ */
+export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise<BlobStore> {
+  const { directory, now, log } = options
+  const paths = storePaths(directory)
+  for (const each of [paths.blobs, paths.uploads, paths.infoHashes, paths.repositories])
+    await makeDirectory(each, 0o700)
+  const pool = createHashPool()
+  const sessions = new Map<string, UploadSession>()
+
+  const checkRoom = async () => {
+    const { bavail, bsize } = await statfs(directory)
+    if (bavail * bsize < options.diskReserveBytes) throw diskFull()
+  }
+
+  const commit = async (session: UploadSession, expected: Digest): Promise<BlobStat> => {
+    const { sha256Hex, pieces, offset } = await session.finish()
+    sessions.delete(session.id)
+    if (digestFromHex(sha256Hex) !== expected) {
+      await rm(paths.upload(session.id), { recursive: true, force: true })
+      throw new ClientError(
+        'DIGEST_INVALID',
+        `Cannot store blob: its bytes have sha256:${sha256Hex}, not ${expected}`,
+      )
+    }
+    const blob = { digest: expected, sizeBytes: offset }
+    if (!(await sizeOf(paths.blobData(expected)))) await moveIntoPlace(paths, session.id, blob, pieces)
+    else await rm(paths.upload(session.id), { recursive: true, force: true })
+    await link(paths, session.repository, expected)
+    return blob
+  }
+
+  const wrap = (session: UploadSession): BlobUpload => ({
+    id: session.id,
+    get offset() {
+      return session.offset
+    },
+    append: async (bytes, signal) => {
+      await checkRoom()
+      await session.append(bytes, signal).catch((error: unknown) => {
+        throw errorCode(error) === 'ENOSPC' ? diskFull(error) : error
+      })
+    },
+    commit: (expected) => commit(session, expected),
+    cancel: async () => {
+      sessions.delete(session.id)
+      await session.drop()
+      await rm(paths.upload(session.id), { recursive: true, force: true })
+    },
+    [Symbol.asyncDispose]: async () => Promise.resolve(),
+  })
+
+  const openSession = async (id: string, repository: string, length: number | undefined) => {
+    const session = await startUploadSession({
+      id,
+      repository,
+      length,
+      file: join(paths.upload(id), 'data'),
+      pool,
+      now,
+      blobMaxBytes: options.blobMaxBytes,
+    })
+    sessions.set(id, session)
+    return session
+  }
+
+  /** Sessions that nobody came back to, those from before a restart included. */
+  const sweep = async () => {
+    for (const id of await readdir(paths.uploads)) {
+      const session = sessions.get(id)
+      const touchedMs =
+        session?.touchedMs ?? (await stat(join(paths.upload(id), 'data')).catch(ignoreMissing))?.mtimeMs ?? 0
+      if (now() - touchedMs < options.uploadTtlMs || session?.busy === true) continue
+      sessions.delete(id)
+      await session?.drop()
+      await rm(paths.upload(id), { recursive: true, force: true })
+      log.info({ upload: id }, 'abandoned upload dropped')
+    }
+  }
+  const sweeper = setInterval(() => {
+    sweep().catch((error: unknown) => {
+      log.warn({ err: error }, 'abandoned uploads could not be dropped')
+    })
+  }, 60_000)
+  sweeper.unref()
+  await sweep()
+
+  const readTag = async (repository: string, tag: string): Promise<Tag | undefined> => {
+    const file = join(paths.repository(repository), '_tags', tag)
+    const text = await readFile(file, 'utf8').catch(ignoreMissing)
+    if (text === undefined) return undefined
+    const { digest, updatedAt } = JSON.parse(text) as { digest: Digest; updatedAt: string }
+    return { tag, digest, updatedAt: new Date(updatedAt) }
+  }
+
+  return {
+    startUpload: async (repository, lengthHint) => {
+      if (sessions.size >= options.uploadsMax) {
+        throw new ApiError(
+          429,
+          'TOOMANYREQUESTS',
+          `Cannot start an upload: ${sessions.size} are open already`,
+          { headers: { 'retry-after': '5' } },
+        )
+      }
+      if (lengthHint !== undefined && lengthHint > options.blobMaxBytes) throw tooLarge(options.blobMaxBytes)
+      await checkRoom()
+      const id = randomUUID()
+      await makeDirectory(paths.upload(id), 0o700)
+      await writeFileAtomic(
+        join(paths.upload(id), 'session'),
+        JSON.stringify({ repository, length: lengthHint }),
+      )
+      return wrap(await openSession(id, repository, lengthHint))
+    },
+    resumeUpload: async (repository, id) => {
+      if (!/^[0-9a-f-]{36}$/.test(id)) return undefined
+      const open = sessions.get(id)
+      if (open) return open.repository === repository ? wrap(open) : undefined
+      const text = await readFile(join(paths.upload(id), 'session'), 'utf8').catch(ignoreMissing)
+      if (text === undefined) return undefined
+      const saved = JSON.parse(text) as { repository: string; length?: number }
+      return saved.repository === repository
+        ? wrap(await openSession(id, repository, saved.length))
+        : undefined
+    },
+    statBlob: async (repository, digest) => {
+      if (!(await exists(paths.link(repository, digest)))) return undefined
+      const sizeBytes = await sizeOf(paths.blobData(digest))
+      return sizeBytes === undefined ? undefined : { digest, sizeBytes }
+    },
+    readBlob: (digest, { start, end }, signal) => readRange(paths.blobData(digest), start, end, signal),
+    mountBlob: async (repository, digest, from) => {
+      if (!(await exists(paths.link(from, digest)))) return false
+      await link(paths, repository, digest)
+      return true
+    },
+    torrentOf: async (digest) => {
+      const info = await readFile(join(paths.blob(digest), 'info')).catch(ignoreMissing)
+      return info && { ...parseTorrent(writeTorrent(info, {})), info }
+    },
+    blobOfInfoHash: async (infoHash) => {
+      if (!/^[0-9a-f]{40}$/.test(infoHash)) return undefined
+      const digest = await readFile(join(paths.infoHashes, infoHash), 'utf8').catch(ignoreMissing)
+      const sizeBytes = digest === undefined ? undefined : await sizeOf(paths.blobData(digest as Digest))
+      return digest === undefined || sizeBytes === undefined
+        ? undefined
+        : { digest: digest as Digest, sizeBytes }
+    },
+    putManifest: async (repository, { digest, mediaType, bytes }) => {
+      await makeDirectory(join(paths.repository(repository), '_manifests'), 0o700)
+      await writeFileAtomic(
+        paths.manifest(repository, digest),
+        Buffer.concat([Buffer.from(`${mediaType}\n`), bytes]),
+      ).catch(mapDiskFull)
+    },
+    getManifest: async (repository, digest): Promise<Manifest | undefined> => {
+      const content = await readFile(paths.manifest(repository, digest)).catch(ignoreMissing)
+      if (!content) return undefined
+      const newline = content.indexOf(0x0a)
+      return { digest, mediaType: content.toString('utf8', 0, newline), bytes: content.subarray(newline + 1) }
+    },
+    listManifests: async (repository) =>
+      (await list(join(paths.repository(repository), '_manifests')))
+        .filter((name) => /^[0-9a-f]{64}$/.test(name))
+        .map(digestFromHex),
+    deleteManifest: (repository, digest) => removeFile(paths.manifest(repository, digest)),
+    putTag: async (repository, tag, digest) => {
+      await makeDirectory(join(paths.repository(repository), '_tags'), 0o700)
+      const text = JSON.stringify({ digest, updatedAt: new Date(now()).toISOString() })
+      await writeFileAtomic(join(paths.repository(repository), '_tags', tag), text).catch(mapDiskFull)
+    },
+    getTag: readTag,
+    deleteTag: (repository, tag) => removeFile(join(paths.repository(repository), '_tags', tag)),
+    listTags: async (repository) => {
+      const names = (await list(join(paths.repository(repository), '_tags')))
+        .filter((name) => !name.startsWith('.'))
+        .sort()
+      return (await Promise.all(names.map((tag) => readTag(repository, tag)))).filter(
+        (tag) => tag !== undefined,
+      )
+    },
+    listRepositories: async () => (await findRepositories(paths.repositories, '')).sort(),
+    [Symbol.asyncDispose]: async () => {
+      clearInterval(sweeper)
+      await pool[Symbol.asyncDispose]()
+    },
+  }
+}
+
+type StorePaths = ReturnType<typeof storePaths>
+
+function storePaths(directory: string) {
+  const blobs = join(directory, 'blobs', 'sha256')
+  const repositories = join(directory, 'repositories')
+  const blob = (digest: Digest) => join(blobs, digestHex(digest).slice(0, 2), digestHex(digest))
+  const repository = (name: string) => join(repositories, name)
+  return {
+    blobs,
+    repositories,
+    uploads: join(directory, 'uploads'),
+    infoHashes: join(directory, 'infohashes'),
+    blob,
+    blobData: (digest: Digest) => join(blob(digest), 'data'),
+    upload: (id: string) => join(directory, 'uploads', id),
+    repository,
+    link: (name: string, digest: Digest) => join(repository(name), '_blobs', digestHex(digest)),
+    manifest: (name: string, digest: Digest) => join(repository(name), '_manifests', digestHex(digest)),
+  }
+}
+
+/** The data was synced by the worker; the torrent is written and synced beside it, and then the directory moves. */
+async function moveIntoPlace(
+  paths: StorePaths,
+  uploadId: string,
+  blob: BlobStat,
+  pieces: Uint8Array,
+): Promise<void> {
+  const from = paths.upload(uploadId)
+  const to = paths.blob(blob.digest)
+  if (blob.sizeBytes > swarmLengthMin) {
+    const info = writeBlobInfo({ sha256Hex: digestHex(blob.digest), length: blob.sizeBytes, pieces })
+    await writeFileAtomic(join(from, 'info'), info)
+    // Before the blob, so that a crash in between leaves a name without a blob, never a blob that its swarm cannot find.
+    await writeFileAtomic(join(paths.infoHashes, infoHashOf(info)), blob.digest)
+  }
+  await unlink(join(from, 'session')).catch(ignoreMissing)
+  await syncDirectory(from)
+  await makeDirectory(dirname(to), 0o700)
+  try {
+    await rename(from, to)
+  } catch (error) {
+    // Another upload of the same blob was first; its copy is as good.
+    if (errorCode(error) !== 'ENOTEMPTY' && errorCode(error) !== 'EEXIST') throw error
+    await rm(from, { recursive: true, force: true })
+  }
+  await syncDirectory(dirname(to))
+}
+
+async function link(paths: StorePaths, repository: string, digest: Digest): Promise<void> {
+  const file = paths.link(repository, digest)
+  if (await exists(file)) return
+  await makeDirectory(dirname(file), 0o700)
+  await using handle = await open(file, 'a', 0o600)
+  await handle.close()
+  await syncDirectory(dirname(file))
+}
+
+async function* readRange(
+  file: string,
+  start: number,
+  end: number,
+  signal: AbortSignal,
+): AsyncGenerator<Uint8Array> {
+  if (end <= start) return
+  yield* createReadStream(file, {
+    start,
+    end: end - 1,
+    highWaterMark: 512 * 1024,
+    signal,
+  }) as AsyncIterable<Uint8Array>
+}
+
+/** Repositories are the directories that have tags, manifests or blobs; their names may hold slashes. */
+async function findRepositories(directory: string, name: string): Promise<string[]> {
+  const entries = await readdir(directory, { withFileTypes: true }).catch(ignoreMissing)
+  const children = (entries ?? []).filter((entry) => entry.isDirectory()).map((entry) => entry.name)
+  const below = await Promise.all(
+    children
+      .filter((child) => !child.startsWith('_'))
+      .map((child) => findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`)),
+  )
+  return [...(children.includes('_manifests') ? [name] : []), ...below.flat()]
+}
+
+async function list(directory: string): Promise<string[]> {
+  return (await readdir(directory).catch(ignoreMissing)) ?? []
+}
+
+async function sizeOf(file: string): Promise<number | undefined> {
+  return (await stat(file).catch(ignoreMissing))?.size
+}
+
+async function exists(file: string): Promise<boolean> {
+  return (await stat(file).catch(ignoreMissing)) !== undefined
+}
+
+async function removeFile(file: string): Promise<boolean> {
+  try {
+    await unlink(file)
+  } catch (error) {
+    if (isMissing(error)) return false
+    throw error
+  }
+  await syncDirectory(dirname(file))
+  return basename(file) !== ''
+}
+
+function mapDiskFull(error: unknown): never {
+  throw errorCode(error) === 'ENOSPC' ? diskFull(error) : error
+}
+
+function diskFull(cause?: unknown): ApiError {
+  return new ApiError(507, 'UNKNOWN', 'Cannot store: the disk of the server is full', {
+    cause,
+    hint: 'Make room on the server, then push again: the upload goes on where it stopped.',
+  })
+}
+
+export function tooLarge(maxBytes: number): ApiError {
+  return new ApiError(413, 'SIZE_INVALID', `Cannot store blob: it is larger than ${maxBytes} bytes`)
+}
