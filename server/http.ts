@@ -22,7 +22,7 @@ export interface MainPort extends AsyncDisposable {
   /** `http://127.0.0.1:6969`: what the address alone says; the default of `public_url`. */
   readonly origin: string
   /** The client's address: the socket's, or what trusted proxies say. */
-  sourceOf(request: FastifyRequest): Ip
+  readonly sourceOf: (request: FastifyRequest) => Ip
   /** Call when all routes are registered. */
   open(): Promise<void>
 }
@@ -187,11 +187,9 @@ function answerErrors(app: FastifyInstance, log: Logger): void {
         .send({ error: { code: 'BAD_REQUEST', message: `Cannot read the request: ${error.message}` } })
     }
     log.error({ err: error, method: request.method, route: request.routeOptions.url }, 'request failed')
-    return reply
-      .code(500)
-      .send({
-        error: { code: 'INTERNAL', message: 'internal error', hint: 'The log of the server says more.' },
-      })
+    return reply.code(500).send({
+      error: { code: 'INTERNAL', message: 'internal error', hint: 'The log of the server says more.' },
+    })
   })
   app.setNotFoundHandler((request, reply) =>
     reply.code(404).send({

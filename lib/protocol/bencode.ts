@@ -168,7 +168,7 @@ function append(value: Bencodable, parts: Uint8Array[]): void {
     for (const [key, member] of members) {
       if (member === undefined) continue
       appendBytes(Buffer.from(key, 'latin1'), parts)
-      append(member as Bencodable, parts)
+      append(member, parts)
     }
     parts.push(Buffer.from('e'))
   }

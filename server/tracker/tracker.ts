@@ -12,7 +12,7 @@ import type { Logger } from '../../lib/runtime/log.ts'
 import type { AnnounceRequest, PreHook, ScrapeRequest } from './hooks.ts'
 import type { IntervalConfig } from './intervals.ts'
 import { announceIntervalMs, lifetimeMs } from './intervals.ts'
-import type { PeerStore, SwarmView } from './peer-store.ts'
+import type { PeerStore, StoreTotals, SwarmView } from './peer-store.ts'
 import { selectPeers } from './selection.ts'
 import type { Topology } from './topology.ts'
 
@@ -58,6 +58,8 @@ export interface Tracker {
   scrape(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
   /** Counts of one swarm, for the registry. */
   counts(infoHash: InfoHash): SwarmCounts | Promise<SwarmCounts>
+  /** All swarms together. */
+  totals(): StoreTotals
 }
 
 export function createTracker(deps: TrackerDeps): Tracker {
@@ -111,6 +113,7 @@ export function createTracker(deps: TrackerDeps): Tracker {
         return waiting ? waiting.then(async () => scrapeReply(scrape, store)) : scrapeReply(scrape, store)
       }),
     counts: (infoHash) => store.scrape(infoHash),
+    totals: () => store.totals(),
   }
 }
 

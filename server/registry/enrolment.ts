@@ -1,0 +1,285 @@
+import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { LRUCache } from 'lru-cache'
+import type { CreatedBootstrapToken, HostCredential, HostList } from '../../lib/client/api.ts'
+import { CreateBootstrapTokenRequest, EnrollRequest } from '../../lib/client/api.ts'
+import type { Ip } from '../../lib/protocol/address.ts'
+import { formatIp } from '../../lib/protocol/address.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
+import type { TokenMinter } from '../../lib/token/token-authority.ts'
+import type { StateEntry, StateStore } from '../state/state-store.ts'
+import { VersionConflict } from '../state/state-store.ts'
+import { requireAdmin } from './access-control.ts'
+import type { AccessControl } from './access.ts'
+import { ApiError } from './api-error.ts'
+import type { Fleet } from './fleet.ts'
+import type { Revocations } from './revocations.ts'
+import { validate } from './validate.ts'
+
+export interface EnrolmentDeps {
+  readonly state: StateStore
+  readonly access: AccessControl
+  readonly minter: TokenMinter
+  readonly revocations: Revocations
+  readonly fleet: Fleet
+  readonly hostTtlMs: number
+  readonly hostsMax: number
+  readonly sourceOf: (request: FastifyRequest) => Ip
+  readonly now: () => number
+  readonly log: Logger
+}
+
+interface BootstrapRecord {
+  readonly secretSha256: string
+  readonly places: 'any' | readonly string[]
+  readonly repositories: readonly string[]
+  readonly usesLeft: number | undefined
+  readonly expiresAt: string
+}
+
+interface HostRecord {
+  readonly place: string | undefined
+  readonly repositories: readonly string[]
+  readonly enrolledAt: string
+  readonly address: string
+  /** Credentials that may still live, oldest first. */
+  readonly credentials: readonly { readonly id: string; readonly expiresAt: string }[]
+  readonly revoked: boolean
+}
+
+const bootstrapTtlMsDefault = 30 * 86_400_000
+/** Wrong bootstrap tokens an address may try in a minute; a secret of 192 bits needs no less, the log does. */
+const failuresPerMinuteMax = 20
+const casTriesMax = 20
+
+/** How hosts join, renew, and are turned away. */
+export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDeps): void {
+  const { state, access, revocations, now, log } = deps
+  const failures = new LRUCache<string, { count: number; sinceMs: number }>({ max: 10_000 })
+
+  app.post('/api/v1/enroll', async (request): Promise<HostCredential> => {
+    const { bootstrapToken, host, place } = validate(EnrollRequest, request.body)
+    const address = formatIp(deps.sourceOf(request))
+    refuseAfterFailures(failures, address, now())
+    const bootstrap = await findBootstrap(state, bootstrapToken, now())
+    if (!bootstrap) {
+      countFailure(failures, address, now())
+      throw new ApiError(
+        401,
+        'UNAUTHORIZED',
+        'Cannot enrol: the bootstrap token is wrong, used up or expired',
+        {
+          hint: 'Make one with `deployctl token bootstrap` and put it into bootstrap_token_file.',
+        },
+      )
+    }
+    const record = bootstrap.value as BootstrapRecord
+    if (place !== undefined && record.places !== 'any' && !record.places.includes(place)) {
+      throw new ApiError(
+        403,
+        'PLACE_NOT_ALLOWED',
+        `Cannot enrol ${host}: its bootstrap token does not let it claim the place ${place}`,
+        {
+          hint: `Remove \`place\` from agent.yaml, so that the address decides, or use a token made with --places ${place}.`,
+        },
+      )
+    }
+    const known = await state.get(`hosts/${host}`)
+    if (!known && (await state.list('hosts/', { limit: deps.hostsMax })).length >= deps.hostsMax) {
+      throw new ApiError(507, 'TOO_MANY_HOSTS', `Cannot enrol ${host}: ${deps.hostsMax} hosts are enrolled`, {
+        hint: 'Raise enrolment.hosts_max, or revoke hosts that are gone.',
+      })
+    }
+    await spend(state, bootstrap, now())
+    if (known) log.warn({ host, address }, 'a host that was enrolled enrols again')
+    return issue(deps, host, {
+      place,
+      repositories: record.repositories,
+      address,
+      enrolledAt: new Date(now()).toISOString(),
+    })
+  })
+
+  app.post('/api/v1/hosts/self/renew', async (request): Promise<HostCredential> => {
+    const caller = await access.callerOf(request.headers)
+    if (caller.kind !== 'host') throw new ApiError(403, 'DENIED', 'Only a host renews its credential')
+    const entry = await state.get(`hosts/${caller.name}`)
+    const record = entry?.value as HostRecord | undefined
+    if (record?.revoked === true) throw new ApiError(403, 'REVOKED', `${caller.name} was revoked`)
+    // The credential alone proves the enrolment: a database that was lost loses no host.
+    const repositories = record?.repositories ?? caller.scopes.map((scope) => scope.slice('pull:'.length))
+    return issue(deps, caller.name, {
+      place: record?.place ?? caller.place,
+      repositories,
+      address: formatIp(deps.sourceOf(request)),
+      enrolledAt: record?.enrolledAt ?? new Date(now()).toISOString(),
+    })
+  })
+
+  app.post('/api/v1/bootstrap-tokens', async (request, reply): Promise<CreatedBootstrapToken> => {
+    await requireAdmin(access, request)
+    const asked = validate(CreateBootstrapTokenRequest, request.body)
+    void reply.code(201)
+    return createBootstrapToken(deps, {
+      places: asked.places ?? [],
+      repositories: asked.repositories,
+      usesMax: asked.usesMax,
+      ttlMs: asked.ttlSeconds === undefined ? bootstrapTtlMsDefault : asked.ttlSeconds * 1000,
+    })
+  })
+
+  app.get('/api/v1/hosts', async (request): Promise<HostList> => {
+    await requireAdmin(access, request)
+    const entries = await state.list('hosts/', { limit: deps.hostsMax })
+    return {
+      hosts: entries.map(({ key, value }) => {
+        const host = key.slice('hosts/'.length)
+        const { place, address, enrolledAt, revoked } = value as HostRecord
+        const heard = deps.fleet.lastReport(host)
+        return {
+          host,
+          place: heard?.place ?? place ?? 'unknown',
+          address,
+          enrolledAt,
+          revoked,
+          ...(heard
+            ? { seenAt: new Date(heard.atMs).toISOString(), agentVersion: heard.report.agentVersion }
+            : {}),
+        }
+      }),
+    }
+  })
+
+  app.delete<{ Params: { host: string } }>('/api/v1/hosts/:host', async (request, reply) => {
+    await requireAdmin(access, request)
+    const { host } = request.params
+    const entry = await state.get(`hosts/${host}`)
+    if (!entry)
+      throw new ApiError(404, 'NOT_FOUND', `There is no host ${host}`, {
+        hint: '`deployctl hosts` shows them.',
+      })
+    const record = entry.value as HostRecord
+    await state.put(entry.key, { ...record, revoked: true } satisfies HostRecord, {
+      ifVersion: entry.version,
+    })
+    for (const { id, expiresAt } of record.credentials) await revocations.revoke(id, new Date(expiresAt))
+    deps.fleet.forget(host)
+    log.info({ host }, 'host revoked')
+    return reply.code(204).send()
+  })
+}
+
+/** Makes a bootstrap token; only the hash of its secret is kept. */
+export async function createBootstrapToken(
+  { state, now }: Pick<EnrolmentDeps, 'state' | 'now'>,
+  options: {
+    places: 'any' | readonly string[]
+    repositories?: readonly string[] | undefined
+    usesMax?: number | undefined
+    ttlMs: number
+  },
+): Promise<CreatedBootstrapToken> {
+  const id = randomBytes(6).toString('hex')
+  const secret = randomBytes(24).toString('base64url')
+  const expiresAt = new Date(now() + options.ttlMs).toISOString()
+  const record: BootstrapRecord = {
+    secretSha256: sha256(secret),
+    places: options.places,
+    repositories: options.repositories ?? ['*'],
+    usesLeft: options.usesMax,
+    expiresAt,
+  }
+  await state.put(`bootstrap/${id}`, record, { ifVersion: 0 })
+  return { id, bootstrapToken: `rsb_${id}_${secret}`, expiresAt }
+}
+
+/** Mints a host's credential and records it, beside those that may still live. */
+async function issue(
+  { state, minter, hostTtlMs, now }: EnrolmentDeps,
+  host: string,
+  known: Pick<HostRecord, 'place' | 'repositories' | 'address' | 'enrolledAt'>,
+): Promise<HostCredential> {
+  const { place, repositories } = known
+  const { token, id, expiresAt } = await minter.mintHost({ host, place, repositories, ttlMs: hostTtlMs })
+  for (let tries = 0; tries < casTriesMax; tries++) {
+    const entry = await state.get(`hosts/${host}`)
+    const alive = ((entry?.value as HostRecord | undefined)?.credentials ?? []).filter(
+      (one) => Date.parse(one.expiresAt) > now(),
+    )
+    const record: HostRecord = {
+      ...known,
+      credentials: [...alive.slice(-9), { id, expiresAt: expiresAt.toISOString() }],
+      revoked: false,
+    }
+    try {
+      await state.put(`hosts/${host}`, record, { ifVersion: entry?.version ?? 0 })
+      return {
+        host,
+        credential: token,
+        expiresAt: expiresAt.toISOString(),
+        ...(place === undefined ? {} : { place }),
+      }
+    } catch (error) {
+      if (!(error instanceof VersionConflict)) throw error
+    }
+  }
+  throw new ApiError(409, 'CONFLICT', `Cannot enrol ${host}: others are enrolling under this name`)
+}
+
+async function findBootstrap(
+  state: StateStore,
+  token: string,
+  nowMs: number,
+): Promise<StateEntry | undefined> {
+  const [, id, secret] = /^rsb_([0-9a-f]{12})_([A-Za-z0-9_-]{20,64})$/.exec(token) ?? []
+  if (id === undefined || secret === undefined) return undefined
+  const entry = await state.get(`bootstrap/${id}`)
+  if (!entry) return undefined
+  const record = entry.value as BootstrapRecord
+  if (!timingSafeEqual(Buffer.from(record.secretSha256), Buffer.from(sha256(secret)))) return undefined
+  return Date.parse(record.expiresAt) > nowMs && record.usesLeft !== 0 ? entry : undefined
+}
+
+/** Takes one use of a token that has a number of them; hosts that enrol at once each take their own. */
+async function spend(state: StateStore, found: StateEntry, nowMs: number): Promise<void> {
+  let entry: StateEntry | undefined = found
+  for (let tries = 0; tries < casTriesMax && entry; tries++) {
+    const record = entry.value as BootstrapRecord
+    if (record.usesLeft === undefined) return
+    if (record.usesLeft < 1 || Date.parse(record.expiresAt) <= nowMs) break
+    try {
+      await state.put(entry.key, { ...record, usesLeft: record.usesLeft - 1 } satisfies BootstrapRecord, {
+        ifVersion: entry.version,
+      })
+      return
+    } catch (error) {
+      if (!(error instanceof VersionConflict)) throw error
+      entry = await state.get(entry.key)
+    }
+  }
+  throw new ApiError(401, 'UNAUTHORIZED', 'Cannot enrol: the bootstrap token is used up')
+}
+
+type Failures = LRUCache<string, { count: number; sinceMs: number }>
+
+function refuseAfterFailures(failures: Failures, address: string, nowMs: number): void {
+  const failed = failures.get(address)
+  if (failed && nowMs - failed.sinceMs < 60_000 && failed.count >= failuresPerMinuteMax) {
+    throw new ApiError(
+      429,
+      'TOO_MANY_FAILURES',
+      'Cannot enrol: too many wrong bootstrap tokens from this address',
+      { headers: { 'retry-after': '60' } },
+    )
+  }
+}
+
+function countFailure(failures: Failures, address: string, nowMs: number): void {
+  const failed = failures.get(address)
+  if (!failed || nowMs - failed.sinceMs >= 60_000) failures.set(address, { count: 1, sinceMs: nowMs })
+  else failed.count++
+}
+
+function sha256(text: string): string {
+  return createHash('sha256').update(text).digest('hex')
+}

@@ -1,0 +1,229 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { BytesBySource, HeldReference, ReleaseStatus, ReportReply } from '../../lib/client/api.ts'
+import { HostReport } from '../../lib/client/api.ts'
+import type { Ip } from '../../lib/protocol/address.ts'
+import type { Digest } from '../../lib/protocol/digest.ts'
+import type { Place } from '../../lib/protocol/place.ts'
+import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
+import type { AccessControl } from './access.ts'
+import { ApiError } from './api-error.ts'
+import type { BlobStore } from './blob-store.ts'
+import { validate } from './validate.ts'
+
+export interface HeardHost {
+  readonly host: string
+  /** Where the server takes it to be. */
+  readonly place: string
+  readonly atMs: number
+  readonly report: HostReport
+}
+
+/** Who is out there and how far, from what hosts report; in memory, whole again one report interval after a start. */
+export interface Fleet {
+  hear(host: HeardHost): void
+  lastReport(host: string): HeardHost | undefined
+  forget(host: string): void
+  /** Hosts heard in the last minute. */
+  present(): HeardHost[]
+}
+
+/** A host that has been silent for this long is not part of the fleet. */
+const presentMs = 60_000
+
+export function createFleet({ hostsMax, now }: { hostsMax: number; now: () => number }): Fleet {
+  const heard = new Map<string, HeardHost>()
+  return {
+    hear: (host) => {
+      // Re-inserted, so that the first in the map is the one silent for longest.
+      heard.delete(host.host)
+      heard.set(host.host, host)
+      const [oldest] = heard.keys()
+      if (heard.size > hostsMax && oldest !== undefined) heard.delete(oldest)
+    },
+    lastReport: (host) => heard.get(host),
+    forget: (host) => {
+      heard.delete(host)
+    },
+    present: () => [...heard.values()].filter(({ atMs }) => now() - atMs <= presentMs),
+  }
+}
+
+/** Digests of tags for 10,000 hosts that ask every ten seconds: read once, dropped when the tag moves. */
+export interface TagCache {
+  digestOf(repository: string, tag: string): Promise<Digest | undefined>
+  moved(repository: string, tag: string): void
+}
+
+const tagsCached = 10_000
+/** Another server may move a tag in a shared directory; it is seen after this. */
+const tagFreshMs = 1000
+
+export function createTagCache({ store, now }: { store: BlobStore; now: () => number }): TagCache {
+  const cache = new Map<string, { digest: Promise<Digest | undefined>; untilMs: number }>()
+  return {
+    digestOf: async (repository, tag) => {
+      const key = `${repository}:${tag}`
+      const known = cache.get(key)
+      if (known && known.untilMs > now()) return known.digest
+      const digest = store.getTag(repository, tag).then((found) => found?.digest)
+      if (cache.size >= tagsCached) cache.clear()
+      cache.set(key, { digest, untilMs: now() + tagFreshMs })
+      digest.catch(() => cache.delete(key))
+      return digest
+    },
+    moved: (repository, tag) => {
+      cache.delete(`${repository}:${tag}`)
+    },
+  }
+}
+
+export interface FleetDeps {
+  readonly fleet: Fleet
+  readonly tags: TagCache
+  readonly access: AccessControl
+  readonly epoch: string
+  readonly reportIntervalMs: number
+  readonly sourceOf: (request: FastifyRequest) => Ip
+  /** The host's place: the operator's word, else the address table's. */
+  readonly placeOf: (place: Place | undefined, source: Ip) => string
+  readonly now: () => number
+}
+
+/** Reports of hosts, and what they add up to. */
+export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void {
+  const { fleet, tags, access, now } = deps
+  app.post('/api/v1/hosts/self/report', async (request): Promise<ReportReply> => {
+    const caller = await access.callerOf(request.headers)
+    if (caller.kind !== 'host') throw new ApiError(403, 'DENIED', 'Only a host reports')
+    const report = validate(HostReport, request.body)
+    const place = deps.placeOf(caller.place as Place | undefined, deps.sourceOf(request))
+    fleet.hear({ host: caller.name, place, atMs: now(), report })
+    const digests = await Promise.all(
+      report.follow.map(async (text) => {
+        const { repository, tag, digest } = parseReference(text)
+        if (!caller.may('pull', repository)) return [text, null] as const
+        return [
+          text,
+          digest ?? (tag === undefined ? null : ((await tags.digestOf(repository, tag)) ?? null)),
+        ] as const
+      }),
+    )
+    return {
+      epoch: deps.epoch,
+      tags: Object.fromEntries(digests),
+      place,
+      reportIntervalSeconds: deps.reportIntervalMs / 1000,
+      serverTime: new Date(now()).toISOString(),
+    }
+  })
+
+  app.get<{ Querystring: { reference?: string } }>(
+    '/api/v1/releases/status',
+    async (request): Promise<ReleaseStatus> => {
+      const caller = await access.callerOf(request.headers)
+      const { repository, tag, digest: named } = parseReference(request.query.reference ?? '')
+      if (!caller.may('pull', repository))
+        throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
+      const digest = named ?? (tag === undefined ? undefined : await tags.digestOf(repository, tag))
+      const reference = formatReference({ repository, tag, digest: named })
+      if (digest === undefined)
+        throw new ApiError(404, 'NOT_FOUND', `There is no release ${reference}`, {
+          hint: '`deployctl list` shows what there is.',
+        })
+      return statusOf(reference, digest, await followersOf(repository, digest, deps), now())
+    },
+  )
+}
+
+/** Hosts that hold or fetch the digest, or follow a tag that points at it, each with its state. */
+async function followersOf(
+  repository: string,
+  digest: Digest,
+  { fleet, tags }: FleetDeps,
+): Promise<{ heard: HeardHost; held: HeldReference }[]> {
+  const pointing = new Map<string, boolean>()
+  const pointsAt = async (text: string): Promise<boolean> => {
+    const known = pointing.get(text)
+    if (known !== undefined) return known
+    const parsed = parseReference(text)
+    const points =
+      parsed.repository === repository &&
+      (parsed.digest ??
+        (parsed.tag === undefined ? undefined : await tags.digestOf(repository, parsed.tag))) === digest
+    pointing.set(text, points)
+    return points
+  }
+  const members: { heard: HeardHost; held: HeldReference }[] = []
+  for (const heard of fleet.present()) {
+    const states = heard.report.held.filter(
+      (held) => held.digest === digest && parseReference(held.reference).repository === repository,
+    )
+    // A host may have it under two tags; what counts is that it has it.
+    const held = states.find(({ state }) => state === 'held') ?? states[0]
+    if (held) {
+      members.push({ heard, held })
+      continue
+    }
+    for (const text of heard.report.follow) {
+      if (!(await pointsAt(text))) continue
+      members.push({
+        heard,
+        held: {
+          reference: text,
+          digest,
+          state: 'waiting',
+          bytesDone: 0,
+          bytesTotal: 0,
+          bytes: noBytes,
+          tookMs: 0,
+          reason: 'the host has not seen it yet',
+        },
+      })
+      break
+    }
+  }
+  return members
+}
+
+const noBytes: BytesBySource = { ownRack: 0, otherRacks: 0, webseed: 0 }
+
+function statusOf(
+  reference: string,
+  digest: Digest,
+  members: readonly { heard: HeardHost; held: HeldReference }[],
+  nowMs: number,
+): ReleaseStatus {
+  const places = Map.groupBy(members, ({ heard }) => heard.place)
+  return {
+    reference,
+    digest,
+    fleet: count(members),
+    racks: [...places]
+      .sort(([a], [b]) => (a < b ? -1 : 1))
+      .map(([place, inPlace]) => ({
+        place,
+        ...count(inPlace),
+        bytes: inPlace.reduce((sum, { held }) => add(sum, held.bytes), noBytes),
+      })),
+    hosts: members.map(({ heard, held }) => ({
+      host: heard.host,
+      place: heard.place,
+      seenAt: new Date(Math.min(heard.atMs, nowMs)).toISOString(),
+      held,
+    })),
+  }
+}
+
+function count(members: readonly { held: HeldReference }[]) {
+  const total = { total: members.length, held: 0, fetching: 0, failed: 0, waiting: 0 }
+  for (const { held } of members) total[held.state]++
+  return total
+}
+
+function add(a: BytesBySource, b: BytesBySource): BytesBySource {
+  return {
+    ownRack: a.ownRack + b.ownRack,
+    otherRacks: a.otherRacks + b.otherRacks,
+    webseed: a.webseed + b.webseed,
+  }
+}

@@ -1,0 +1,93 @@
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { LRUCache } from 'lru-cache'
+import type { SwarmGrant } from '../../lib/client/api.ts'
+import { GrantRequest } from '../../lib/client/api.ts'
+import type { Ip } from '../../lib/protocol/address.ts'
+import { formatIp } from '../../lib/protocol/address.ts'
+import { parseDigest } from '../../lib/protocol/digest.ts'
+import type { InfoHash } from '../../lib/protocol/infohash.ts'
+import { writeTorrent } from '../../lib/protocol/metainfo.ts'
+import type { SwarmCounts } from '../../lib/protocol/scrape.ts'
+import type { AnnounceScope } from '../../lib/token/claims.ts'
+import type { Minted, TokenMinter } from '../../lib/token/token-authority.ts'
+import type { AccessControl, Caller } from './access.ts'
+import { ApiError } from './api-error.ts'
+import type { BlobStore } from './blob-store.ts'
+import { announceUrl, webseedUrl } from './torrents.ts'
+import { validate } from './validate.ts'
+import type { WebseedPolicy } from './webseed-policy.ts'
+
+export interface GrantDeps {
+  readonly store: BlobStore
+  readonly access: AccessControl
+  readonly minter: TokenMinter
+  readonly webseed: WebseedPolicy
+  readonly publicUrl: string
+  readonly agentTtlMs: number
+  /** Tokens count only from the address that asked. */
+  readonly bindAddress: boolean
+  readonly sourceOf: (request: FastifyRequest) => Ip
+  readonly swarmCounts: (infoHash: InfoHash) => SwarmCounts | Promise<SwarmCounts>
+  readonly now: () => number
+}
+
+/** Tokens kept for asking again: a host that renews early gets the one it has, which the tracker has verified already. */
+const tokensCached = 200_000
+
+/** `POST /api/v1/swarm-grants`: all that a host needs to take part in a blob's swarm. */
+export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void {
+  const { store, access, minter, agentTtlMs, now } = deps
+  const cache = new LRUCache<string, Promise<Minted>>({ max: tokensCached })
+
+  const tokenFor = async (
+    caller: Caller,
+    infoHash: InfoHash,
+    source: Ip,
+    scopes: readonly AnnounceScope[],
+  ): Promise<Minted> => {
+    const address = formatIp(source)
+    const key = [caller.kind, caller.name, caller.place, infoHash, address, ...scopes].join(' ')
+    const known = await cache.get(key)
+    if (known && known.expiresAt.getTime() - now() > (agentTtlMs * 2) / 3) return known
+    const cidr = deps.bindAddress ? `${address}/${source.family === 4 ? 32 : 128}` : undefined
+    const minted = minter.mintAnnounce({
+      infoHash,
+      subject: caller.name,
+      scopes,
+      rack: caller.place,
+      cidr,
+      ttlMs: agentTtlMs,
+    })
+    cache.set(key, minted)
+    return minted
+  }
+
+  app.post('/api/v1/swarm-grants', async (request): Promise<SwarmGrant> => {
+    const caller = await access.callerOf(request.headers)
+    const { repository, digest: text, stalledSeconds } = validate(GrantRequest, request.body)
+    const digest = parseDigest(text)
+    if (!caller.may('pull', repository))
+      throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
+    if (!(await store.statBlob(repository, digest)))
+      throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
+    const torrent = await store.torrentOf(digest)
+    if (!torrent)
+      throw new ApiError(404, 'NO_TORRENT', `${digest} is too small to have a torrent`, {
+        hint: `Fetch it over HTTP: GET /v2/${repository}/blobs/${digest}`,
+      })
+    const { infoHash } = torrent
+    const source = deps.sourceOf(request)
+    const announce = await tokenFor(caller, infoHash, source, ['announce', 'scrape', 'peer'])
+    const webseed = await tokenFor(caller, infoHash, source, ['webseed'])
+    const counts = await deps.swarmCounts(infoHash)
+    return {
+      infohash: infoHash,
+      metainfo: writeTorrent(torrent.info, {}).toString('base64'),
+      announceUrl: announceUrl(deps.publicUrl).href,
+      token: announce.token,
+      expiresAt: announce.expiresAt.toISOString(),
+      webseedUrl: webseedUrl(deps.publicUrl, webseed.token, digest),
+      webseed: deps.webseed.mayUse({ infoHash, host: caller.name, counts, stalledSeconds }),
+    }
+  })
+}

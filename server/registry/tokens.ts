@@ -1,0 +1,240 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { AnnounceTokenReply, CreatedToken, TokenList } from '../../lib/client/api.ts'
+import { AnnounceTokenRequest, CreateTokenRequest } from '../../lib/client/api.ts'
+import { parseCidr } from '../../lib/protocol/cidr.ts'
+import { parseDigest } from '../../lib/protocol/digest.ts'
+import { infoHashFromHex } from '../../lib/protocol/infohash.ts'
+import { isRepository } from '../../lib/protocol/reference.ts'
+import { isMissing, writeFileAtomic } from '../../lib/runtime/files.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
+import type { TokenAuthority, TokenMinter } from '../../lib/token/token-authority.ts'
+import type { StateStore } from '../state/state-store.ts'
+import { requireAdmin } from './access-control.ts'
+import type { AccessControl, Caller } from './access.ts'
+import { ApiError } from './api-error.ts'
+import type { BlobStore } from './blob-store.ts'
+import { createBootstrapToken } from './enrolment.ts'
+import type { Revocations } from './revocations.ts'
+import { signedAnnounceUrl } from './torrents.ts'
+import { validate } from './validate.ts'
+
+export interface TokenDeps {
+  readonly authority: TokenAuthority
+  readonly access: AccessControl
+  readonly state: StateStore
+  readonly store: BlobStore
+  readonly revocations: Revocations
+  readonly publicUrl: string
+  readonly apiTtlMs: number
+  readonly torrentTtlMs: number
+  readonly now: () => number
+}
+
+/** Registry tokens of the token flow: long enough for one push or pull to ask again in between. */
+const accessTtlMs = 5 * 60_000
+/** No announce token that a person asks for lives longer than this many usual ones. */
+const announceTtlFactorMax = 30
+const tokensListed = 10_000
+
+interface TokenRecord {
+  readonly name: string
+  readonly scopes: string[]
+  readonly createdAt: string
+  readonly expiresAt: string
+}
+
+/** Public keys, API tokens, signed announce URLs, and the registry token flow (distribution's token authentication). */
+export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void {
+  const { authority, access, state, revocations, now } = deps
+
+  app.get('/.well-known/jwks.json', (_request, reply) =>
+    reply.header('cache-control', 'public, max-age=300').send(authority.jwks()),
+  )
+
+  app.post('/api/v1/tokens', async (request, reply): Promise<CreatedToken> => {
+    await requireAdmin(access, request)
+    const { name, scopes, ttlSeconds } = validate(CreateTokenRequest, request.body)
+    const minted = await authority.minter.mintApi({
+      name,
+      scopes,
+      ttlMs: ttlSeconds === undefined ? deps.apiTtlMs : ttlSeconds * 1000,
+    })
+    const record: TokenRecord = {
+      name,
+      scopes,
+      createdAt: new Date(now()).toISOString(),
+      expiresAt: minted.expiresAt.toISOString(),
+    }
+    await state.put(`tokens/${minted.id}`, record)
+    void reply.code(201)
+    return { id: minted.id, token: minted.token, expiresAt: record.expiresAt }
+  })
+  app.get('/api/v1/tokens', async (request): Promise<TokenList> => {
+    await requireAdmin(access, request)
+    const entries = await state.list('tokens/', { limit: tokensListed })
+    return {
+      tokens: entries.map(({ key, value }) => {
+        const id = key.slice('tokens/'.length)
+        return { id, ...(value as TokenRecord), revoked: revocations.isRevoked(id) }
+      }),
+    }
+  })
+  app.delete<{ Params: { id: string } }>('/api/v1/tokens/:id', async (request, reply) => {
+    await requireAdmin(access, request)
+    const entry = await state.get(`tokens/${request.params.id}`)
+    if (!entry)
+      throw new ApiError(404, 'NOT_FOUND', `There is no token ${request.params.id}`, {
+        hint: '`deployctl token list` shows them.',
+      })
+    await revocations.revoke(request.params.id, new Date((entry.value as TokenRecord).expiresAt))
+    return reply.code(204).send()
+  })
+
+  app.post('/api/v1/announce-tokens', async (request): Promise<AnnounceTokenReply> => {
+    const caller = await access.callerOf(request.headers)
+    const asked = validate(AnnounceTokenRequest, request.body)
+    if (asked.cidr !== undefined) parseCidr(asked.cidr)
+    const infoHash = await askedInfoHash(asked, caller, deps.store)
+    const ttlMs = Math.min(
+      asked.ttlSeconds === undefined ? deps.torrentTtlMs : asked.ttlSeconds * 1000,
+      deps.torrentTtlMs * announceTtlFactorMax,
+    )
+    const { token, expiresAt } = await authority.minter.mintAnnounce({
+      infoHash,
+      subject: caller.name,
+      ttlMs,
+      rack: asked.rack,
+      cidr: asked.cidr,
+    })
+    return {
+      infohash: infoHash,
+      announceUrl: signedAnnounceUrl(deps.publicUrl, token),
+      token,
+      expiresAt: expiresAt.toISOString(),
+    }
+  })
+
+  const flow = async (request: FastifyRequest, scopes: readonly string[]) => {
+    const caller = await access.callerOf(request.headers)
+    const granted = scopes.flatMap((scope) => grantedOf(scope, caller))
+    const { token } = await authority.minter.mintAccess({
+      subject: caller.name,
+      access: granted,
+      ttlMs: accessTtlMs,
+    })
+    return {
+      token,
+      access_token: token,
+      expires_in: accessTtlMs / 1000,
+      issued_at: new Date(now()).toISOString(),
+    }
+  }
+  app.get('/v2/token', async (request) => {
+    const query = new URL(request.raw.url ?? '/', 'http://registry').searchParams
+    return flow(
+      request,
+      query.getAll('scope').flatMap((scopes) => scopes.split(' ')),
+    )
+  })
+  void app.register((scope, _options, done) => {
+    scope.addContentTypeParser(
+      'application/x-www-form-urlencoded',
+      { parseAs: 'string', bodyLimit: 64 * 1024 },
+      (_request, body, parsed) => {
+        parsed(null, new URLSearchParams(body.toString()))
+      },
+    )
+    scope.post('/v2/token', async (request) => {
+      const form = request.body instanceof URLSearchParams ? request.body : new URLSearchParams()
+      const secret = form.get('password') ?? form.get('refresh_token')
+      if (secret !== null) request.headers.authorization = `Bearer ${secret}`
+      const answer = await flow(
+        request,
+        form.getAll('scope').flatMap((scopes) => scopes.split(' ')),
+      )
+      // Docker keeps this as its identity token; it is what it gave us, so nothing new is handed out.
+      return secret === null ? answer : { ...answer, refresh_token: secret }
+    })
+    done()
+  })
+}
+
+/** Writes the first credentials of a server, 0600, where they are missing, and logs only their paths. */
+export async function ensureFirstTokens(options: {
+  directory: string
+  minter: TokenMinter
+  state: StateStore
+  places: 'any' | readonly string[]
+  now: () => number
+  log: Logger
+}): Promise<void> {
+  const { directory, minter, state, places, now, log } = options
+  const ensure = async (name: string, make: () => Promise<string>) => {
+    const file = join(directory, name)
+    const known = await readFile(file).catch((error: unknown) => {
+      if (!isMissing(error)) throw error
+      return undefined
+    })
+    if (known) return
+    await writeFileAtomic(file, `${await make()}\n`, { mode: 0o600 })
+    log.info({ file }, 'first credential written')
+  }
+  await ensure('admin-token', async () => {
+    const scopes = ['admin']
+    const { id, token, expiresAt } = await minter.mintApi({
+      name: 'first-admin',
+      scopes,
+      ttlMs: firstTokenTtlMs,
+    })
+    const record: TokenRecord = {
+      name: 'first-admin',
+      scopes,
+      createdAt: new Date(now()).toISOString(),
+      expiresAt: expiresAt.toISOString(),
+    }
+    await state.put(`tokens/${id}`, record)
+    return token
+  })
+  await ensure(
+    'bootstrap-token',
+    async () =>
+      (await createBootstrapToken({ state, now }, { places, ttlMs: firstTokenTtlMs })).bootstrapToken,
+  )
+}
+
+const firstTokenTtlMs = 10 * 365 * 86_400_000
+
+async function askedInfoHash(asked: AnnounceTokenRequest, caller: Caller, store: BlobStore) {
+  if (asked.infohash !== undefined) {
+    if (!caller.may('admin'))
+      throw new ApiError(403, 'DENIED', 'A bare infohash needs the scope admin', {
+        hint: 'Name the repository and the digest instead.',
+      })
+    return infoHashFromHex(asked.infohash)
+  }
+  if (asked.repository === undefined || asked.digest === undefined) {
+    throw new ApiError(400, 'BAD_REQUEST', 'Cannot use the request: need infohash, or repository and digest')
+  }
+  const { repository } = asked
+  if (!caller.may('pull', repository))
+    throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
+  const digest = parseDigest(asked.digest)
+  const torrent = (await store.statBlob(repository, digest)) && (await store.torrentOf(digest))
+  if (!torrent) throw new ApiError(404, 'NOT_FOUND', `There is no torrent for ${digest} in ${repository}`)
+  return torrent.infoHash
+}
+
+/** `repository:NAME:pull,push` as far as the caller may; what it may not is left out, as the flow wants. */
+function grantedOf(scope: string, caller: Caller): { type: string; name: string; actions: string[] }[] {
+  const match = /^repository:([^:]+):([a-z,*]+)$/.exec(scope)
+  const name = match?.[1]
+  if (name === undefined || !isRepository(name)) return []
+  const asked = match?.[2] === '*' ? ['pull', 'push'] : (match?.[2]?.split(',') ?? [])
+  const actions = asked.filter(
+    (action) =>
+      (action === 'pull' && caller.may('pull', name)) || (action === 'push' && caller.may('publish', name)),
+  )
+  return actions.length === 0 ? [] : [{ type: 'repository', name, actions }]
+}

@@ -1,0 +1,89 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { Digest } from '../../lib/protocol/digest.ts'
+import { digestHex, parseDigest } from '../../lib/protocol/digest.ts'
+import { writeTorrent } from '../../lib/protocol/metainfo.ts'
+import { isRepository } from '../../lib/protocol/reference.ts'
+import type { TokenMinter } from '../../lib/token/token-authority.ts'
+import type { AccessControl, Caller } from './access.ts'
+import { ApiError } from './api-error.ts'
+import type { BlobStore } from './blob-store.ts'
+
+export interface TorrentDeps {
+  readonly store: BlobStore
+  readonly access: AccessControl
+  readonly minter: TokenMinter
+  readonly publicUrl: string
+  readonly torrentTtlMs: number
+}
+
+/** A .torrent asked for with a longer life than this many usual ones gets this. */
+const ttlFactorMax = 30
+
+/** Quay's `GET /c1/torrent/<name>/blobs/<digest>`: a .torrent with a signed announce URL. */
+export function registerTorrentRoutes(app: FastifyInstance, deps: TorrentDeps): void {
+  app.get<{ Params: { '*': string } }>('/c1/torrent/*', async (request, reply) => {
+    const match = /^(.+)\/blobs\/([^/]+)$/.exec(request.params['*'])
+    const [, repository = '', digest = ''] = match ?? []
+    if (!isRepository(repository)) throw new ApiError(404, 'NAME_UNKNOWN', 'There is no such repository')
+    const caller = await deps.access.callerOf(request.headers)
+    if (!caller.may('pull', repository))
+      throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
+    return sendTorrent(request, reply, { repository, digest: parseDigest(digest), caller }, deps)
+  })
+}
+
+/**
+ * Answers with the .torrent of a blob: `?webseed=0` leaves the webseed out, `?ttl=SECONDS` sets the life of its token.
+ *
+ * @throws ApiError 404 for a blob that is not there or too small to have a torrent
+ */
+export async function sendTorrent(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  { repository, digest, caller }: { repository: string; digest: Digest; caller: Caller },
+  { store, minter, publicUrl, torrentTtlMs }: Omit<TorrentDeps, 'access'>,
+): Promise<FastifyReply> {
+  const torrent = (await store.statBlob(repository, digest)) && (await store.torrentOf(digest))
+  if (!torrent) throw new ApiError(404, 'BLOB_UNKNOWN', `There is no torrent for ${digest} in ${repository}`)
+  const query = new URL(request.raw.url ?? '/', 'http://registry').searchParams
+  const ttl = query.get('ttl')
+  if (ttl !== null && !/^[1-9]\d{0,8}$/.test(ttl))
+    throw new ApiError(400, 'BAD_REQUEST', `Cannot use ttl ${JSON.stringify(ttl.slice(0, 20))}: need seconds`)
+  const ttlMs = Math.min(ttl === null ? torrentTtlMs : Number(ttl) * 1000, torrentTtlMs * ttlFactorMax)
+  const mint = (scopes: readonly ('announce' | 'scrape' | 'webseed')[]) =>
+    minter.mintAnnounce({ infoHash: torrent.infoHash, subject: caller.name, scopes, ttlMs })
+  const { token } = await mint(['announce', 'scrape'])
+  const urlList =
+    query.get('webseed') === '0' ? [] : [webseedUrl(publicUrl, (await mint(['webseed'])).token, digest)]
+  const bytes = writeTorrent(torrent.info, {
+    announce: signedAnnounceUrl(publicUrl, token),
+    createdBy: 'Rackswarm',
+    urlList,
+  })
+  return reply
+    .headers({
+      'content-type': 'application/x-bittorrent',
+      'content-disposition': `attachment; filename="${torrent.name}.torrent"`,
+      'cache-control': 'no-store',
+      vary: 'Accept',
+    })
+    .send(bytes)
+}
+
+/** The announce URL with a token in its query; the public URL may have a query of its own. */
+export function signedAnnounceUrl(publicUrl: string, token: string): string {
+  const url = announceUrl(publicUrl)
+  url.searchParams.set('jwt', token)
+  return url.href
+}
+
+export function announceUrl(publicUrl: string): URL {
+  const url = new URL(publicUrl)
+  url.pathname = `${url.pathname.replace(/\/$/, '')}/announce`
+  return url
+}
+
+/** Token in the path: libtorrent refuses webseeds with a query in private torrents. A secret. */
+export function webseedUrl(publicUrl: string, token: string, digest: Digest): string {
+  return `${publicUrl}/webseed/${token}/${digestHex(digest)}`
+}
