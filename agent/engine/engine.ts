@@ -21,7 +21,7 @@ export interface FetchOptions {
   readonly peers: AsyncIterable<EnginePeer>
   /** A webseed URL, a secret, while the grant allows it. */
   readonly webseed: string | undefined
-  /** Aborts the fetch: `done` rejects with the signal's reason, the part on disk stays. */
+  /** Aborts the fetch: `done` rejects with the signal's reason, the part on disk stays. Once `done`, the handle seeds until `close`. */
   readonly signal: AbortSignal
 }
 

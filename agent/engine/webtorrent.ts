@@ -309,6 +309,8 @@ class WebtorrentHandle implements EngineHandle {
     torrent.on('done', () => {
       this.#complete = true
       this.#reserve.clear()
+      // The signal was for the fetch; what it became is ended by close().
+      this.#signal.removeEventListener('abort', this.#onAbort)
       this.setWebseed(undefined)
       this.#outcome.resolve(undefined)
     })
@@ -479,12 +481,17 @@ class WebtorrentHandle implements EngineHandle {
       torrent._destroy(error as Error)
       throw error
     })
-    if (torrent.destroyed || torrent.pieces[index] == null) return true
+    // A peer may have brought the piece meanwhile.
+    if (this.#isGone() || this.has(index)) return true
     torrent._markVerified(index)
     for (const wire of torrent.wires) wire.have(index)
     torrent._checkDone()
-    if (!torrent.destroyed) torrent._update()
+    torrent._update()
     return true
+  }
+
+  #isGone(): boolean {
+    return this.#closing !== undefined || this.#torrent.destroyed
   }
 }
 

@@ -1,0 +1,699 @@
+import { createHash } from 'node:crypto'
+import type { FileHandle } from 'node:fs/promises'
+import { open } from 'node:fs/promises'
+import type { BytesBySource, SwarmGrant } from '../lib/client/api.ts'
+import { RequestError } from '../lib/client/http.ts'
+import type { RegistryClient } from '../lib/client/registry-client.ts'
+import type { ServerClient } from '../lib/client/server-client.ts'
+import type { Digest } from '../lib/protocol/digest.ts'
+import { digestHex } from '../lib/protocol/digest.ts'
+import { infoHashToHex } from '../lib/protocol/infohash.ts'
+import type { Metainfo } from '../lib/protocol/metainfo.ts'
+import { parseTorrent, pieceCount, pieceSize, swarmLengthMin } from '../lib/protocol/metainfo.ts'
+import { backoff, delay } from '../lib/runtime/backoff.ts'
+import { errorCode } from '../lib/runtime/files.ts'
+import type { Logger } from '../lib/runtime/log.ts'
+import type { AnnounceGrant, Announcement, Announcer } from './announcer.ts'
+import type { BlobCache } from './blob-cache.ts'
+import { NoSpaceError } from './blob-cache.ts'
+import type { Engine, EngineHandle, PeerTraffic } from './engine/engine.ts'
+import type { PrefixHash, PrefixHasher } from './prefix-hasher.ts'
+import type { WatchdogStep } from './watchdog.ts'
+import { createWatchdog } from './watchdog.ts'
+
+export interface BlobWant {
+  readonly repository: string
+  readonly digest: Digest
+  readonly sizeBytes: number
+}
+
+export interface BlobProgress {
+  readonly state: 'waiting' | 'fetching'
+  /** Bytes verified. */
+  readonly bytesDone: number
+  readonly bytes: BytesBySource
+  readonly reason: string | undefined
+}
+
+export interface SeedState {
+  readonly infohash: string
+  readonly peers: number
+  readonly uploadedBytes: number
+}
+
+/** Where bytes came from and how fetches ended: for metrics. */
+export interface FetchObserver {
+  bytes(source: 'own_rack' | 'other_racks' | 'webseed' | 'registry', bytes: number): void
+  uploaded(bytes: number): void
+  fetched(outcome: 'ok' | 'wrong_digest' | 'refused' | 'aborted', seconds: number): void
+  watchdog(step: WatchdogStep): void
+}
+
+export interface BlobFetcherDeps {
+  engine: Engine
+  announcer: Announcer
+  cache: BlobCache
+  hasher: PrefixHasher
+  server: Pick<ServerClient, 'swarmGrant'>
+  registry: Pick<RegistryClient, 'pullBlob'>
+  fetchesMax: number
+  stallMs: number
+  /** Where this host is, once it is known. */
+  place: () => string | undefined
+  now: () => number
+  random: () => number
+  log: Logger
+  observe: FetchObserver
+}
+
+/** Brings blobs into the cache and seeds them from then on. */
+export interface BlobFetcher extends AsyncDisposable {
+  /**
+   * Resolves when the blob is in the cache. Callers of one digest share one fetch, which ends when the last of them aborts.
+   * It goes on through every fault that may pass; it rejects when the server refuses or the bytes are not the blob's.
+   */
+  fetch(want: BlobWant, signal: AbortSignal): Promise<void>
+  /** Of a fetch under way. */
+  progress(digest: Digest): BlobProgress | undefined
+  /** How the fetch that brought a blob got its bytes; undefined for blobs that were there already. */
+  lastBytes(digest: Digest): BytesBySource | undefined
+  seedOf(digest: Digest): SeedState | undefined
+  /** Offers a cached blob to the swarm, from what is stored beside it. */
+  seed(digest: Digest, spreadMs: number): Promise<void>
+  stopSeeding(digest: Digest): Promise<void>
+}
+
+/** The bytes of a blob have another SHA-256 than its name. */
+export class WrongDigestError extends Error {
+  override readonly name = 'WrongDigestError'
+}
+
+const tickMs = 1000
+/** While the webseed is in use, the grant is asked again this often whether it still may. */
+const webseedReviewMs = 10_000
+const spaceRetryMs = 5000
+/** Fetches of a blob whose bytes turn out wrong before it is given up. */
+const wrongDigestMax = 3
+/** Bytes taken over plain HTTP before peers are tried again. */
+const fallbackBytesMax = 64 * 1024 * 1024
+/** Blobs whose sources are remembered. */
+const lastBytesMax = 1000
+const grantTimeoutMs = 15_000
+
+interface Job {
+  readonly want: BlobWant
+  readonly abort: AbortController
+  readonly outcome: Promise<void>
+  readonly startedAt: number
+  waiters: number
+  state: 'waiting' | 'fetching'
+  reason: string | undefined
+  handle: EngineHandle | undefined
+  announcement: Announcement | undefined
+  /** Of handles that were closed, and of plain HTTP. */
+  past: BytesBySource
+  bytesDone: number
+}
+
+interface Seed {
+  readonly handle: EngineHandle
+  readonly announcement: Announcement
+  readonly infohash: string
+}
+
+export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
+  const { cache, engine, announcer, now, random, log } = deps
+  const jobs = new Map<Digest, Job>()
+  const seeds = new Map<Digest, Seed>()
+  const slots = createSlots(deps.fetchesMax)
+  const lastBytes = new Map<Digest, BytesBySource>()
+  let closed = false
+
+  const start = (want: BlobWant): Job => {
+    const abort = new AbortController()
+    const outcome = Promise.withResolvers<undefined>()
+    const job: Job = {
+      want,
+      abort,
+      outcome: outcome.promise.then(() => undefined),
+      startedAt: now(),
+      waiters: 0,
+      state: 'waiting',
+      reason: 'other fetches are under way',
+      handle: undefined,
+      announcement: undefined,
+      past: { ownRack: 0, otherRacks: 0, webseed: 0 },
+      bytesDone: 0,
+    }
+    job.outcome.catch(() => undefined)
+    jobs.set(want.digest, job)
+    run(job).then(
+      () => {
+        jobs.delete(want.digest)
+        lastBytes.delete(want.digest)
+        lastBytes.set(want.digest, job.past)
+        if (lastBytes.size > lastBytesMax) lastBytes.delete(lastBytes.keys().next().value ?? want.digest)
+        deps.observe.fetched('ok', (now() - job.startedAt) / 1000)
+        outcome.resolve(undefined)
+      },
+      (error: unknown) => {
+        jobs.delete(want.digest)
+        const kind = abort.signal.aborted
+          ? 'aborted'
+          : error instanceof WrongDigestError
+            ? 'wrong_digest'
+            : 'refused'
+        deps.observe.fetched(kind, (now() - job.startedAt) / 1000)
+        outcome.reject(error)
+      },
+    )
+    return job
+  }
+
+  const run = async (job: Job): Promise<void> => {
+    const { signal } = job.abort
+    const release = await slots.take(signal)
+    try {
+      const waits = backoff({ firstMs: 500, maxMs: 15_000, random })
+      for (let wrong = 0; ;) {
+        signal.throwIfAborted()
+        let waitMs: number
+        try {
+          await fetchWithin(job)
+          return
+        } catch (error) {
+          signal.throwIfAborted()
+          if (error instanceof WrongDigestError && ++wrong >= wrongDigestMax) throw error
+          if (isRefusal(error)) throw error
+          if (error instanceof NoSpaceError || isDiskFull(error)) {
+            job.state = 'waiting'
+            job.reason = `no room: ${(error as Error).message}`
+            waitMs = spaceRetryMs
+          } else {
+            job.reason = (error as Error).message
+            waitMs = waits.next().value
+          }
+          log.warn({ digest: job.want.digest, reason: job.reason }, 'fetch does not go on: trying again')
+        }
+        await delay(waitMs, signal)
+      }
+    } finally {
+      release()
+    }
+  }
+
+  /** One try, in space that is set aside for it. */
+  const fetchWithin = async (job: Job): Promise<void> => {
+    const space = await cache.reserve(job.want.digest, job.want.sizeBytes)
+    try {
+      job.state = 'fetching'
+      job.reason = undefined
+      await fetchOnce(job)
+    } finally {
+      space[Symbol.dispose]()
+    }
+  }
+
+  const fetchOnce = async (job: Job): Promise<void> => {
+    const { want } = job
+    if (want.sizeBytes <= swarmLengthMin) return fetchWhole(job)
+    let grant: SwarmGrant
+    try {
+      grant = await askGrant(want, undefined, job.abort.signal)
+    } catch (error) {
+      if (error instanceof RequestError && error.status === 404 && error.code !== 'BLOB_UNKNOWN')
+        return fetchWhole(job)
+      throw error
+    }
+    const torrent = Buffer.from(grant.metainfo, 'base64')
+    const metainfo = parseTorrent(torrent)
+    if (
+      metainfo.name !== digestHex(want.digest) ||
+      metainfo.length !== want.sizeBytes ||
+      infoHashToHex(metainfo.infoHash) !== grant.infohash
+    ) {
+      throw new WrongDigestError(`Cannot fetch ${want.digest}: the server gave the torrent of something else`)
+    }
+    await cache.putTorrent(want.digest, torrent, want.repository)
+    await fetchFromSwarm(job, metainfo, grant)
+  }
+
+  /** Small blobs, and those that have no torrent: plain HTTP. */
+  const fetchWhole = async (job: Job): Promise<void> => {
+    const { digest, repository, sizeBytes } = job.want
+    const { signal } = job.abort
+    const answer = await deps.registry.pullBlob(repository, digest, { start: 0 }, signal)
+    const hash = createHash('sha256')
+    let position = 0
+    {
+      await using file: FileHandle = await open(cache.partialFile(digest), 'w', 0o640)
+      for await (const part of answer.stream) {
+        if (position + part.length > sizeBytes)
+          throw new WrongDigestError(`Cannot use ${digest}: it has more than ${sizeBytes} bytes`)
+        hash.update(part)
+        await file.writeFile(part)
+        position += part.length
+        deps.observe.bytes('registry', part.length)
+        job.past = { ...job.past, webseed: job.past.webseed + part.length }
+        job.bytesDone = position
+      }
+    }
+    if (position !== sizeBytes) throw new Error(`the server sent ${position} of ${sizeBytes} bytes`)
+    await finish(job, hash.digest('hex'))
+  }
+
+  /** Only here does a blob get into the cache. */
+  const finish = async (job: Job, hex: string): Promise<void> => {
+    const { digest } = job.want
+    if (hex !== digestHex(digest)) {
+      await cache.dropPartial(digest)
+      job.bytesDone = 0
+      log.error({ digest, got: `sha256:${hex}` }, 'fetched bytes have the wrong SHA-256: dropped')
+      throw new WrongDigestError(`Cannot use ${digest}: the bytes fetched have sha256:${hex}`)
+    }
+    await cache.commit(digest)
+    job.bytesDone = job.want.sizeBytes
+  }
+
+  const fetchFromSwarm = async (job: Job, metainfo: Metainfo, first: SwarmGrant): Promise<void> => {
+    const { want } = job
+    const announcement = announcer.add({
+      infoHash: metainfo.infoHash,
+      grant: announceGrantOf(first),
+      renew: async (signal) => announceGrantOf(await askGrant(want, undefined, signal)),
+      progress: () => ({
+        left: metainfo.length - job.bytesDone,
+        downloaded: downloadedOf(job),
+        uploaded: uploadedOf(job.handle),
+      }),
+    })
+    job.announcement = announcement
+    let handle: EngineHandle | undefined
+    try {
+      using hash = deps.hasher.open(cache.partialFile(want.digest), metainfo.length)
+      handle = await follow(job, metainfo, first, announcement, hash)
+      await finish(job, await hash.digest)
+    } catch (error) {
+      await job.handle?.close()
+      foldTraffic(job)
+      await announcement.close()
+      throw error
+    } finally {
+      job.announcement = undefined
+    }
+    announcement.completed()
+    // The handle goes on as a seed: its file was renamed, its connections stay.
+    seeds.set(want.digest, { handle, announcement, infohash: infoHashToHex(metainfo.infoHash) })
+    count(handle)
+    foldTraffic(job)
+  }
+
+  /** Drives one engine handle after another until every piece is there. */
+  const follow = async (
+    job: Job,
+    metainfo: Metainfo,
+    grant: SwarmGrant,
+    announcement: Announcement,
+    hash: PrefixHash,
+  ): Promise<EngineHandle> => {
+    const { want } = job
+    const { signal } = job.abort
+    const watchdog = createWatchdog(deps.stallMs, now())
+    let webseed = grant.webseed ? grant.webseedUrl : undefined
+    let reviewedAt = now()
+    const use = (next: SwarmGrant) => {
+      announcement.setGrant(announceGrantOf(next))
+      webseed = next.webseed ? next.webseedUrl : undefined
+      job.handle?.setWebseed(webseed)
+      reviewedAt = now()
+    }
+    const review = (stalledMs: number | undefined) =>
+      askGrant(want, stalledMs, signal).then(use, (error: unknown) => {
+        reviewedAt = now()
+        log.debug({ digest: want.digest, error: (error as Error).message }, 'the grant was not renewed')
+      })
+    for (;;) {
+      const handle = engine.fetch({
+        metainfo,
+        file: cache.partialFile(want.digest),
+        peers: announcement.peers,
+        webseed,
+        signal,
+      })
+      job.handle = handle
+      followPrefix(handle, metainfo, hash)
+      const step = await watch(
+        job,
+        handle,
+        watchdog,
+        async (asked) => {
+          announcement.announceNow()
+          await review(asked)
+        },
+        () => (webseed !== undefined && now() - reviewedAt > webseedReviewMs ? review(undefined) : undefined),
+      )
+      if (step === 'done') return handle
+      const missing = missingPieces(handle, metainfo)
+      await handle.close()
+      foldTraffic(job)
+      if (step === 'fallback') {
+        await fetchMissing(job, metainfo, missing).catch((error: unknown) => {
+          signal.throwIfAborted()
+          if (isDiskFull(error) || isRefusal(error)) throw error
+          job.reason = `neither peers nor the registry give anything: ${(error as Error).message}`
+        })
+      }
+    }
+  }
+
+  /** Watches one handle until it is done or must be replaced. */
+  const watch = async (
+    job: Job,
+    handle: EngineHandle,
+    watchdog: ReturnType<typeof createWatchdog>,
+    ask: (stalledMs: number) => Promise<void>,
+    review: () => Promise<void> | undefined,
+  ): Promise<'done' | 'remake' | 'fallback'> => {
+    const replaced = Promise.withResolvers<'remake' | 'fallback'>()
+    let asking: Promise<void> | undefined
+    const timer = setInterval(() => {
+      job.bytesDone = handle.bytesVerified
+      const current = handle.traffic()
+      watchdog.progress(
+        handle.bytesVerified + current.reduce((total, { downloadedBytes }) => total + downloadedBytes, 0),
+        now(),
+      )
+      job.reason =
+        handle.waitingReason === undefined
+          ? undefined
+          : [handle.waitingReason, job.announcement?.lastError].filter(Boolean).join('; ')
+      const step = watchdog.check(now())
+      if (step === undefined) {
+        asking ??= review()?.finally(() => (asking = undefined))
+        return
+      }
+      deps.observe.watchdog(step)
+      log.warn({ digest: job.want.digest, step, reason: job.reason }, 'fetch stands still')
+      if (step === 'ask') asking ??= ask(watchdog.stalledMs(now())).finally(() => (asking = undefined))
+      else replaced.resolve(step)
+    }, tickMs)
+    try {
+      return await Promise.race([handle.done.then(() => 'done' as const), replaced.promise])
+    } finally {
+      clearInterval(timer)
+      job.bytesDone = handle.bytesVerified
+    }
+  }
+
+  /** The last way: missing pieces from the registry, checked one by one and written where the engine finds them. */
+  const fetchMissing = async (job: Job, metainfo: Metainfo, missing: readonly number[]): Promise<void> => {
+    const { digest, repository } = job.want
+    const { signal } = job.abort
+    const hashes = Buffer.from(metainfo.pieces)
+    await using file: FileHandle = await openPart(cache.partialFile(digest))
+    let taken = 0
+    for (const [first, count] of runs(missing)) {
+      const start = first * metainfo.pieceLength
+      const end = Math.min(metainfo.length, (first + count) * metainfo.pieceLength)
+      const answer = await deps.registry.pullBlob(repository, digest, { start, end }, signal)
+      let piece = first
+      let parts: Uint8Array[] = []
+      let held = 0
+      // A registry that ignores Range sends the blob from its start.
+      let skip = answer.status === 206 ? 0 : start
+      for await (let part of answer.stream) {
+        if (skip > 0) {
+          const cut = Math.min(skip, part.length)
+          skip -= cut
+          part = part.subarray(cut)
+        }
+        parts.push(part)
+        held += part.length
+        deps.observe.bytes('registry', part.length)
+        job.past = { ...job.past, webseed: job.past.webseed + part.length }
+        while (piece < first + count && held >= pieceSize(metainfo, piece)) {
+          const all = Buffer.concat(parts)
+          const size = pieceSize(metainfo, piece)
+          const bytes = all.subarray(0, size)
+          if (
+            !createHash('sha1')
+              .update(bytes)
+              .digest()
+              .equals(hashes.subarray(20 * piece, 20 * piece + 20))
+          )
+            throw new Error(`piece ${piece} from the registry is wrong`)
+          await file.write(bytes, 0, size, piece * metainfo.pieceLength)
+          parts = [all.subarray(size)]
+          held -= size
+          piece++
+          taken += size
+          job.bytesDone += size
+        }
+        if (piece === first + count) break
+      }
+      if (taken >= fallbackBytesMax) return
+    }
+  }
+
+  const foldTraffic = (job: Job) => {
+    if (!job.handle) return
+    job.past = addBytes(job.past, bySource(job.handle.traffic(), deps.place()))
+    job.handle = undefined
+  }
+
+  const askGrant = (
+    want: BlobWant,
+    stalledMs: number | undefined,
+    signal: AbortSignal,
+  ): Promise<SwarmGrant> =>
+    deps.server.swarmGrant(
+      {
+        repository: want.repository,
+        digest: want.digest,
+        ...(stalledMs === undefined ? {} : { stalledSeconds: Math.floor(stalledMs / 1000) }),
+      },
+      AbortSignal.any([signal, AbortSignal.timeout(grantTimeoutMs)]),
+    )
+
+  const announceGrantOf = (grant: SwarmGrant): AnnounceGrant => ({
+    announceUrl: grant.announceUrl,
+    token: grant.token,
+    obtainedAt: now(),
+    expiresAt: Date.parse(grant.expiresAt),
+  })
+
+  /** Traffic goes to the metrics as it happens, for fetches and seeds alike. */
+  const counted = new WeakMap<EngineHandle, { received: BytesBySource; uploaded: number }>()
+  const count = (handle: EngineHandle) => {
+    const traffic = handle.traffic()
+    const received = bySource(traffic, deps.place())
+    const uploaded = uploadedOf(handle)
+    const before = counted.get(handle) ?? { received: { ownRack: 0, otherRacks: 0, webseed: 0 }, uploaded: 0 }
+    deps.observe.bytes('own_rack', Math.max(0, received.ownRack - before.received.ownRack))
+    deps.observe.bytes('other_racks', Math.max(0, received.otherRacks - before.received.otherRacks))
+    deps.observe.bytes('webseed', Math.max(0, received.webseed - before.received.webseed))
+    deps.observe.uploaded(Math.max(0, uploaded - before.uploaded))
+    counted.set(handle, { received, uploaded })
+  }
+  const meter = setInterval(() => {
+    for (const { handle } of jobs.values()) if (handle) count(handle)
+    for (const { handle } of seeds.values()) count(handle)
+  }, 5 * tickMs)
+  meter.unref()
+
+  const stopSeeding = async (digest: Digest) => {
+    const seed = seeds.get(digest)
+    if (!seed) return
+    seeds.delete(digest)
+    count(seed.handle)
+    await Promise.all([seed.handle.close(), seed.announcement.close()])
+  }
+
+  return {
+    fetch: async (want, signal) => {
+      signal.throwIfAborted()
+      if (closed) throw new Error('the agent is ending')
+      if (await cache.find(want.digest, want.sizeBytes)) {
+        await cache.touch(want.digest)
+        return
+      }
+      const job = jobs.get(want.digest) ?? start(want)
+      job.waiters++
+      const aborted = Promise.withResolvers<never>()
+      const leave = () => {
+        aborted.reject(signal.reason as Error)
+      }
+      signal.addEventListener('abort', leave, { once: true })
+      try {
+        await Promise.race([job.outcome, aborted.promise])
+      } finally {
+        signal.removeEventListener('abort', leave)
+        // A fetch that has ended goes on as a seed, which nobody's leaving ends.
+        if (--job.waiters === 0 && jobs.get(want.digest) === job) job.abort.abort(signal.reason)
+      }
+    },
+    progress: (digest) => {
+      const job = jobs.get(digest)
+      if (!job) return undefined
+      const current = job.handle ? bySource(job.handle.traffic(), deps.place()) : undefined
+      return {
+        state: job.state,
+        bytesDone: job.handle?.bytesVerified ?? job.bytesDone,
+        bytes: current ? addBytes(job.past, current) : job.past,
+        reason: job.reason,
+      }
+    },
+    lastBytes: (digest) => lastBytes.get(digest),
+    seedOf: (digest) => {
+      const seed = seeds.get(digest)
+      return (
+        seed && {
+          infohash: seed.infohash,
+          peers: seed.handle.peerCount,
+          uploadedBytes: uploadedOf(seed.handle),
+        }
+      )
+    },
+    seed: async (digest, spreadMs) => {
+      if (seeds.has(digest) || jobs.has(digest) || closed) return
+      const stored = await cache.getTorrent(digest)
+      const blob = await cache.find(digest, stored?.metainfo.length)
+      if (!stored || !blob) return
+      const want: BlobWant = { repository: stored.repository, digest, sizeBytes: blob.sizeBytes }
+      const announcement = announcer.add({
+        infoHash: stored.metainfo.infoHash,
+        grant: undefined,
+        renew: async (signal) => announceGrantOf(await askGrant(want, undefined, signal)),
+        progress: () => ({ left: 0, downloaded: 0, uploaded: uploadedOf(seeds.get(digest)?.handle) }),
+        spreadMs,
+      })
+      const handle = engine.seed({
+        metainfo: stored.metainfo,
+        file: cache.file(digest),
+        peers: announcement.peers,
+        signal: new AbortController().signal,
+      })
+      seeds.set(digest, { handle, announcement, infohash: infoHashToHex(stored.metainfo.infoHash) })
+    },
+    stopSeeding,
+    [Symbol.asyncDispose]: async () => {
+      closed = true
+      clearInterval(meter)
+      const ending = [...jobs.values()]
+      for (const job of ending) job.abort.abort(new Error('the agent is ending'))
+      await Promise.allSettled(ending.map(({ outcome }) => outcome))
+      await Promise.all([...seeds.keys()].map(stopSeeding))
+    },
+  }
+}
+
+/** Feeds the hash with the verified prefix as it grows. */
+function followPrefix(handle: EngineHandle, metainfo: Metainfo, hash: PrefixHash): void {
+  const count = pieceCount(metainfo)
+  let next = 0
+  const advance = () => {
+    const before = next
+    while (next < count && handle.has(next)) next++
+    if (next > before) hash.advance(Math.min(next * metainfo.pieceLength, metainfo.length))
+  }
+  handle.onPiece(advance)
+  advance()
+}
+
+function missingPieces(handle: EngineHandle, metainfo: Metainfo): number[] {
+  return Array.from({ length: pieceCount(metainfo) }, (_, i) => i).filter((piece) => !handle.has(piece))
+}
+
+/** Runs of neighbours, bounded so that a request does not ask for more than a few pieces that others may bring meanwhile. */
+function runs(pieces: readonly number[]): [first: number, count: number][] {
+  const found: [number, number][] = []
+  for (const piece of pieces) {
+    const last = found.at(-1)
+    if (last && last[0] + last[1] === piece) last[1]++
+    else found.push([piece, 1])
+  }
+  return found
+}
+
+/** Bytes by where they came from, as seen from a place. */
+export function bySource(traffic: readonly PeerTraffic[], place: string | undefined): BytesBySource {
+  const sums = { ownRack: 0, otherRacks: 0, webseed: 0 }
+  for (const source of traffic) {
+    if (source.kind === 'webseed') sums.webseed += source.downloadedBytes
+    else if (place !== undefined && source.place === place) sums.ownRack += source.downloadedBytes
+    else sums.otherRacks += source.downloadedBytes
+  }
+  return sums
+}
+
+export function addBytes(a: BytesBySource, b: BytesBySource): BytesBySource {
+  return {
+    ownRack: a.ownRack + b.ownRack,
+    otherRacks: a.otherRacks + b.otherRacks,
+    webseed: a.webseed + b.webseed,
+  }
+}
+
+function downloadedOf(job: Job): number {
+  const past = job.past.ownRack + job.past.otherRacks + job.past.webseed
+  return (
+    past + (job.handle?.traffic().reduce((total, { downloadedBytes }) => total + downloadedBytes, 0) ?? 0)
+  )
+}
+
+function uploadedOf(handle: EngineHandle | undefined): number {
+  return handle?.traffic().reduce((total, { uploadedBytes }) => total + uploadedBytes, 0) ?? 0
+}
+
+/** The server understood and said no; asking again at once changes nothing. */
+export function isRefusal(error: unknown): boolean {
+  return error instanceof RequestError && [400, 401, 403, 404, 410].includes(error.status)
+}
+
+function isDiskFull(error: unknown): boolean {
+  return ['ENOSPC', 'EDQUOT'].includes(errorCode(error) ?? '')
+}
+
+async function openPart(file: string): Promise<FileHandle> {
+  return open(file, 'r+').catch((error: unknown) => {
+    if (errorCode(error) === 'ENOENT') return open(file, 'wx+', 0o640)
+    throw error
+  })
+}
+
+/** At most `max` at once, in the order of asking. */
+function createSlots(max: number) {
+  let free = max
+  const waiting: (() => void)[] = []
+  return {
+    take: async (signal: AbortSignal): Promise<() => void> => {
+      if (free > 0) {
+        free--
+      } else {
+        const turn = Promise.withResolvers<undefined>()
+        const next = () => {
+          turn.resolve(undefined)
+        }
+        waiting.push(next)
+        const leave = () => {
+          const at = waiting.indexOf(next)
+          if (at >= 0) {
+            waiting.splice(at, 1)
+            turn.reject(signal.reason as Error)
+          }
+        }
+        signal.addEventListener('abort', leave, { once: true })
+        await turn.promise
+        signal.removeEventListener('abort', leave)
+      }
+      let given = false
+      return () => {
+        if (given) return
+        given = true
+        const next = waiting.shift()
+        if (next) next()
+        else free++
+      }
+    },
+  }
+}

@@ -1,0 +1,30 @@
+import { createLog } from '../lib/runtime/log.ts'
+import { defaultPaths } from '../lib/runtime/paths.ts'
+import { runDaemon } from '../lib/runtime/program.ts'
+import { version } from '../lib/runtime/version.ts'
+import { startAgent } from './agent.ts'
+import { AgentConfig } from './config.ts'
+
+/** `rackswarm-agent`. */
+export async function main(argv: string[]): Promise<void> {
+  const log = createLog('rackswarm-agent')
+  const bootstrapToken = process.env['RACKSWARM_BOOTSTRAP_TOKEN']
+  // Children and core dumps need not know it.
+  delete process.env['RACKSWARM_BOOTSTRAP_TOKEN']
+  await runDaemon(
+    {
+      name: 'rackswarm-agent',
+      version,
+      schema: AgentConfig,
+      defaultConfig: defaultPaths('agent').config,
+      start: async (config) => {
+        log.level = config.log_level
+        return startAgent(config, { log, now: Date.now, random: Math.random, bootstrapToken })
+      },
+      started: (addresses) => {
+        log.info({ version, ...addresses }, 'agent is running')
+      },
+    },
+    argv,
+  )
+}

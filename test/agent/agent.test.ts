@@ -1,0 +1,334 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { readFile, readdir, stat, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+import { test } from 'node:test'
+import type { Agent } from '../../agent/agent.ts'
+import { startAgent } from '../../agent/agent.ts'
+import { AgentConfig } from '../../agent/config.ts'
+import { createAgentClient } from '../../lib/client/agent-client.ts'
+import type { AgentStatus, FetchEvent } from '../../lib/client/api.ts'
+import { silentLog } from '../../lib/runtime/log.ts'
+import type { Blob } from './engine/fixtures.ts'
+import { eventually, randomBlob, temporaryDirectory } from './engine/fixtures.ts'
+import type { MiniServer } from './mini-server.ts'
+import { startMiniServer } from './mini-server.ts'
+
+const mebibyte = 1024 * 1024
+
+type Settings = Record<string, unknown>
+
+/** An agent in this process; started again with the same directory it is the same host. */
+async function startTestAgent(
+  t: TestContext,
+  server: MiniServer,
+  directory: string,
+  settings: Settings = {},
+) {
+  const config = AgentConfig.parse({
+    server: server.url,
+    host: 'a1',
+    place: 'rack-1',
+    data_dir: join(directory, 'data'),
+    control_socket: join(directory, 'agent.sock'),
+    metrics_addr: '127.0.0.1:0',
+    peer_port: 0,
+    follow_jitter: '10ms',
+    ...settings,
+    disk: { reserve: '0B', ...(settings['disk'] as Settings | undefined) },
+  })
+  const agent = await startAgent(config, {
+    log: silentLog(),
+    now: Date.now,
+    random: Math.random,
+    bootstrapToken: 'bootstrap',
+  })
+  let ended = false
+  const end = async () => {
+    if (!ended) await agent[Symbol.asyncDispose]()
+    ended = true
+  }
+  t.after(end)
+  const client = createAgentClient({ socketPath: agent.addresses.controlSocket })
+  t.after(() => client[Symbol.asyncDispose]())
+  return { agent, client, end, data: join(directory, 'data') }
+}
+
+async function fetchAll(
+  client: { fetch(reference: string): AsyncIterable<FetchEvent> },
+  reference: string,
+): Promise<FetchEvent[]> {
+  const events: FetchEvent[] = []
+  for await (const event of client.fetch(reference)) events.push(event)
+  return events
+}
+
+async function stateOf(client: { status(): Promise<AgentStatus> }, reference: string) {
+  return (await client.status()).references.find((held) => held.reference === reference)
+}
+
+async function untilHeld(
+  client: { status(): Promise<AgentStatus> },
+  reference: string,
+  digest?: string,
+): Promise<string> {
+  await eventually(async () => {
+    const held = await stateOf(client, reference)
+    return held?.state === 'held' && (digest === undefined || held.digest === digest)
+  }, `${reference} is held`)
+  return (await stateOf(client, reference))?.path ?? ''
+}
+
+function portOf(agent: Agent): number {
+  return agent.addresses.peerPort
+}
+
+test('a followed tag is fetched, exposed by name and seeded; a second version replaces it', async (t) => {
+  const server = await startMiniServer(t)
+  const [one, two, small] = [randomBlob(2 * mebibyte), randomBlob(2 * mebibyte), randomBlob(1000)]
+  const first = server.publish('web:latest', [
+    { blob: one, title: 'build.tar' },
+    { blob: small, title: 'notes.txt' },
+  ])
+  const { client } = await startTestAgent(t, server, await temporaryDirectory(t), { follow: ['web:latest'] })
+  const path = await untilHeld(client, 'web:latest', first)
+  assert.ok((await readFile(join(path, 'build.tar'))).equals(one.bytes))
+  assert.ok((await readFile(join(path, 'notes.txt'))).equals(small.bytes))
+  assert.equal((await stat(join(path, 'build.tar'))).mode & 0o777, 0o444)
+
+  const second = server.publish('web:latest', [{ blob: two, title: 'build.tar' }])
+  const next = await untilHeld(client, 'web:latest', second)
+  assert.ok((await readFile(join(next, '..', 'current', 'build.tar'))).equals(two.bytes))
+  assert.ok((await readFile(join(next, '..', 'previous', 'build.tar'))).equals(one.bytes))
+  const { blobs } = await client.status()
+  assert.deepEqual(
+    blobs
+      .filter(({ seeding }) => seeding)
+      .map(({ digest }) => digest)
+      .toSorted(),
+    [`sha256:${one.sha256}`, `sha256:${two.sha256}`].toSorted(),
+  )
+  await eventually(
+    () =>
+      server.reports.some(({ held }) =>
+        held.some(({ digest, state }) => digest === second && state === 'held'),
+      ),
+    'a report of it',
+  )
+})
+
+test('an agent fetches from another agent, and says from which rack the bytes came', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(3 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const one = await startTestAgent(t, server, await temporaryDirectory(t))
+  await fetchAll(one.client, 'web:1')
+  server.webseed = false
+  server.peers = [{ port: portOf(one.agent), distance: 0 }]
+  const reads = server.blobReads.length
+  const two = await startTestAgent(t, server, await temporaryDirectory(t), { host: 'a2' })
+  // The first report tells an agent where it is.
+  await eventually(async () => (await two.client.status()).lastReportAt !== undefined, 'a report')
+  const events = await fetchAll(two.client, 'web:1')
+  const done = events.at(-1)
+  if (done?.event !== 'done') assert.fail(JSON.stringify(done))
+  assert.ok(done.held.bytes.ownRack >= blob.bytes.length)
+  assert.deepEqual([done.held.bytes.otherRacks, done.held.bytes.webseed], [0, 0])
+  assert.equal(server.blobReads.length, reads)
+  assert.ok((await readFile(done.files[0]?.path ?? '')).equals(blob.bytes))
+  const metrics = await (await fetch(`${two.agent.addresses.metricsUrl}/metrics`)).text()
+  assert.match(metrics, /rackswarm_agent_fetches_total\{outcome="ok"\} 1/)
+  assert.match(metrics, /rackswarm_agent_received_bytes_total\{source="own_rack"\} [1-9]/)
+})
+
+test('after a restart it seeds what it has, without the server, and others can fetch it', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(2 * mebibyte)
+  const digest = server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const directory = await temporaryDirectory(t)
+  const first = await startTestAgent(t, server, directory, { follow: ['web:1'] })
+  await untilHeld(first.client, 'web:1')
+  await first.end()
+  const announced = server.announces.length
+  const reads = server.blobReads.length
+  const again = await startTestAgent(t, server, directory, { follow: ['web:1'] })
+  assert.equal((await stateOf(again.client, 'web:1'))?.digest, digest)
+  assert.ok((await again.client.status()).blobs.every(({ seeding }) => seeding))
+  await eventually(
+    () => server.announces.slice(announced).some(({ left, event }) => left === 0 && event === 'started'),
+    'an announce as a seeder',
+  )
+  assert.equal(server.blobReads.length, reads, 'nothing was fetched again')
+})
+
+test('bytes with another SHA-256 are never exposed, and the reason is told', async (t) => {
+  const server = await startMiniServer(t)
+  const good = randomBlob(mebibyte)
+  // A server that signs the pieces of other bytes: SHA-1 agrees, SHA-256 does not.
+  const other = randomBlob(mebibyte)
+  const forged: Blob = { ...good, bytes: other.bytes }
+  const { pieces } = other.metainfo
+  const { parseTorrent, writeBlobInfo, writeTorrent } = await import('../../lib/protocol/metainfo.ts')
+  const torrent = writeTorrent(writeBlobInfo({ sha256Hex: good.sha256, length: mebibyte, pieces }), {})
+  server.publish('web:bad', [
+    { blob: forged, title: 'build.tar', torrent: { ...good, torrent, metainfo: parseTorrent(torrent) } },
+  ])
+  const { client, data } = await startTestAgent(t, server, await temporaryDirectory(t))
+  const last = (await fetchAll(client, 'web:bad')).at(-1)
+  assert.match(last?.event === 'error' ? last.error.message : '', /the bytes fetched have sha256:/)
+  assert.deepEqual(await readdir(join(data, 'blobs', 'sha256')), [])
+  assert.deepEqual(await readdir(join(data, 'partial')), [])
+  assert.deepEqual(await readdir(join(data, 'releases')), [])
+  assert.equal((await stateOf(client, 'web:bad'))?.state, 'failed')
+})
+
+test('a fetch without peers and webseed asks for help, and at last takes the plain way', async (t) => {
+  const server = await startMiniServer(t)
+  server.webseed = false
+  const blob = randomBlob(2 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const { client, agent } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    stall_timeout: '1s',
+  })
+  const done = (await fetchAll(client, 'web:1')).at(-1)
+  assert.equal(done?.event, 'done')
+  assert.ok(
+    server.grants.some(({ stalledSeconds }) => (stalledSeconds ?? 0) >= 1),
+    'the grant was asked with the time of the stall',
+  )
+  const metrics = await (await fetch(`${agent.addresses.metricsUrl}/metrics`)).text()
+  for (const step of ['ask', 'remake', 'fallback'])
+    assert.match(metrics, new RegExp(`watchdog_steps_total\\{step="${step}"\\} [1-9]`))
+})
+
+test('what is not followed nor pinned gives way when the quota is reached; what is stays', async (t) => {
+  const server = await startMiniServer(t)
+  const [a, b, c] = [randomBlob(mebibyte), randomBlob(mebibyte), randomBlob(mebibyte)]
+  for (const [tag, blob] of Object.entries({ a, b, c }))
+    server.publish(`web:${tag}`, [{ blob, title: 'build.tar' }])
+  const { client, data } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    disk: { quota: '2.5MiB' },
+  })
+  await fetchAll(client, 'web:a')
+  await client.pin('web:a')
+  await fetchAll(client, 'web:b')
+  assert.equal((await fetchAll(client, 'web:c')).at(-1)?.event, 'done')
+  const names = await readdir(join(data, 'blobs', 'sha256'))
+  assert.deepEqual(names.toSorted(), [a.sha256, c.sha256].toSorted())
+  assert.equal(await stateOf(client, 'web:b'), undefined, 'the exposure went with the blob')
+  await eventually(
+    () =>
+      server.announces.some(({ event, infoHash }) => event === 'stopped' && infoHash === b.metainfo.infoHash),
+    'stopped for b',
+  )
+})
+
+test('a fetch that finds no room waits, says why, and goes on when there is room', async (t) => {
+  const server = await startMiniServer(t)
+  const [a, b] = [randomBlob(mebibyte), randomBlob(mebibyte)]
+  server.publish('web:a', [{ blob: a, title: 'build.tar' }])
+  server.publish('web:b', [{ blob: b, title: 'build.tar' }])
+  const { client } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    disk: { quota: '1.5MiB' },
+  })
+  await fetchAll(client, 'web:a')
+  await client.pin('web:a')
+  const fetching = fetchAll(client, 'web:b')
+  await eventually(async () => (await stateOf(client, 'web:b'))?.state === 'waiting', 'the waiting state')
+  assert.match((await stateOf(client, 'web:b'))?.reason ?? '', /no room: the disk quota/)
+  await client.unpin('web:a')
+  assert.equal((await fetching).at(-1)?.event, 'done')
+})
+
+test('a reference that is not there is an error with the words of the server; one followed is told in status', async (t) => {
+  const server = await startMiniServer(t)
+  const { client } = await startTestAgent(t, server, await temporaryDirectory(t), { follow: ['web:none'] })
+  const last = (await fetchAll(client, 'web:nope')).at(-1)
+  assert.deepEqual(last?.event === 'error' ? last.error.code : last, 'MANIFEST_UNKNOWN')
+  await eventually(
+    async () => /no such tag/.test((await stateOf(client, 'web:none'))?.reason ?? ''),
+    'the reason in status',
+  )
+  await assert.rejects(fetchAll(client, 'Not A Name'), /Cannot read name/)
+})
+
+test('a server that is not there yet is waited for, and enrolment keeps the credential to itself', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(1000)
+  server.publish('web:1', [{ blob, title: 'x' }])
+  server.intercept = (_request, response) => {
+    response.writeHead(503).end()
+    return true
+  }
+  const { client, agent, data } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    follow: ['web:1'],
+  })
+  assert.equal((await fetch(`${agent.addresses.metricsUrl}/readyz`)).status, 503)
+  assert.equal((await fetch(`${agent.addresses.metricsUrl}/livez`)).status, 200)
+  server.intercept = () => false
+  await untilHeld(client, 'web:1')
+  assert.equal((await fetch(`${agent.addresses.metricsUrl}/readyz`)).status, 200)
+  assert.equal((await stat(join(data, 'credential.json'))).mode & 0o777, 0o600)
+  assert.equal((await stat(agent.addresses.controlSocket)).mode & 0o777, 0o660)
+})
+
+test('a second agent on one socket is refused; a socket file left by a dead one is replaced', async (t) => {
+  const server = await startMiniServer(t)
+  const directory = await temporaryDirectory(t)
+  const first = await startTestAgent(t, server, directory)
+  await assert.rejects(startTestAgent(t, server, directory), /another agent answers on it/)
+  await first.end()
+  const { createServer } = await import('node:net')
+  // A process that died leaves its socket file; so does one whose file is moved away before it ends.
+  const { rename } = await import('node:fs/promises')
+  const socket = createServer()
+  const path = join(directory, 'agent.sock')
+  await new Promise<void>((resolve) => socket.listen(`${path}.live`, resolve))
+  await rename(`${path}.live`, path)
+  await new Promise((resolve) => socket.close(resolve))
+  assert.ok((await stat(path)).isSocket())
+  const { client } = await startTestAgent(t, server, directory)
+  assert.equal((await client.status()).host, 'a1')
+})
+
+test('an agent that ends leaves every swarm, also in the middle of a fetch', async (t) => {
+  const server = await startMiniServer(t)
+  server.webseed = false
+  const [held, slow] = [randomBlob(mebibyte), randomBlob(mebibyte)]
+  server.publish('web:held', [{ blob: held, title: 'x' }])
+  server.publish('web:slow', [{ blob: slow, title: 'x' }])
+  server.webseed = true
+  const { client, end } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    follow: ['web:slow'],
+  })
+  await fetchAll(client, 'web:held')
+  await untilHeld(client, 'web:slow')
+  await eventually(
+    () => new Set(server.announces.map(({ infoHash }) => infoHash)).size === 2,
+    'announces of both',
+  )
+  await end()
+  const stopped = server.announces.filter(({ event }) => event === 'stopped').map(({ infoHash }) => infoHash)
+  assert.deepEqual(stopped.toSorted(), [held.metainfo.infoHash, slow.metainfo.infoHash].toSorted())
+})
+
+test('a credential that cannot be read is set aside', async (t) => {
+  const server = await startMiniServer(t)
+  const directory = await temporaryDirectory(t)
+  const first = await startTestAgent(t, server, directory)
+  await eventually(async () => (await first.client.status()).lastReportAt !== undefined, 'a report')
+  await first.end()
+  await writeFile(join(directory, 'data', 'credential.json'), randomBytes(10))
+  const again = await startTestAgent(t, server, directory)
+  await eventually(async () => (await again.client.status()).lastReportAt !== undefined, 'a report')
+})
+
+test('plaintext to another machine needs the word of the operator', async (t) => {
+  const server = await startMiniServer(t)
+  const directory = await temporaryDirectory(t)
+  await assert.rejects(
+    startTestAgent(t, { ...server, url: 'http://registry.example:6969' }, directory),
+    /insecure_plaintext/,
+  )
+})
