@@ -1,0 +1,43 @@
+import type { Command } from 'commander'
+import type { Context } from '../context.ts'
+import type { WithContext } from '../main.ts'
+
+/** `hosts` and `hosts revoke`. */
+export function registerHosts(program: Command, contextOf: WithContext): void {
+  const hosts = program
+    .command('hosts')
+    .description('list enrolled hosts')
+    .option('--json', 'print JSON')
+    .action(async (_options: unknown, command: Command) => {
+      await runHosts(contextOf(command))
+    })
+  hosts
+    .command('revoke')
+    .description('end the credential of a host, at once; what it has on disk stays')
+    .argument('<host>', 'as `hosts` shows it')
+    .action(async (host: string, _options: unknown, command: Command) => {
+      const context = contextOf(command)
+      await using connection = await context.connect()
+      await connection.api.revokeHost(host)
+      context.out.note(`Revoked ${host}`)
+    })
+}
+
+async function runHosts(context: Context): Promise<void> {
+  const { out } = context
+  await using connection = await context.connect()
+  const { hosts } = await connection.api.hosts()
+  out.result({ hosts }, () =>
+    out.table(
+      ['HOST', 'RACK', 'ADDRESS', 'LAST HEARD', 'AGENT', ''],
+      hosts.map(({ host, place, address, seenAt, agentVersion, revoked }) => [
+        host,
+        place,
+        address ?? '-',
+        seenAt ?? 'never',
+        agentVersion ?? '-',
+        revoked ? 'revoked' : '',
+      ]),
+    ),
+  )
+}

@@ -1,0 +1,214 @@
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { stat } from 'node:fs/promises'
+import { basename } from 'node:path'
+import type { Command } from 'commander'
+import type { BlobSource } from '../../lib/client/registry-client.ts'
+import type { Digest } from '../../lib/protocol/digest.ts'
+import { digestFromHex, digestOf } from '../../lib/protocol/digest.ts'
+import type { Reference } from '../../lib/protocol/reference.ts'
+import { formatReference, isRepository, parseReference } from '../../lib/protocol/reference.ts'
+import type { Context, ServerConnection } from '../context.ts'
+import { Failure, exitCodes } from '../failure.ts'
+import type { WithContext } from '../main.ts'
+import { formatBytes } from '../output.ts'
+import { parseDurationMs, parseShare } from '../words.ts'
+import { waitForFleet } from '../wait-for-fleet.ts'
+
+export interface PublishOptions {
+  readonly file: string
+  readonly name: string | undefined
+  /** Share of the fleet to wait for, 0 to 1. */
+  readonly wait: number | undefined
+  readonly timeoutMs: number
+  /** Whether the tag `latest` moves too. */
+  readonly latest: boolean
+}
+
+const manifestType = 'application/vnd.oci.image.manifest.v1+json'
+const artifactType = 'application/vnd.rackswarm.release.v1'
+const layerType = 'application/vnd.rackswarm.build.v1'
+const emptyType = 'application/vnd.oci.empty.v1+json'
+const emptyBytes = Buffer.from('{}')
+
+export function registerPublish(program: Command, contextOf: WithContext): void {
+  program
+    .command('publish')
+    .description('publish a build')
+    .argument('<file>', 'the build')
+    .argument('[name]', 'NAME[:TAG]; default: the stem of the file, and the time in UTC')
+    .option('--wait <share>', 'wait until this share of the fleet has it, such as 95%')
+    .option('--timeout <duration>', 'how long to wait', '10m')
+    .option('--no-latest', 'do not move the tag latest')
+    .option('--json', 'print JSON')
+    .action(
+      async (
+        file: string,
+        name: string | undefined,
+        options: { wait?: string; timeout: string; latest: boolean },
+        command: Command,
+      ) => {
+        await runPublish(
+          {
+            file,
+            name,
+            wait: options.wait === undefined ? undefined : parseShare(options.wait),
+            timeoutMs: parseDurationMs(options.timeout),
+            latest: options.latest,
+          },
+          contextOf(command),
+        )
+      },
+    )
+}
+
+/** Pushes a file as an OCI artifact of one layer, and moves its tags. */
+export async function runPublish(options: PublishOptions, context: Context): Promise<void> {
+  const { out, signal } = context
+  const reference = referenceFor(options, context.now())
+  const { repository, tag } = reference
+  const source = await openSource(options.file, (done, total) => {
+    out.progress(`Publishing ${formatReference(reference)}: ${formatBytes(done)} of ${formatBytes(total)}`)
+  })
+  await using connection = await context.connect()
+  const { registry } = connection
+  const layer = await registry.pushBlob(repository, source, signal)
+  await registry.pushBlob(repository, bytesSource(emptyBytes), signal)
+  const title = basename(options.file)
+  const manifest = Buffer.from(
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: manifestType,
+      artifactType,
+      config: { mediaType: emptyType, digest: digestOf(emptyBytes), size: emptyBytes.length },
+      layers: [
+        {
+          mediaType: layerType,
+          digest: layer,
+          size: source.sizeBytes,
+          annotations: { 'org.opencontainers.image.title': title },
+        },
+      ],
+      annotations: {
+        'org.opencontainers.image.version': tag,
+        'org.opencontainers.image.created': new Date(context.now()).toISOString(),
+      },
+    }),
+  )
+  const digest = await registry.pushManifest(repository, tag, manifestType, manifest)
+  if (options.latest && tag !== 'latest')
+    await registry.pushManifest(repository, 'latest', manifestType, manifest)
+  const infohash = await infoHashOf(connection, repository, layer)
+  const published = {
+    reference: formatReference({ repository, tag, digest: undefined }),
+    repository,
+    tag,
+    digest,
+    file: { name: title, digest: layer, sizeBytes: source.sizeBytes, infohash },
+  }
+  if (options.wait !== undefined) {
+    out.note(`Published ${published.reference} (${digest})`)
+    const status = await waitForFleet(
+      { reference: `${repository}@${digest}`, share: options.wait, timeoutMs: options.timeoutMs },
+      { ...context, api: connection.api },
+    )
+    out.result({ ...published, fleet: status.fleet }, () => describe(published))
+    return
+  }
+  out.result(published, () => describe(published))
+}
+
+function describe({
+  reference,
+  digest,
+  file,
+}: {
+  reference: string
+  digest: string
+  file: { name: string; digest: string; sizeBytes: number; infohash: string | undefined }
+}): string {
+  const rows = [
+    ['published', reference],
+    ['digest', digest],
+    ['file', `${file.name}, ${formatBytes(file.sizeBytes)}, ${file.digest}`],
+    ['infohash', file.infohash ?? 'none: small files travel over HTTP'],
+    ['fetch', `deployctl fetch ${reference}, on a host with an agent`],
+  ]
+  return rows.map(([name = '', value = '']) => `${name.padEnd(10)} ${value}\n`).join('')
+}
+
+function referenceFor({ file, name }: PublishOptions, nowMs: number): Reference & { tag: string } {
+  const tag = new Date(nowMs).toISOString().replaceAll(/[-:]/g, '').replace('T', '-').slice(0, 15)
+  if (name === undefined) {
+    const stem = basename(file).replace(/\.(tar(\.\w+)?|tgz|zip|[A-Za-z0-9]{1,8})$/, '')
+    if (!isRepository(stem)) {
+      throw new Failure(
+        exitCodes.usage,
+        `Cannot name a release after ${basename(file)}: ${JSON.stringify(stem)} is no valid name`,
+        { hint: `Give one: deployctl publish ${file} NAME[:TAG]` },
+      )
+    }
+    return { repository: stem, tag, digest: undefined }
+  }
+  const parsed = parseReference(name)
+  if (parsed.digest !== undefined)
+    throw new Failure(
+      exitCodes.usage,
+      `Cannot publish as ${name}: a digest follows from the bytes; give NAME[:TAG]`,
+    )
+  return { ...parsed, tag: name.includes(':') && parsed.tag !== undefined ? parsed.tag : tag }
+}
+
+/** Reads the file once and hashes what goes by; a second reading after a dropped connection hashes from the start again. */
+async function openSource(
+  file: string,
+  progress: (done: number, total: number) => void,
+): Promise<BlobSource> {
+  const before = await stat(file)
+  if (!before.isFile()) throw new Failure(exitCodes.usage, `Cannot publish ${file}: it is not a file`)
+  let hash = createHash('sha256')
+  return {
+    sizeBytes: before.size,
+    async *open(offset) {
+      hash = createHash('sha256')
+      let done = 0
+      for await (const chunk of createReadStream(file, {
+        highWaterMark: 1024 * 1024,
+      }) as AsyncIterable<Buffer>) {
+        hash.update(chunk)
+        const skipped = Math.min(chunk.length, Math.max(0, offset - done))
+        done += chunk.length
+        if (skipped < chunk.length) yield chunk.subarray(skipped)
+        progress(done, before.size)
+      }
+    },
+    digest: async () => {
+      const after = await stat(file)
+      if (after.size !== before.size || after.mtimeMs !== before.mtimeMs) {
+        throw new Failure(exitCodes.verification, `Cannot publish ${file}: it changed while it was read`, {
+          hint: 'Publish it again when whoever writes it is done.',
+        })
+      }
+      return digestFromHex(hash.digest('hex'))
+    },
+  }
+}
+
+function bytesSource(bytes: Buffer): BlobSource {
+  return {
+    sizeBytes: bytes.length,
+    async *open(offset) {
+      yield await Promise.resolve(bytes.subarray(offset))
+    },
+    digest: async () => Promise.resolve(digestOf(bytes)),
+  }
+}
+
+async function infoHashOf(
+  { api }: ServerConnection,
+  repository: string,
+  layer: Digest,
+): Promise<string | undefined> {
+  const { releases } = await api.releases(repository)
+  return releases.flatMap(({ blobs }) => blobs).find(({ digest }) => digest === layer)?.infohash
+}

@@ -1,0 +1,96 @@
+import { Command, CommanderError } from 'commander'
+import { version } from '../lib/runtime/version.ts'
+import { registerDoctor } from './commands/doctor.ts'
+import { registerFetch } from './commands/fetch.ts'
+import { registerHosts } from './commands/hosts.ts'
+import { registerLogin } from './commands/login.ts'
+import { registerPublish } from './commands/publish.ts'
+import { registerReleases } from './commands/releases.ts'
+import { registerStatus } from './commands/status.ts'
+import { registerToken } from './commands/token.ts'
+import { registerTorrent } from './commands/torrent.ts'
+import type { Context, GlobalOptions } from './context.ts'
+import { createContext } from './context.ts'
+import { exitCodes, failureOf } from './failure.ts'
+import { createOutput } from './output.ts'
+
+/** Gives a command's action its context; the last argument of an action is the command itself. */
+export type WithContext = (command: Command) => Context
+
+/** `deployctl`. Sets the exit code; does not throw. */
+export async function main(argv: string[]): Promise<void> {
+  const interrupted = new AbortController()
+  process.on('SIGINT', () => {
+    if (interrupted.signal.aborted) process.exit(exitCodes.interrupted)
+    interrupted.abort(new Error('interrupted'))
+  })
+  // `deployctl list | head` is no failure.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(0)
+    throw error
+  })
+  const program = createProgram(interrupted.signal)
+  try {
+    await program.parseAsync(argv, { from: 'user' })
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      process.exitCode = error.exitCode === 0 ? 0 : exitCodes.usage
+      return
+    }
+    if (interrupted.signal.aborted) {
+      process.exitCode = exitCodes.interrupted
+      return
+    }
+    const failure = failureOf(error)
+    process.stderr.write(
+      `deployctl: ${failure.message}\n${failure.hint === undefined ? '' : `${failure.hint}\n`}`,
+    )
+    process.exitCode = failure.exitCode
+  }
+}
+
+/** The command tree; tests parse with it. */
+export function createProgram(signal: AbortSignal): Command {
+  const program = new Command('deployctl')
+    .description('Gets one build onto every host: publish, watch it arrive, find out why it did not.')
+    .version(version, '-V, --version')
+    .option('--server <url>', 'the server (DEPLOYCTL_SERVER)')
+    .option('--token-file <file>', 'file with the token (DEPLOYCTL_TOKEN_FILE, or DEPLOYCTL_TOKEN)')
+    .option('--ca <file>', 'authority that signed the certificate of the server (DEPLOYCTL_CA)')
+    .option('--socket <path>', 'socket of the agent on this host (DEPLOYCTL_SOCKET)')
+    .option('-q, --quiet', 'only results and errors')
+    .exitOverride()
+    .configureHelp({ showGlobalOptions: true })
+    .showSuggestionAfterError()
+    .addHelpText(
+      'after',
+      `
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some hosts failed, 4 not allowed, 5 not found, 6 conflict,
+            7 wrong bytes, 8 timed out, 130 interrupted.`,
+    )
+  const contextOf: WithContext = (command) => {
+    const options = command.optsWithGlobals<GlobalOptions & { json?: boolean; quiet?: boolean }>()
+    const out = createOutput({
+      stdout: process.stdout,
+      stderr: process.stderr,
+      env: process.env,
+      json: options.json ?? false,
+      quiet: options.quiet ?? false,
+    })
+    return createContext({ out, env: process.env, now: Date.now, signal, stdin: process.stdin }, options)
+  }
+  for (const register of [
+    registerPublish,
+    registerFetch,
+    registerReleases,
+    registerStatus,
+    registerTorrent,
+    registerToken,
+    registerHosts,
+    registerLogin,
+    registerDoctor,
+  ]) {
+    register(program, contextOf)
+  }
+  return program
+}
