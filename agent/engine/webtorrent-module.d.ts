@@ -11,10 +11,14 @@ declare module 'webtorrent' {
     readonly downloaded: number
     readonly uploaded: number
     readonly destroyed: boolean
+    readonly isSeeder: boolean | undefined
     readonly peerChoking: boolean
     readonly amInterested: boolean
     readonly extendedHandshake: Record<string, unknown>
     readonly peerExtendedHandshake: Record<string, unknown> | undefined
+    readonly requests: readonly unknown[]
+    readonly peerPieces: { get(piece: number): boolean }
+    downloadSpeed(): number
     setTimeout(ms: number, unref: boolean): void
     have(index: number): void
     destroy(): void
@@ -22,6 +26,9 @@ declare module 'webtorrent' {
 
   export interface Piece {
     readonly length: number
+    readonly _chunks: number
+    readonly _reservations: number
+    readonly _cancellations: readonly number[] | null
     reserveRemaining(): number
     cancelRemaining(reservation: number): void
   }
@@ -41,6 +48,9 @@ declare module 'webtorrent' {
     removePeer(address: string): void
     destroy(options: { destroyStore: boolean }, done: () => void): void
     _markVerified(index: number): void
+    readonly _rarityMap: { readonly _pieces: readonly number[] }
+    _updateWire: (wire: Wire) => void
+    _request(wire: Wire, piece: number, hotswap: boolean): boolean
     _checkDone(): boolean
     _update(): void
     _destroy(error: Error): void

@@ -18,6 +18,7 @@ import type {
   SeedOptions,
 } from './engine.ts'
 import { PieceFile } from './piece-file.ts'
+import { createPiecePicker } from './piece-picker.ts'
 import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
@@ -35,9 +36,15 @@ const reserveAfterMs = 3000
 const reserveStep = 4
 /** Peers held in reserve; a tracker's reply has at most 100. */
 const reserveMax = 200
+/** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
+const nearFirstMs = 250
 /** A peer that answers no request for this long is let go; webtorrent's own 30 s would be most of a deploy. */
 const requestTimeoutMs = 10_000
 const tickMs = 1000
+/** BEP 3: what one request asks for. */
+const blockSize = 16 * 1024
+/** webtorrent itself allows two requests to a peer that has sent nothing yet. */
+const pipelineMin = 2
 /** Open sockets of all torrents together. */
 const socketsMax = 2000
 /** Datacentre hosts do not trade tit for tat: as many are served as may connect. */
@@ -138,6 +145,10 @@ class WebtorrentHandle implements EngineHandle {
   readonly #suspects
   readonly #closedWires = new TrafficSums()
   readonly #reserve = new Map<string, EnginePeer>()
+  /** Addresses of peers of the own rack. */
+  readonly #near = new Set<string>()
+  /** Far peers for a gateway, until it is known whether a near peer has everything. */
+  readonly #far: EnginePeer[] = []
   readonly #signal: AbortSignal
   readonly #onAbort: () => void
   readonly #claimed = new Set<number>()
@@ -179,10 +190,11 @@ class WebtorrentHandle implements EngineHandle {
       ),
       storeCacheSlots: 0,
       skipVerify: kind === 'seed',
-      strategy: 'rarest',
+      strategy: 'sequential',
       private: true,
       uploads: uploadSlots,
     })
+    if (kind === 'fetch') this.#pickPieces()
     this.#attach()
     this.#onAbort = () => {
       this.#end(
@@ -293,6 +305,31 @@ class WebtorrentHandle implements EngineHandle {
     this.#deps.closed()
   }
 
+  /**
+   * Our own choice of blocks in the place of webtorrent's, which looks at every piece, also those it has, for every
+   * block: four fifths of the CPU of a fetch.
+   */
+  #pickPieces(): void {
+    const torrent = this.#torrent
+    const picker = createPiecePicker(pieceCount(this.#metainfo), this.#deps.random)
+    torrent._updateWire = (wire) => {
+      if (!torrent.ready || wire.destroyed || wire.peerChoking || this.#complete) return
+      const pipeline = pipelineOf(wire)
+      if (wire.requests.length >= pipeline / 2) return
+      const hasPiece = (piece: number) => wire.peerPieces.get(piece)
+      while (wire.requests.length < pipeline) {
+        const piece = picker.next(torrent.pieces, torrent._rarityMap._pieces, hasPiece)
+        if (piece === undefined) {
+          if (wire.requests.length === 0)
+            picker.unfinished(torrent.pieces, hasPiece).some((slow) => torrent._request(wire, slow, true))
+          return
+        }
+        if (!torrent._request(wire, piece, false)) return
+        while (wire.requests.length < pipeline && torrent._request(wire, piece, false));
+      }
+    }
+  }
+
   #end(error: Error): void {
     this.#outcome.reject(error)
   }
@@ -378,12 +415,32 @@ class WebtorrentHandle implements EngineHandle {
         if (this.#closing) return
         // Seeders are dialled by those who want something.
         if (this.#complete) continue
-        if (!peer.reserve) this.#dial(peer)
+        if (peer.distance === 0) this.#near.add(formatEndpoint(peer.endpoint))
+        if (peer.distance > 0 && !peer.reserve && this.#near.size > 0) this.#dialUnlessServed(peer)
+        else if (!peer.reserve) this.#dial(peer)
         else if (this.#reserve.size < reserveMax) this.#reserve.set(formatEndpoint(peer.endpoint), peer)
       }
     } catch {
       // The source of peers broke; those that are known go on being used, and others may dial us.
     }
+  }
+
+  /** A gateway needs far peers at once, unless its rack holds the blob already: what is near is asked first. */
+  #dialUnlessServed(peer: EnginePeer): void {
+    this.#far.push(peer)
+    if (this.#far.length > 1) return
+    setTimeout(() => {
+      const served = this.#torrent.wires.some((wire) => wire.isSeeder === true && this.#isNear(wire))
+      for (const far of this.#far.splice(0)) {
+        if (served && this.#reserve.size < reserveMax) this.#reserve.set(formatEndpoint(far.endpoint), far)
+        else this.#dial(far)
+      }
+    }, nearFirstMs).unref()
+  }
+
+  #isNear(wire: Wire): boolean {
+    const { place } = this.#deps.identity
+    return this.#near.has(senderOf(wire)) || (place !== undefined && placeOf(wire) === place)
   }
 
   #dial({ endpoint }: EnginePeer): void {
@@ -493,6 +550,13 @@ class WebtorrentHandle implements EngineHandle {
   #isGone(): boolean {
     return this.#closing !== undefined || this.#torrent.destroyed
   }
+}
+
+/** Blocks in flight to a peer: what it sends in a second at its present rate, within what it says it takes. */
+function pipelineOf(wire: Wire): number {
+  const wanted = Math.max(pipelineMin, Math.ceil(wire.downloadSpeed() / blockSize))
+  const reqq = wire.peerExtendedHandshake?.['reqq']
+  return typeof reqq === 'number' && reqq > 0 ? Math.min(wanted, reqq) : wanted
 }
 
 function addWire(sums: TrafficSums, wire: Wire): void {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { readFile, readdir, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
@@ -240,6 +241,37 @@ test('a fetch that finds no room waits, says why, and goes on when there is room
   await client.unpin('web:a')
   assert.equal((await fetching).at(-1)?.event, 'done')
 })
+
+test(
+  'a full disk is waited out, with the reason in status',
+  { skip: process.getuid?.() !== 0 && 'needs root, to mount a small disk' },
+  async (t) => {
+    const server = await startMiniServer(t)
+    const blob = randomBlob(3 * mebibyte)
+    server.publish('web:1', [{ blob, title: 'build.tar' }])
+    const directory = await temporaryDirectory(t)
+    const disk = join(directory, 'disk')
+    await mkdir(disk)
+    try {
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=5m', 'tmpfs', disk], { stdio: 'ignore' })
+    } catch {
+      t.skip('this machine does not let us mount')
+      return
+    }
+    t.after(() => {
+      execFileSync('umount', ['--lazy', disk])
+    })
+    await writeFile(join(disk, 'someone-elses'), randomBytes(3 * mebibyte))
+    const { client } = await startTestAgent(t, server, disk, {
+      control_socket: join(directory, 'agent.sock'),
+    })
+    const fetching = fetchAll(client, 'web:1')
+    await eventually(async () => (await stateOf(client, 'web:1'))?.state === 'waiting', 'the waiting state')
+    assert.match((await stateOf(client, 'web:1'))?.reason ?? '', /no room: the disk/)
+    await rm(join(disk, 'someone-elses'))
+    assert.equal((await fetching).at(-1)?.event, 'done')
+  },
+)
 
 test('a reference that is not there is an error with the words of the server; one followed is told in status', async (t) => {
   const server = await startMiniServer(t)

@@ -251,6 +251,22 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     await assertFetched(handle, blob, file)
   })
 
+  test(`${name}: a gateway asks nothing far away while a near peer has everything`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(2 * mebibyte)
+    const far = await startSeeder(t, directory, blob, { identity: { host: 'far', place: 'rack-2' } })
+    const near = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const peers = peerFeed(near.peer, { ...far.peer, distance: 1 })
+    const handle = fetch(engine, blob, file, { peers })
+    await assertFetched(handle, blob, file)
+    assert.deepEqual(
+      handle.traffic().map(({ place }) => place),
+      ['rack-1'],
+    )
+  })
+
   test(`${name}: a peer that sends wrong bytes costs time only`, async (t) => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(2 * mebibyte)
