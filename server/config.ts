@@ -121,9 +121,9 @@ const tracker = z
     gateways_per_rack: z
       .int()
       .min(1)
-      .default(2)
+      .default(3)
       .describe(
-        'Leechers of each rack that are sent to far peers at once; the others hold far peers in reserve. More means more cross-rack bytes, fewer a slower first wave.',
+        'Leechers of each rack that are sent to far peers at once, at most (one for every eight); the others hold far peers in reserve. More means more cross-rack bytes, fewer a slower first wave.',
       ),
     reserve_peers: z
       .int()

@@ -34,6 +34,8 @@ export interface WebtorrentDeps {
 /** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
 const reserveAfterMs = 3000
 const reserveStep = 4
+/** Having stood still, a host that is no gateway may ask far peers for this long. */
+const farGraceMs = 15_000
 /** Peers held in reserve; a tracker's reply has at most 100. */
 const reserveMax = 200
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
@@ -149,6 +151,9 @@ class WebtorrentHandle implements EngineHandle {
   readonly #near = new Set<string>()
   /** Far peers for a gateway, until it is known whether a near peer has everything. */
   readonly #far: EnginePeer[] = []
+  /** What the tracker last said: far peers are to be used now, not held in reserve. */
+  #gateway = true
+  #farUntil = 0
   readonly #signal: AbortSignal
   readonly #onAbort: () => void
   readonly #claimed = new Set<number>()
@@ -281,6 +286,7 @@ class WebtorrentHandle implements EngineHandle {
       this.#bytesSeen = seen
       this.#movedAt = now
     } else if (now - this.#movedAt >= reserveAfterMs) {
+      this.#farUntil = now + farGraceMs
       let left = reserveStep
       for (const [address, peer] of this.#reserve) {
         if (left-- === 0) break
@@ -316,7 +322,8 @@ class WebtorrentHandle implements EngineHandle {
       if (!torrent.ready || wire.destroyed || wire.peerChoking || this.#complete) return
       const pipeline = pipelineOf(wire)
       if (wire.requests.length >= pipeline / 2) return
-      const hasPiece = (piece: number) => wire.peerPieces.get(piece)
+      const hasPiece = this.#mayAsk(wire)
+      if (hasPiece === undefined) return
       while (wire.requests.length < pipeline) {
         const piece = picker.next(torrent.pieces, torrent._rarityMap._pieces, hasPiece)
         if (piece === undefined) {
@@ -328,6 +335,18 @@ class WebtorrentHandle implements EngineHandle {
         while (wire.requests.length < pipeline && torrent._request(wire, piece, false));
       }
     }
+  }
+
+  /**
+   * Which pieces a peer may be asked for. A far peer gives what no near peer can, and that to gateways, who pass it on
+   * in their rack; a rack that stands still asks anyone.
+   */
+  #mayAsk(wire: Wire): ((piece: number) => boolean) | undefined {
+    const hasPiece = (piece: number) => wire.peerPieces.get(piece)
+    if (this.#deps.now() < this.#farUntil || this.#isNear(wire)) return hasPiece
+    if (!this.#gateway) return undefined
+    const near = this.#torrent.wires.filter((other) => !other.peerChoking && this.#isNear(other))
+    return (piece) => hasPiece(piece) && !near.some((other) => other.peerPieces.get(piece))
   }
 
   #end(error: Error): void {
@@ -416,6 +435,7 @@ class WebtorrentHandle implements EngineHandle {
         // Seeders are dialled by those who want something.
         if (this.#complete) continue
         if (peer.distance === 0) this.#near.add(formatEndpoint(peer.endpoint))
+        else this.#gateway = !peer.reserve
         if (peer.distance > 0 && !peer.reserve && this.#near.size > 0) this.#dialUnlessServed(peer)
         else if (!peer.reserve) this.#dial(peer)
         else if (this.#reserve.size < reserveMax) this.#reserve.set(formatEndpoint(peer.endpoint), peer)

@@ -6,7 +6,7 @@ export interface SelectionInput {
   readonly seeding: boolean
   /** Peers wanted, after bounds; 0 for none. */
   readonly numwant: number
-  /** Leechers of each rack that fetch from far peers at once. */
+  /** Leechers of each rack that fetch from far peers at once, at most; a rack has one for every eight leechers. */
   readonly gatewaysPerRack: number
   /** Far peers that everyone gets besides its rack. */
   readonly reservePeers: number
@@ -21,6 +21,9 @@ export interface Selection {
   readonly gateway: boolean
 }
 
+/** Each further gateway of a rack may bring a piece that another brings too; few leechers are served by one. */
+const leechersPerGateway = 8
+
 /**
  * Chooses whom an announcer meets. Pure: the same input and draws give the same peers.
  *
@@ -31,7 +34,8 @@ export interface Selection {
  */
 export function selectPeers(input: SelectionInput): Selection {
   const { view, seeding, numwant, gatewaysPerRack, reservePeers, random } = input
-  const gateway = !seeding && view.gatewayRank < gatewaysPerRack
+  const gateways = Math.min(gatewaysPerRack, Math.ceil((view.rack.leechers + 1) / leechersPerGateway))
+  const gateway = !seeding && view.gatewayRank < gateways
   const near = view.levels
     .filter(({ distance }) => distance === 0)
     .flatMap((level) => candidates(level, seeding, random))
