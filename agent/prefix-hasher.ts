@@ -23,7 +23,7 @@ export interface PrefixHasher extends AsyncDisposable {
 
 export function startPrefixHasher(): PrefixHasher {
   const worker = new Worker(
-    new URL(import.meta.url.endsWith('.ts') ? './hash-worker.ts' : './hash-worker.js', import.meta.url),
+    new URL('./hash-worker.ts', import.meta.url),
   )
   worker.unref()
   const waiting = new Map<number, PromiseWithResolvers<string>>()

@@ -13,7 +13,7 @@ export const aria2Options = [
   '--bt-enable-lpd=false',
   '--file-allocation=none',
   '--bt-tracker-interval=1',
-  '--bt-request-peer-speed-limit=10G',
+  '--bt-request-peer-speed-limit=10000M',
   '--summary-interval=0',
   '--quiet=true',
 ]
