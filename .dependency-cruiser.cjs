@@ -19,7 +19,11 @@ module.exports = {
     {
       name: 'no-orphans',
       severity: 'error',
-      from: { orphan: true, path: '^(lib|server|agent|cli)/', pathNot: '(main|worker|quickstart)\\.ts$' },
+      from: {
+        orphan: true,
+        path: '^(lib|server|agent|cli)/',
+        pathNot: '(main|worker|quickstart|\\.d)\\.ts$',
+      },
       to: {},
     },
     shelf('lib-imports-no-program', '^lib/', '^(server|agent|cli|test|bench)/'),

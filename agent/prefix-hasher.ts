@@ -22,9 +22,7 @@ export interface PrefixHasher extends AsyncDisposable {
 }
 
 export function startPrefixHasher(): PrefixHasher {
-  const worker = new Worker(
-    new URL('./hash-worker.ts', import.meta.url),
-  )
+  const worker = new Worker(new URL('./hash-worker.ts', import.meta.url))
   worker.unref()
   const waiting = new Map<number, PromiseWithResolvers<string>>()
   let lastId = 0

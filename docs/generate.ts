@@ -52,7 +52,11 @@ for (const { name, program, schema, sample } of programs) {
       '',
       '| setting | type | default | what it does |',
       '|---|---|---|---|',
-      ...rows(json, '', new Set(json.required?.filter((key) => json.properties?.[key]?.default === undefined))),
+      ...rows(
+        json,
+        '',
+        new Set(json.required?.filter((key) => json.properties?.[key]?.default === undefined)),
+      ),
     ].join('\n'),
   )
 }

@@ -60,14 +60,18 @@ const workerUrls: Plugin = {
 
 async function licences(metafile: Metafile): Promise<string> {
   const packages = new Set(
-    Object.keys(metafile.inputs).flatMap((file) => /^.*node_modules\/(?:@[^/]+\/)?[^/]+/.exec(file)?.[0] ?? []),
+    Object.keys(metafile.inputs).flatMap(
+      (file) => /^.*node_modules\/(?:@[^/]+\/)?[^/]+/.exec(file)?.[0] ?? [],
+    ),
   )
   const parts = await Promise.all(
     [...packages].sort().map(async (directory) => {
       const { name, version, license } = JSON.parse(
         await readFile(join(root, directory, 'package.json'), 'utf8'),
       ) as { name: string; version: string; license?: string }
-      const file = (await readdir(join(root, directory))).find((entry) => /^(licen[cs]e|copying)/i.test(entry))
+      const file = (await readdir(join(root, directory))).find((entry) =>
+        /^(licen[cs]e|copying)/i.test(entry),
+      )
       const text = file === undefined ? '' : await readFile(join(root, directory, file), 'utf8')
       return `${name} ${version} (${license ?? 'see below'})\n\n${text.trim()}\n`
     }),

@@ -9,7 +9,10 @@ const file = join(root, 'package.json')
 const kept = join(root, '.package.json.development')
 
 if (process.argv[2] === 'before') {
-  if (spawnSync(process.execPath, [join(root, 'packaging', 'build.ts')], { stdio: ['ignore', 2, 2] }).status !== 0)
+  if (
+    spawnSync(process.execPath, [join(root, 'packaging', 'build.ts')], { stdio: ['ignore', 2, 2] }).status !==
+    0
+  )
     throw new Error('Cannot pack: the build failed, see above')
   const { name, version, description, license, type, engines, bin, files } = JSON.parse(
     await readFile(file, 'utf8'),

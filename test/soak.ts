@@ -15,7 +15,12 @@ if (area === undefined || !areas.includes(area)) {
   // The fuzz soak is the property tests themselves, with many more inputs.
   const command = existsSync(file)
     ? [file, ...args]
-    : ['--test', ...globSync('test/**/*.test.ts', { cwd: join(directory, '..', '..') }).filter((name) => /lib\/protocol|lib\/token/.test(name))]
+    : [
+        '--test',
+        ...globSync('test/**/*.test.ts', { cwd: join(directory, '..', '..') }).filter((name) =>
+          /lib\/protocol|lib\/token/.test(name),
+        ),
+      ]
   const env = area === 'fuzz' ? { ...process.env, RACKSWARM_FUZZ_RUNS: args[0] ?? '2000000' } : process.env
   const child = spawn(process.execPath, command, { stdio: 'inherit', env, cwd: join(directory, '..', '..') })
   child.once('exit', (code) => {

@@ -8,9 +8,12 @@ import { z } from 'zod'
  */
 export async function printConfig(schema: z.ZodType, file: string | undefined): Promise<string> {
   const given: unknown = file === undefined ? {} : parseDocument(await readFile(file, 'utf8')).toJS()
-  return stringify(withDefaults(z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any' }) as JsonSchema, given ?? {}), {
-    lineWidth: 0,
-  })
+  return stringify(
+    withDefaults(z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any' }) as JsonSchema, given ?? {}),
+    {
+      lineWidth: 0,
+    },
+  )
 }
 
 interface JsonSchema {

@@ -260,10 +260,7 @@ test(
         control_socket: join(directory, 'agent.sock'),
       })
       const fetching = fetchAll(client, 'web:1')
-      await eventually(
-        async () => (await stateOf(client, 'web:1'))?.state === 'waiting',
-        'the waiting state',
-      )
+      await eventually(async () => (await stateOf(client, 'web:1'))?.state === 'waiting', 'the waiting state')
       assert.match((await stateOf(client, 'web:1'))?.reason ?? '', /no room: the disk/)
       await rm(join(disk, 'someone-elses'))
       assert.equal((await fetching).at(-1)?.event, 'done')

@@ -7,7 +7,9 @@ import type { FetchEvent } from '../../lib/client/api.ts'
 import type { Child } from '../../lib/runtime/child.ts'
 import { startChild } from '../../lib/runtime/child.ts'
 
-const root = resolve(import.meta.dirname, '..', '..')
+/** Whose programs run: those of this checkout, or those that a test has installed elsewhere. */
+const bin = (name: string) =>
+  join(process.env['RACKSWARM_TEST_BIN'] ?? resolve(import.meta.dirname, '..', '..', 'bin'), `${name}.js`)
 
 export interface FleetServer extends Child {
   readonly publicUrl: string
@@ -26,7 +28,7 @@ export async function startFleetServer(directory: string, settings = '', port = 
     `data_dir: ${data}\nhttp: { addr: 127.0.0.1:${port} }\nmetrics_addr: 127.0.0.1:0\nenrolment: { first_token_places: any, report_interval: 1s }\n${settings}`,
   )
   const child = await startChild({
-    file: join(root, 'bin', 'rackswarm-server.js'),
+    file: bin('rackswarm-server'),
     args: ['--config', config],
     readyMessage: 'server is listening',
     logFile: join(directory, 'server.log'),
@@ -65,7 +67,7 @@ peer_port: 0
 ${settings.extra ?? ''}`,
   )
   const child = await startChild({
-    file: join(root, 'bin', 'rackswarm-agent.js'),
+    file: bin('rackswarm-agent'),
     args: ['--config', config],
     readyMessage: 'agent is running',
     logFile: join(directory, 'agent.log'),
@@ -102,7 +104,7 @@ export async function deployctl(
   args: readonly string[],
   options: { env?: Record<string, string>; input?: string } = {},
 ): Promise<{ code: number | null; stdout: string; stderr: string }> {
-  const child = spawn(process.execPath, [join(root, 'bin', 'deployctl.js'), ...args], {
+  const child = spawn(process.execPath, [bin('deployctl'), ...args], {
     stdio: ['pipe', 'pipe', 'pipe'],
     env: {
       ...process.env,

@@ -1,0 +1,53 @@
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { promisify } from 'node:util'
+
+const run = promisify(execFile)
+const root = join(import.meta.dirname, '..', '..')
+
+test('the packed tarball installs offline in an empty directory, and its programs publish and fetch a file', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-pack-'))
+  t.after(() => rm(directory, { recursive: true, force: true }))
+  const developed = await readFile(join(root, 'package.json'), 'utf8')
+  await run('npm', ['pack', '--pack-destination', directory], { cwd: root })
+  assert.equal(
+    await readFile(join(root, 'package.json'), 'utf8'),
+    developed,
+    'packing leaves package.json as it was',
+  )
+  const tarball = (await readdir(directory)).find((name) => name.endsWith('.tgz')) ?? ''
+  const home = join(directory, 'installed')
+  await mkdir(home)
+  await writeFile(join(home, 'package.json'), '{"private":true}')
+  await run('npm', ['install', '--offline', '--no-audit', '--no-fund', join(directory, tarball)], {
+    cwd: home,
+  })
+  assert.deepEqual(
+    (await readdir(join(home, 'node_modules'))).filter((name) => !name.startsWith('.')),
+    ['rackswarm'],
+  )
+  const { version } = JSON.parse(developed) as { version: string }
+  const bin = (name: string) => join(home, 'node_modules', 'rackswarm', 'bin', `${name}.js`)
+  const program = (name: string, ...args: string[]) =>
+    run(process.execPath, [bin(name), ...args], { cwd: home, env: { ...process.env, HOME: directory } })
+  for (const name of ['rackswarm-server', 'rackswarm-agent', 'deployctl'])
+    assert.match((await program(name, '--version')).stdout, new RegExp(version))
+  // Worker threads are separate files of the bundle: a whole publish and fetch proves that they are found.
+  process.env['RACKSWARM_TEST_BIN'] = join(home, 'node_modules', 'rackswarm', 'bin')
+  t.after(() => delete process.env['RACKSWARM_TEST_BIN'])
+  const { deployctlOk, fetchOn, startFleetAgent, startFleetServer, writeRandomFile } =
+    await import('../support/fleet.ts')
+  const server = await startFleetServer(directory)
+  t.after(() => server[Symbol.asyncDispose]())
+  const build = join(directory, 'build.tar')
+  const sha256 = await writeRandomFile(build, 5_000_000)
+  await deployctlOk(server, ['publish', build, 'web:1'])
+  const agent = await startFleetAgent(join(directory, 'agent'), server, { host: 'h1', place: 'a' })
+  t.after(() => agent[Symbol.asyncDispose]())
+  const { files } = await fetchOn(agent, 'web:1')
+  assert.equal(files[0]?.sha256, sha256)
+})
