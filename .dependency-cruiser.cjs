@@ -30,7 +30,7 @@ module.exports = {
     shelf(
       'protocol-is-pure',
       '^lib/protocol/',
-      '^(lib/(token|client|runtime)/|node_modules/(?!netmask/)|(node:)?(net|http|https|fs|dgram|tls|worker_threads)(/|$))',
+      '^(lib/(token|client|runtime)/|node_modules/(?!netmask/)|(node:)?(http|https|fs|dgram|tls|worker_threads)(/|$))',
     ),
     shelf('runtime-is-the-floor', '^lib/runtime/', '^lib/(token|client|protocol)/'),
     shelf('token-does-not-call-out', '^lib/token/', '^lib/client/'),

@@ -1,3 +1,4 @@
+import type { Command } from 'commander'
 import { readFile, stat } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
@@ -40,6 +41,9 @@ export interface ServerConnection extends AsyncDisposable {
   readonly registry: RegistryClient
   readonly connection: Connection
 }
+
+/** Gives a command's action its context; the last argument of an action is the command itself. */
+export type WithContext = (command: Command) => Context
 
 /** What a command works with. */
 export interface Context {

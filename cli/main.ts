@@ -9,13 +9,10 @@ import { registerReleases } from './commands/releases.ts'
 import { registerStatus } from './commands/status.ts'
 import { registerToken } from './commands/token.ts'
 import { registerTorrent } from './commands/torrent.ts'
-import type { Context, GlobalOptions } from './context.ts'
+import type { GlobalOptions, WithContext } from './context.ts'
 import { createContext } from './context.ts'
 import { exitCodes, failureOf } from './failure.ts'
 import { createOutput } from './output.ts'
-
-/** Gives a command's action its context; the last argument of an action is the command itself. */
-export type WithContext = (command: Command) => Context
 
 /** `deployctl`. Sets the exit code; does not throw. */
 export async function main(argv: string[]): Promise<void> {

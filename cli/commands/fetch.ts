@@ -4,9 +4,8 @@ import type { Command } from 'commander'
 import type { FetchEvent } from '../../lib/client/api.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
 import { errorCode, ignoreMissing } from '../../lib/runtime/files.ts'
-import type { Context } from '../context.ts'
+import type { Context, WithContext } from '../context.ts'
 import { Failure, exitCodes } from '../failure.ts'
-import type { WithContext } from '../main.ts'
 import { formatBytes, formatDuration } from '../output.ts'
 
 export interface FetchOptions {

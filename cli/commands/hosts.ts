@@ -1,6 +1,5 @@
 import type { Command } from 'commander'
-import type { Context } from '../context.ts'
-import type { WithContext } from '../main.ts'
+import type { Context, WithContext } from '../context.ts'
 
 /** `hosts` and `hosts revoke`. */
 export function registerHosts(program: Command, contextOf: WithContext): void {

@@ -4,9 +4,8 @@ import type { Command } from 'commander'
 import { createHttpClient } from '../../lib/client/http.ts'
 import { createServerClient } from '../../lib/client/server-client.ts'
 import { ignoreMissing, makeDirectory, writeFileAtomic } from '../../lib/runtime/files.ts'
-import type { Context } from '../context.ts'
+import type { Context, WithContext } from '../context.ts'
 import { credentialsFile, parseServerUrl, readTokenFile } from '../context.ts'
-import type { WithContext } from '../main.ts'
 import { readStdin } from './token.ts'
 
 /** `login` and `logout`. */

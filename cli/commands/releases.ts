@@ -1,9 +1,8 @@
 import type { Command } from 'commander'
 import type { Release } from '../../lib/client/api.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
-import type { Context, ServerConnection } from '../context.ts'
+import type { Context, ServerConnection, WithContext } from '../context.ts'
 import { Failure, exitCodes } from '../failure.ts'
-import type { WithContext } from '../main.ts'
 import { formatBytes } from '../output.ts'
 
 /** `list` and `show`. */

@@ -1,9 +1,8 @@
 import type { Command } from 'commander'
 import type { ReleaseStatus } from '../../lib/client/api.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
-import type { Context } from '../context.ts'
+import type { Context, WithContext } from '../context.ts'
 import { exitCodes } from '../failure.ts'
-import type { WithContext } from '../main.ts'
 import { formatBytes, formatDuration } from '../output.ts'
 
 export interface StatusOptions {

@@ -49,5 +49,5 @@ test('the packed tarball installs offline in an empty directory, and its program
   const agent = await startFleetAgent(join(directory, 'agent'), server, { host: 'h1', place: 'a' })
   t.after(() => agent[Symbol.asyncDispose]())
   const { files } = await fetchOn(agent, 'web:1')
-  assert.equal(files[0]?.sha256, sha256)
+  assert.equal(files[0]?.digest, `sha256:${sha256}`)
 })

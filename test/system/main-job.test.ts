@@ -162,9 +162,11 @@ async function pollReference(
   wanted: (held: HeldReference & { path?: string | undefined }) => boolean,
 ): Promise<HeldReference & { path: string }> {
   await using client = createAgentClient({ socketPath: agent.socketPath })
-  for (const deadline = Date.now() + 60_000; Date.now() < deadline; await sleep(50)) {
+  const deadline = Date.now() + 60_000
+  while (Date.now() < deadline) {
     const found = (await client.status()).references.find((candidate) => candidate.reference === reference)
     if (found && wanted(found)) return { ...found, path: found.path ?? '' }
+    await sleep(50)
   }
   throw new Error(
     `${reference} did not get there within 60 s: ${JSON.stringify((await client.status()).references)}`,
