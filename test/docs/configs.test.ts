@@ -1,0 +1,50 @@
+import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { AgentConfig } from '../../agent/config.ts'
+import { ConfigError, loadConfig, parseConfig } from '../../lib/runtime/config.ts'
+import { ServerConfig } from '../../server/config.ts'
+
+const configs = join(import.meta.dirname, '..', '..', 'configs')
+
+test('the sample files load, and say the defaults: with every # taken away nothing changes', async () => {
+  for (const [name, schema, needed] of [
+    ['server', ServerConfig, ''],
+    ['agent', AgentConfig, 'server: https://rackswarm.example.com:6969\n'],
+  ] as const) {
+    const file = join(configs, `${name}.yaml`)
+    const sample = await loadConfig(schema, file)
+    assert.deepEqual(sample, parseConfig(schema, needed, 'empty'))
+    const text = (await readFile(file, 'utf8'))
+      .split('\n')
+      // Settings without a default have no value to set.
+      .filter(
+        (line) =>
+          (!/^# /.test(line) && !/^#\s+# /.test(line) && !/^#\s*[a-z_]+:$/.test(line)) ||
+          /^#[a-z_]+:$|^# {2}[a-z_]+:$/.test(line),
+      )
+      .map((line) => line.replace(/^#/, ''))
+      .join('\n')
+    assert.match(text, /\n {2}[a-z_]+: /)
+  }
+})
+
+test('every fault of a configuration is told at once, with its place', () => {
+  const text = 'http:\n  addr: nowhere\n  port: 1\nannounce_interval: soon\ntracker: { numwant_max: 0 }\n'
+  assert.throws(
+    () => parseConfig(ServerConfig, text, 'server.yaml'),
+    (error) => {
+      assert.ok(error instanceof ConfigError)
+      const faults = error.faults.join('\n')
+      for (const place of [
+        /server\.yaml:2:3 http\.addr: /,
+        /server\.yaml:3:3 http\.port: there is no such setting/,
+        /server\.yaml:4:1 announce_interval: need a duration/,
+        /server\.yaml:5:12 tracker\.numwant_max: /,
+      ])
+        assert.match(faults, place)
+      return true
+    },
+  )
+})
