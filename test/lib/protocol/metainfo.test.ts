@@ -8,7 +8,7 @@ import { parseTorrent, pieceLengthFor, writeBlobInfo, writeTorrent } from '../..
 import { answersOrRefuses, spoilt } from '../../support/fuzz.ts'
 
 const create = promisify(
-  createTorrent as (
+  createTorrent as unknown as (
     input: Buffer,
     options: Record<string, unknown>,
     done: (error: Error | null, torrent: Uint8Array) => void,

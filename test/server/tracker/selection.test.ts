@@ -14,13 +14,11 @@ const peers = (count: number): SampledPeer[] =>
   }))
 
 const level = (distance: number) =>
-  fc
-    .tuple(fc.nat(60), fc.nat(60))
-    .map(([seeders, leechers]): LevelSample => ({
-      distance,
-      seeders: peers(seeders),
-      leechers: peers(leechers),
-    }))
+  fc.tuple(fc.nat(60), fc.nat(60)).map(([seeders, leechers]): LevelSample => ({
+    distance,
+    seeders: peers(seeders),
+    leechers: peers(leechers),
+  }))
 
 const input = fc.record({
   levels: fc.tuple(level(0), level(1), level(255)),
