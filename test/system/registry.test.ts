@@ -26,6 +26,7 @@ test('skopeo pushes an image and pulls the same one back', async (t) => {
   await run('skopeo', [
     '--insecure-policy',
     'copy',
+    '--preserve-digests',
     '--authfile',
     authFile,
     '--dest-tls-verify=false',
@@ -35,6 +36,7 @@ test('skopeo pushes an image and pulls the same one back', async (t) => {
   await run('skopeo', [
     '--insecure-policy',
     'copy',
+    '--preserve-digests',
     '--authfile',
     authFile,
     '--src-tls-verify=false',
