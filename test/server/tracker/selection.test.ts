@@ -35,7 +35,7 @@ test('selectPeers(): never more than wanted, nearest first, nobody twice, and no
     fc.property(input, ({ levels, seed, gatewayRank, ...rest }) => {
       const rack = { seeders: levels[0].seeders.length, leechers: levels[0].leechers.length }
       const view = { counts: { complete: 0, incomplete: 0, downloaded: 0 }, rack, gatewayRank, levels }
-      const random = () => seed.next().value
+      const random = () => Number(seed.next().value)
       const { peers: chosen, gateway } = selectPeers({ view, random, ...rest })
       assert.ok(chosen.length <= rest.numwant)
       const distances = chosen.map(({ distance }) => distance)
