@@ -106,7 +106,7 @@ export function peerStoreContract(name: string, open: (clock: Clock) => Promise<
       assert.equal(levels[0]?.leechers.length, 10)
       for (const {
         endpoint: { compact },
-      } of levels[0]?.leechers ?? [])
+      } of levels[0].leechers)
         seen.set(compact[3] ?? 0, (seen.get(compact[3] ?? 0) ?? 0) + 1)
     }
     // 200 expected of each, σ ≈ 13: five σ either way.
