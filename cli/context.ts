@@ -111,7 +111,12 @@ export function createContext(
   }
 }
 
-async function resolveConnection(options: GlobalOptions, env: NodeJS.ProcessEnv): Promise<Connection> {
+async function resolveConnection(
+  options: GlobalOptions,
+  environment: NodeJS.ProcessEnv,
+): Promise<Connection> {
+  // A variable that is empty is as good as none: `VAR= deployctl …` takes it away for one call.
+  const env = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ''))
   const stored = await readStored(env)
   const server = options.server ?? env['DEPLOYCTL_SERVER'] ?? stored?.server
   const caFile = options.ca ?? env['DEPLOYCTL_CA']

@@ -44,13 +44,20 @@ export function failureOf(error: unknown): Failure {
   }
   if (error instanceof ClientError) return new Failure(exitCodes.usage, error.message, { cause: error })
   if (errorCode(error) === 'ENOENT')
-    return new Failure(exitCodes.notFound, (error as Error).message, { cause: error })
+    return new Failure(
+      exitCodes.notFound,
+      `There is no file ${(error as NodeJS.ErrnoException).path ?? ''}`,
+      {
+        cause: error,
+      },
+    )
   return new Failure(exitCodes.failure, error instanceof Error ? error.message : String(error), {
     cause: error,
   })
 }
 
 function codeOfStatus(status: number): number {
+  if (status === 400 || status === 422) return exitCodes.usage
   if (status === 401 || status === 403) return exitCodes.auth
   if (status === 404) return exitCodes.notFound
   if (status === 409) return exitCodes.conflict

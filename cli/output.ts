@@ -9,7 +9,8 @@ export interface Output {
   line(text: string): void
   /** For the person who waits; silent with --quiet. */
   note(text: string): void
-  warn(text: string): void
+  /** Coloured on stdout, if a person reads it there and wants colour. */
+  paint(this: void, colour: 'green' | 'yellow' | 'red', text: string): string
   /** A line that is drawn over, where stderr is a terminal; elsewhere nothing. */
   progress(text: string): void
   table(header: readonly string[], rows: readonly (readonly string[])[]): string
@@ -31,7 +32,7 @@ export function createOutput(options: {
 }): Output {
   const { stdout, stderr, env, json, quiet } = options
   const live = stderr.isTTY === true && env['TERM'] !== 'dumb' && !env['CI'] && !quiet
-  const colour = stderr.isTTY === true && env['TERM'] !== 'dumb' && !env['NO_COLOR']
+  const colours = stdout.isTTY === true && env['TERM'] !== 'dumb' && !env['NO_COLOR']
   let drawn = false
   const clear = () => {
     if (drawn) stderr.write('\r\u001B[2K')
@@ -51,12 +52,7 @@ export function createOutput(options: {
       clear()
       if (!quiet) stderr.write(`${text}\n`)
     },
-    warn: (text) => {
-      clear()
-      stderr.write(
-        `${colour ? styleText('yellow', 'warning:', { validateStream: false }) : 'warning:'} ${text}\n`,
-      )
-    },
+    paint: (colour, text) => (colours ? styleText(colour, text, { validateStream: false }) : text),
     progress: (text) => {
       if (!live) return
       clear()

@@ -106,15 +106,17 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
   }
 }
 
-async function createHttpServer({ tls }: ServerConfig['http']): Promise<HttpServer> {
-  if (!tls) return createPlainServer()
+async function createHttpServer({ tls, request_timeout }: ServerConfig['http']): Promise<HttpServer> {
+  // How often Node looks for heads that are late; its own 30 s would be most of their time.
+  const connectionsCheckingInterval = Math.min(request_timeout, 1000)
+  if (!tls) return createPlainServer({ connectionsCheckingInterval })
   const read = async (file: string, key: string) =>
     readFile(file).catch((cause: unknown) => {
       throw new ConfigError([`http.tls.${key}: cannot read ${file}: ${(cause as Error).message}`], { cause })
     })
   const [cert, key] = [await read(tls.cert, 'cert'), await read(tls.key, 'key')]
   try {
-    return createTlsServer({ cert, key, minVersion: 'TLSv1.2' })
+    return createTlsServer({ cert, key, minVersion: 'TLSv1.2', connectionsCheckingInterval })
   } catch (cause) {
     throw new ConfigError([`http.tls: cannot use ${tls.cert} and ${tls.key}: ${(cause as Error).message}`], {
       cause,

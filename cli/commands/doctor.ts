@@ -5,6 +5,7 @@ import { parseAnnounceReply, writeAnnounce } from '../../lib/protocol/announce.t
 import { infoHashFromHex } from '../../lib/protocol/infohash.ts'
 import type { Connection, Context, ServerConnection, WithContext } from '../context.ts'
 import { exitCodes, failureOf } from '../failure.ts'
+import type { Output } from '../output.ts'
 import { formatDuration } from '../output.ts'
 
 type Verdict = 'ok' | 'warn' | 'fail'
@@ -41,7 +42,9 @@ export async function runDoctor(context: Context): Promise<void> {
   if (connection) await checkServer(findings, context)
   await checkAgent(findings, context)
   const failed = findings.some(({ verdict }) => verdict === 'fail')
-  context.out.result({ ok: !failed, findings }, () => findings.map(describeFinding).join(''))
+  context.out.result({ ok: !failed, findings }, () =>
+    findings.map((finding) => describeFinding(finding, context.out)).join(''),
+  )
   if (failed) process.exitCode = exitCodes.failure
 }
 
@@ -203,7 +206,9 @@ function describeServer({ version, roles, caller }: ServerInfo): Judgement {
   }
 }
 
-function describeFinding({ check, verdict, detail, advice }: Finding): string {
-  const line = `${verdict.padEnd(5)} ${check.padEnd(20)} ${detail}\n`
+const colours = { ok: 'green', warn: 'yellow', fail: 'red' } as const
+
+function describeFinding({ check, verdict, detail, advice }: Finding, { paint }: Output): string {
+  const line = `${paint(colours[verdict], verdict.padEnd(5))} ${check.padEnd(20)} ${detail}\n`
   return verdict === 'ok' || advice === undefined ? line : `${line}${' '.repeat(27)}${advice}\n`
 }

@@ -58,7 +58,8 @@ export function readClaims<Kind extends Claims['kind']>(
   const parsed = shapes[kind].safeParse(payload)
   if (!parsed.success) {
     const missing = parsed.error.issues.some(
-      (issue) => issue.code === 'invalid_type' && issue.input === undefined,
+      ({ path: [claim] }) =>
+        claim !== undefined && (payload as Record<PropertyKey, unknown>)[claim] === undefined,
     )
     throw new TokenError(missing ? 'missing_claim' : 'bad_claim', { cause: parsed.error })
   }

@@ -60,8 +60,6 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
       // A clock catches up; everything else about a token stays as it is.
       if (fault !== 'not_yet_valid') refused.set(cacheKey, { fault, untilMs: now() + refusedForMs })
       throw error instanceof TokenError ? error : new TokenError('malformed', { cause: error })
-    } finally {
-      underWay.delete(cacheKey)
     }
   }
 
@@ -82,7 +80,8 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
       if (bad && bad.untilMs > now()) throw new TokenError(bad.fault)
       let checking = underWay.get(cacheKey)
       if (!checking) {
-        checking = check(token, cacheKey)
+        // Most garbage is refused before the first wait: the entry must end after it was made.
+        checking = check(token, cacheKey).finally(() => underWay.delete(cacheKey))
         underWay.set(cacheKey, checking)
       }
       return checking.then((claims) => admit(claims, kind))

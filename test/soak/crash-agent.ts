@@ -26,7 +26,7 @@ export async function crashAgents(fetches: number, say: (line: string) => void):
   let agent: FleetAgent | undefined
   let kills = 0
   try {
-    await using server = await startFleetServer(directory, 'min_announce_interval: 1s\n')
+    await using server = await startFleetServer(directory, { settings: 'min_announce_interval: 1s\n' })
     const build = join(directory, 'build.tar')
     await writeRandomFile(build, sizeBytes)
     const start = async () =>

@@ -14,8 +14,8 @@ const sizeMax = 6 * 1024 * 1024
 /** @returns how many pushes were acknowledged and how many were cut. @throws AssertionError when a blob is lost or broken */
 export async function crashServer(pushes: number): Promise<{ acknowledged: number; cut: number }> {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-crash-server-'))
-  const port = await freePort()
-  let server = await startFleetServer(directory, '', port)
+  const http = `addr: 127.0.0.1:${await freePort()}`
+  let server = await startFleetServer(directory, { http })
   const sent = new Map<string, { bytes: Buffer; acknowledged: boolean }>()
   try {
     const admin = (await readFile(server.adminTokenFile, 'utf8')).trim()
@@ -33,7 +33,7 @@ export async function crashServer(pushes: number): Promise<{ acknowledged: numbe
       server.process.kill('SIGKILL')
       await server.exited
       await pushing
-      server = await startFleetServer(directory, '', port)
+      server = await startFleetServer(directory, { http })
       // Whatever was cut is sent again every now and then, so that a broken leftover would be in the way.
       if (i % 5 === 4 && !entry.acknowledged)
         entry.acknowledged = await push(server.publicUrl, headers, digest, bytes)

@@ -18,14 +18,20 @@ export interface FleetServer extends Child {
   readonly metricsUrl: string
 }
 
-/** Starts a server with nothing in it, its own process, on a free port. `settings` is YAML for the top level of its configuration. */
-export async function startFleetServer(directory: string, settings = '', port = 0): Promise<FleetServer> {
+/**
+ * Starts a server with nothing in it, its own process. `settings` is YAML for the top level of its configuration, `http`
+ * what stands in that section: a free port of loopback, if nothing else.
+ */
+export async function startFleetServer(
+  directory: string,
+  { settings = '', http = 'addr: 127.0.0.1:0' }: { settings?: string; http?: string } = {},
+): Promise<FleetServer> {
   const data = join(directory, 'server')
   await mkdir(directory, { recursive: true })
   const config = join(directory, 'server.yaml')
   await writeFile(
     config,
-    `data_dir: ${data}\nhttp: { addr: 127.0.0.1:${port} }\nmetrics_addr: 127.0.0.1:0\nenrolment: { first_token_places: any, report_interval: 1s }\n${settings}`,
+    `data_dir: ${data}\nhttp: { ${http} }\nmetrics_addr: 127.0.0.1:0\nenrolment: { first_token_places: any, report_interval: 1s }\n${settings}`,
   )
   const child = await startChild({
     file: bin('rackswarm-server'),

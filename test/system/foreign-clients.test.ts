@@ -55,7 +55,7 @@ for (const client of ['aria2', 'libtorrent'] as const) {
 async function publishedBuild(t: TestContext) {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-foreign-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
-  const server = await startFleetServer(directory, 'min_announce_interval: 1s\n')
+  const server = await startFleetServer(directory, { settings: 'min_announce_interval: 1s\n' })
   t.after(() => server[Symbol.asyncDispose]())
   const build = join(directory, 'build.tar')
   const sha256 = await writeRandomFile(build, sizeBytes)

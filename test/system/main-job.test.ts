@@ -88,7 +88,10 @@ test('kill -9 of the server in the middle of a deploy delays it and loses nothin
   server.process.kill('SIGKILL')
   await server.exited
   const port = new URL(server.publicUrl).port
-  const again = await startFleetServer(directory, 'registry: { webseed: { rate: 512MiB } }\n', Number(port))
+  const again = await startFleetServer(directory, {
+    settings: 'registry: { webseed: { rate: 512MiB } }\n',
+    http: `addr: 127.0.0.1:${port}`,
+  })
   t.after(() => again[Symbol.asyncDispose]())
   const { held: state, files } = await fetching
   assert.equal(state.state, 'held')
@@ -128,7 +131,7 @@ test('a host that was revoked gets nothing more', async (t) => {
 async function startedServer(t: TestContext, settings = '') {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-main-job-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
-  const server = await startFleetServer(directory, `min_announce_interval: 1s\n${settings}`)
+  const server = await startFleetServer(directory, { settings: `min_announce_interval: 1s\n${settings}` })
   t.after(() => server[Symbol.asyncDispose]())
   const build = join(directory, 'build.tar')
   await writeRandomFile(build, sizeBytes)

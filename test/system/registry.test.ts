@@ -23,26 +23,10 @@ test('skopeo pushes an image and pulls the same one back', async (t) => {
   const basic = Buffer.from(`token:${admin}`).toString('base64')
   await writeFile(authFile, JSON.stringify({ auths: { [host]: { auth: basic } } }), { mode: 0o600 })
   const copied = join(directory, 'copied')
-  await run('skopeo', [
-    '--insecure-policy',
-    'copy',
-    '--preserve-digests',
-    '--authfile',
-    authFile,
-    '--dest-tls-verify=false',
-    `oci:${image}:1`,
-    target,
-  ])
-  await run('skopeo', [
-    '--insecure-policy',
-    'copy',
-    '--preserve-digests',
-    '--authfile',
-    authFile,
-    '--src-tls-verify=false',
-    target,
-    `oci:${copied}:1`,
-  ])
+  const copy = (...args: string[]) =>
+    run('skopeo', ['--insecure-policy', 'copy', '--preserve-digests', '--authfile', authFile, ...args])
+  await copy('--dest-tls-verify=false', `oci:${image}:1`, target)
+  await copy('--src-tls-verify=false', target, `oci:${copied}:1`)
   const { stdout } = await run('skopeo', ['inspect', '--authfile', authFile, '--tls-verify=false', target])
   assert.match(stdout, new RegExp(layer))
   const bytes = await readFile(join(copied, 'blobs', 'sha256', layer))
