@@ -10,7 +10,7 @@ export interface Output {
   /** For the person who waits; silent with --quiet. */
   note(text: string): void
   /** Coloured on stdout, if a person reads it there and wants colour. */
-  paint(this: void, colour: 'green' | 'yellow' | 'red', text: string): string
+  readonly paint: (colour: 'green' | 'yellow' | 'red', text: string) => string
   /** A line that is drawn over, where stderr is a terminal; elsewhere nothing. */
   progress(text: string): void
   table(header: readonly string[], rows: readonly (readonly string[])[]): string
