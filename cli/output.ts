@@ -22,7 +22,7 @@ export interface Stream {
   write(text: string): unknown
 }
 
-/** Colour, widths and progress only for a terminal; NO_COLOR, CI and TERM=dumb are heeded. */
+/** Colour, widths and progress only for a terminal; NO_COLOR, FORCE_COLOR, CI and TERM=dumb are heeded. */
 export function createOutput(options: {
   stdout: Stream
   stderr: Stream
@@ -32,7 +32,8 @@ export function createOutput(options: {
 }): Output {
   const { stdout, stderr, env, json, quiet } = options
   const live = stderr.isTTY === true && env['TERM'] !== 'dumb' && !env['CI'] && !quiet
-  const colours = stdout.isTTY === true && env['TERM'] !== 'dumb' && !env['NO_COLOR']
+  const forced = env['FORCE_COLOR'] !== undefined && env['FORCE_COLOR'] !== '0'
+  const colours = !env['NO_COLOR'] && (forced || (stdout.isTTY === true && env['TERM'] !== 'dumb'))
   let drawn = false
   const clear = () => {
     if (drawn) stderr.write('\r\u001B[2K')

@@ -1,5 +1,6 @@
 import type { Digest } from '../protocol/digest.ts'
 import { digestOf, parseDigest } from '../protocol/digest.ts'
+import { backoff, delay } from '../runtime/backoff.ts'
 import type { Answer, HttpClient } from './http.ts'
 import { RequestError, UnreachableError } from './http.ts'
 
@@ -27,8 +28,8 @@ const manifestTypes = [
   'application/vnd.docker.distribution.manifest.v2+json',
   'application/vnd.docker.distribution.manifest.list.v2+json',
 ].join(', ')
-/** Tries of one upload after a dropped connection; each goes on where the server says it stopped. */
-const uploadTriesMax = 5
+/** Tries of one upload, some 15 s of them: a server that starts again is up by then. Each goes on where the server says. */
+const uploadTriesMax = 8
 
 export function createRegistryClient(http: HttpClient) {
   return {
@@ -113,8 +114,15 @@ export function createRegistryClient(http: HttpClient) {
       await started.discard()
       let location = locationOf(started)
       let offset = 0
+      const waits = backoff({ firstMs: 200, maxMs: 5000, random: Math.random })
       for (let tries = 1; offset < source.sizeBytes; tries++) {
         try {
+          if (tries > 1) {
+            const state = await http.ok({ path: location, signal })
+            await state.discard()
+            offset = Number(state.header('upload-offset') ?? 0)
+            if (offset === source.sizeBytes) break
+          }
           const answer = await http.ok({
             method: 'PATCH',
             path: location,
@@ -130,10 +138,8 @@ export function createRegistryClient(http: HttpClient) {
           location = locationOf(answer)
           offset = source.sizeBytes
         } catch (error) {
-          if (!(error instanceof UnreachableError) || tries >= uploadTriesMax) throw error
-          const state = await http.ok({ path: location, signal })
-          await state.discard()
-          offset = Number(state.header('upload-offset') ?? 0)
+          if (!mayPass(error) || tries >= uploadTriesMax) throw error
+          await delay(waits.next().value, signal ?? new AbortController().signal)
         }
       }
       const digest = await source.digest()
@@ -148,6 +154,14 @@ export function createRegistryClient(http: HttpClient) {
       return digest
     },
   }
+}
+
+/** The server is away, or has not yet seen that the connection before this one ended. */
+function mayPass(error: unknown): boolean {
+  return (
+    error instanceof UnreachableError ||
+    (error instanceof RequestError && [409, 416, 502, 503, 504].includes(error.status))
+  )
 }
 
 /** The path of an upload session; the registry may answer with a path or a whole URL of its own. */

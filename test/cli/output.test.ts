@@ -19,6 +19,8 @@ test('colour is for terminals whose user wants it', () => {
   assert.match(painted({ NO_COLOR: '' }), /\u001B/, 'an empty NO_COLOR means nothing (no-color.org)')
   assert.equal(painted({ TERM: 'dumb' }), 'x')
   assert.equal(painted({}, false), 'x')
+  assert.match(painted({ FORCE_COLOR: '1' }, false), /\u001B/)
+  assert.equal(painted({ FORCE_COLOR: '1', NO_COLOR: '1' }), 'x')
 })
 
 test('progress is drawn over at a terminal, and neither in a pipe, nor in CI, nor with --quiet', () => {

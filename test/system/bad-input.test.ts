@@ -28,11 +28,12 @@ before(async () => {
 })
 
 after(async () => {
-  // Still alive, after all of that, and nothing half-written.
-  assert.equal(server.process.exitCode, null)
-  assert.deepEqual(await readdir(join(server.dataDirectory, 'uploads')).catch(() => []), [])
+  const { exitCode } = server.process
+  const uploads: string[] = await readdir(join(server.dataDirectory, 'uploads')).catch(() => [])
   await server[Symbol.asyncDispose]()
   await rm(directory, { recursive: true, force: true })
+  // Still alive, after all of that, and nothing half-written.
+  assert.deepEqual([exitCode, uploads], [null, []])
 })
 
 const goodQuery = 'peer_id=-RS0001-abcdefghijkl&port=6881&uploaded=0&downloaded=0&left=1&compact=1'
@@ -97,6 +98,53 @@ test('an upload whose bytes have another digest is refused, and nothing of it is
   assert.equal(response.status, 400)
   assert.equal(errorCode(await response.json()), 'DIGEST_INVALID')
   assert.equal((await get(`/v2/web/blobs/${wanted}`)).status, 404)
+})
+
+test('lengths that lie cost nothing: what came is kept for a resume, what is too much is refused', async () => {
+  const bytes = randomBytes(100_000)
+  const digest = `sha256:${createHash('sha256').update(bytes).digest('hex')}`
+  const start = async (query = '') => {
+    const response = await fetch(`${server.publicUrl}/v2/web/blobs/uploads/${query}`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${admin}` },
+    })
+    return {
+      status: response.status,
+      location: new URL(response.headers.get('location') ?? '', server.publicUrl),
+    }
+  }
+  const call = async (location: URL, method: string, headers: Record<string, string> = {}, body?: Buffer) =>
+    fetch(location, {
+      method,
+      headers: { authorization: `Bearer ${admin}`, ...headers },
+      ...(body ? { body: new Uint8Array(body) } : {}),
+    })
+
+  // A declared length that is not the real one only costs the server a second pass.
+  const declared = await start('?length=17')
+  declared.location.searchParams.set('digest', digest)
+  assert.equal((await call(declared.location, 'PUT', {}, bytes)).status, 201)
+  assert.ok(Buffer.from(await (await get(`/v2/web/blobs/${digest}`)).arrayBuffer()).equals(bytes))
+
+  for (const length of ['-1', 'many', '1e99', String(2 ** 60)])
+    assert.ok([400, 413].includes((await start(`?length=${length}`)).status), length)
+
+  // A client that promises more than it sends and goes away; then one that goes on from there.
+  const { location } = await start()
+  await raw(
+    `PATCH ${location.pathname}${location.search} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${admin}\r\ncontent-length: 100000\r\n\r\n${'x'.repeat(1000)}`,
+  )
+  let state = await call(location, 'GET')
+  // It takes the server a moment to see that the client is gone.
+  for (const deadline = Date.now() + 5000; state.headers.get('range') === '0-0' && Date.now() < deadline;)
+    state = await call(location, 'GET')
+  assert.deepEqual([state.status, state.headers.get('range')], [204, '0-999'])
+  for (const range of ['5-1004', '2000-2999', '1000-999', 'a-b'])
+    assert.ok(
+      [400, 416].includes((await call(location, 'PATCH', { 'content-range': range }, bytes)).status),
+      range,
+    )
+  assert.equal((await call(location, 'DELETE')).status, 204)
 })
 
 test('names with .. and other tricks never reach the file system', async () => {

@@ -1,15 +1,16 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { crashServer } from '../soak/crash-server.ts'
 import type { FleetServer } from '../support/fleet.ts'
-import { startFleetServer } from '../support/fleet.ts'
+import { deployctl, startFleetServer, writeRandomFile } from '../support/fleet.ts'
 
 const run = promisify(execFile)
 
@@ -77,6 +78,39 @@ test('a blob is pushed in chunks, in order only, and pulled whole, by HEAD and b
 test('kill -9 of the server in the middle of pushes loses nothing that was acknowledged', async () => {
   const { acknowledged, cut } = await crashServer(6)
   assert.equal(acknowledged + cut, 6)
+})
+
+test('kill -9 of the server in the middle of a publish: deployctl waits for it and goes on where it stopped', async (t) => {
+  const { server, directory } = await startedServer(t)
+  const build = join(directory, 'build.tar')
+  const sha256 = await writeRandomFile(build, 200 * 1024 * 1024)
+  const publishing = deployctl(server, ['publish', build, 'web:1', '--json'])
+  const uploads = join(server.dataDirectory, 'uploads')
+  const sizeOfUpload = async () => {
+    const names = await readdir(uploads, { recursive: true }).catch(() => [])
+    const sizes = await Promise.all(
+      names.map(async (name) =>
+        stat(join(uploads, name)).then(
+          (found) => (found.isFile() ? found.size : 0),
+          () => 0,
+        ),
+      ),
+    )
+    return Math.max(0, ...sizes)
+  }
+  while ((await sizeOfUpload()) < 20 * 1024 * 1024) await sleep(5)
+  server.process.kill('SIGKILL')
+  await server.exited
+  const http = `addr: 127.0.0.1:${new URL(server.publicUrl).port}`
+  await using again = await startFleetServer(directory, { http })
+  const { code, stderr } = await publishing
+  assert.equal(code, 0, stderr)
+  const admin = (await readFile(again.adminTokenFile, 'utf8')).trim()
+  const response = await fetch(`${again.publicUrl}/v2/web/blobs/sha256:${sha256}`, {
+    headers: { authorization: `Bearer ${admin}` },
+  })
+  const bytes = Buffer.from(await response.arrayBuffer())
+  assert.equal(createHash('sha256').update(bytes).digest('hex'), sha256)
 })
 
 async function startedServer(t: TestContext) {
