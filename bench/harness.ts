@@ -1,5 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { cpus, release, totalmem } from 'node:os'
+import { setTimeout as delay } from 'node:timers/promises'
 import { readProcessCpuSeconds, readTotalCpu } from './proc.ts'
 
 /** One number that a run yields; `better` says which direction wins. */
@@ -57,6 +58,12 @@ export interface Machine {
   readonly node: string
 }
 
+/**
+ * Before each run. A virtual machine gives memory that was freed back to its host within seconds, and writing into it
+ * then costs ten times the CPU: without the wait, whoever runs first after the other has freed its files looks faster.
+ */
+const settleMs = 8000
+
 /** Runs every side in turn, `runs` times over, after one run of each that does not count. */
 export async function measure(
   benchmark: Benchmark,
@@ -69,6 +76,7 @@ export async function measure(
   const samples: Sample[] = []
   for (let run = 0; run <= runs; run++) {
     for (const side of sides) {
+      await delay(settleMs)
       const before = await readTotalCpu()
       const figures = await side.run()
       const after = await readTotalCpu()

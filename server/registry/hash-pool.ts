@@ -107,7 +107,7 @@ function startSlot(lost: () => void): WorkerSlot {
         const id = nextId++
         waiting.set(id, { resolve, reject })
         worker.ref()
-        worker.postMessage({ id, call }, call.op === 'append' ? [call.bytes.buffer as ArrayBuffer] : [])
+        worker.postMessage({ id, call }, call.op === 'append' ? [call.bytes.buffer] : [])
       }),
   }
 }

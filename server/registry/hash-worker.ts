@@ -14,7 +14,13 @@ export type HashCall =
       readonly file: string
       readonly length: number | undefined
     }
-  | { readonly op: 'append'; readonly upload: string; readonly at: number; readonly bytes: Uint8Array }
+  /** The bytes are moved here, and back with the answer, to be filled again. */
+  | {
+      readonly op: 'append'
+      readonly upload: string
+      readonly at: number
+      readonly bytes: Uint8Array<ArrayBuffer>
+    }
   /** Syncs and closes; the hashes are of all that was appended. */
   | { readonly op: 'finish'; readonly upload: string }
   | { readonly op: 'drop'; readonly upload: string }
@@ -25,6 +31,8 @@ export interface HashAnswer {
   readonly sha256Hex?: string
   /** SHA-1 of each piece, joined. */
   readonly pieces?: Uint8Array<ArrayBuffer>
+  /** What was appended, for its sender to use again. */
+  readonly bytes?: Uint8Array<ArrayBuffer>
 }
 
 interface Upload {
@@ -41,7 +49,8 @@ const readSize = 1024 * 1024
 parentPort?.on('message', ({ id, call }: { id: number; call: HashCall }) => {
   try {
     const answer = run(call)
-    parentPort?.postMessage({ id, answer }, answer.pieces ? [answer.pieces.buffer] : [])
+    const moved = [answer.pieces, answer.bytes].flatMap((bytes) => (bytes ? [bytes.buffer] : []))
+    parentPort?.postMessage({ id, answer }, moved)
   } catch (error) {
     const code = error instanceof Error && 'code' in error ? String(error.code) : undefined
     parentPort?.postMessage({
@@ -93,7 +102,7 @@ function open({ upload: id, file, length }: Extract<HashCall, { op: 'open' }>): 
   return { offset: upload.offset }
 }
 
-function append(upload: Upload, at: number, bytes: Uint8Array): HashAnswer {
+function append(upload: Upload, at: number, bytes: Uint8Array<ArrayBuffer>): HashAnswer {
   // Batches are sent ahead: behind one that failed, the next must not take its place.
   if (at !== upload.offset) throw new Error(`the bytes before ${at} are missing`)
   try {
@@ -108,7 +117,7 @@ function append(upload: Upload, at: number, bytes: Uint8Array): HashAnswer {
   upload.sha256.update(bytes)
   upload.pieces?.update(bytes)
   upload.offset += bytes.length
-  return { offset: upload.offset }
+  return { offset: upload.offset, bytes }
 }
 
 function hashPieces(descriptor: number, length: number): PieceHasher {

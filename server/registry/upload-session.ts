@@ -2,6 +2,9 @@ import { ApiError } from './api-error.ts'
 import type { HashPool } from './hash-pool.ts'
 import type { HashAnswer } from './hash-worker.ts'
 
+/** What the worker knows of a whole blob. */
+type Hashes = Required<Pick<HashAnswer, 'offset' | 'sha256Hex' | 'pieces'>>
+
 /** One blob on its way in: bytes go in batches to a worker that hashes and writes them. */
 export interface UploadSession {
   readonly id: string
@@ -12,7 +15,7 @@ export interface UploadSession {
   /** A request is using it. */
   readonly busy: boolean
   append(bytes: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void>
-  finish(): Promise<Required<HashAnswer>>
+  finish(): Promise<Hashes>
   drop(): Promise<void>
 }
 
@@ -51,6 +54,8 @@ export async function startUploadSession(options: {
 
   const write = async (bytes: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void> => {
     const underWay: Promise<void>[] = []
+    // Batches go to the worker and come back: new memory for each would cost more than hashing it.
+    const free: Uint8Array<ArrayBuffer>[] = []
     let received = offset
     let sent = offset
     let failure: unknown
@@ -60,6 +65,7 @@ export async function startUploadSession(options: {
       const written = pool.call({ op: 'append', upload: id, at, bytes: batch }).then(
         (answer) => {
           offset = answer.offset
+          if (answer.bytes) free.push(new Uint8Array(answer.bytes.buffer))
         },
         (error: unknown) => {
           failure ??= error
@@ -89,14 +95,14 @@ export async function startUploadSession(options: {
           at += part.length
           if (filled === batchBytes) {
             await flush(batch)
-            batch = new Uint8Array(batchBytes)
+            batch = free.pop() ?? new Uint8Array(batchBytes)
             filled = 0
           }
         }
       }
     } finally {
       // What did arrive is kept, so that the client can go on from there.
-      if (filled > 0) await flush(batch.slice(0, filled))
+      if (filled > 0) await flush(batch.subarray(0, filled))
       await Promise.all(underWay)
     }
     if (failure !== undefined) throw failure as Error
@@ -117,10 +123,10 @@ export async function startUploadSession(options: {
     append: (bytes, signal) => exclusively(() => write(bytes, signal)),
     finish: () =>
       exclusively(async () => {
-        const { sha256Hex, pieces, ...rest } = await pool.call({ op: 'finish', upload: id })
+        const { sha256Hex, pieces, offset: length } = await pool.call({ op: 'finish', upload: id })
         if (sha256Hex === undefined || pieces === undefined)
           throw new Error('Cannot finish upload: the worker gave no hashes')
-        return { ...rest, sha256Hex, pieces }
+        return { offset: length, sha256Hex, pieces }
       }),
     drop: async () => {
       await pool.call({ op: 'drop', upload: id })
