@@ -13,6 +13,7 @@ import { ClientError } from '../lib/protocol/errors.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
 import type { Logger } from '../lib/runtime/log.ts'
 import type { ServerConfig } from './config.ts'
+import { lingerOnClose } from './lingering-close.ts'
 import { ApiError } from './registry/api-error.ts'
 
 /** The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. */
@@ -53,6 +54,7 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
   server.requestTimeout = 0
   server.keepAliveTimeout = config.idle_timeout
   server.maxConnections = config.connections_max
+  lingerOnClose(server)
   server.setTimeout(config.idle_timeout, (socket: { destroy(): void }) => {
     socket.destroy()
   })

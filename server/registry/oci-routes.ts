@@ -217,7 +217,7 @@ async function receive(upload: BlobUpload, { request }: Context): Promise<void> 
     if (!request.raw.complete)
       gone.abort(new ApiError(499, 'BLOB_UPLOAD_INVALID', 'the client closed the connection'))
   })
-  await upload.append(request.raw, gone.signal)
+  await upload.append(bodyOf(request), gone.signal)
   if (length !== undefined && upload.offset - before !== length) {
     throw new ApiError(
       400,
@@ -416,13 +416,18 @@ function paginate(
   return page
 }
 
+/** The body as it comes. Who stops reading it leaves the connection alone: the refusal still has to get through. */
+function bodyOf(request: FastifyRequest): AsyncIterable<Uint8Array> {
+  return request.raw.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>
+}
+
 async function readBody(request: FastifyRequest, maxBytes: number): Promise<Buffer> {
   const tooLarge = () =>
     new ApiError(413, 'SIZE_INVALID', `Cannot store manifest: it is larger than ${maxBytes} bytes`)
   if ((contentLength(request) ?? 0) > maxBytes) throw tooLarge()
   const parts: Uint8Array[] = []
   let total = 0
-  for await (const part of request.raw as AsyncIterable<Uint8Array>) {
+  for await (const part of bodyOf(request)) {
     total += part.length
     if (total > maxBytes) throw tooLarge()
     parts.push(part)

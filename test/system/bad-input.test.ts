@@ -190,6 +190,34 @@ test('a manifest beyond the limit, a manifest that is not JSON and one that name
   assert.equal(errorCode(await unknown.json()), 'MANIFEST_BLOB_UNKNOWN')
 })
 
+test('whoever is refused in the middle of a long body reads why, and sees no broken pipe', async () => {
+  const authorization = `Bearer ${admin}`
+  const type = 'application/vnd.oci.image.manifest.v1+json'
+  const long = () => {
+    let left = 40
+    return new ReadableStream({
+      pull: (controller) => {
+        if (left-- > 0) controller.enqueue(new Uint8Array(512 * 1024))
+        else controller.close()
+      },
+    })
+  }
+  const cases: readonly (readonly [number, string, string, Record<string, string>])[] = [
+    [413, 'PUT', '/v2/web/manifests/bad', { authorization, 'content-type': type }],
+    [413, 'POST', '/api/v1/tokens', { authorization, 'content-type': 'application/json' }],
+    [401, 'PUT', '/v2/web/manifests/bad', { 'content-type': type }],
+    [404, 'PATCH', '/v2/web/blobs/uploads/00000000-0000-0000-0000-000000000000', { authorization }],
+  ]
+  for (const [status, method, path, headers] of cases) {
+    for (const body of [long, () => new Uint8Array(20 * 1024 * 1024)]) {
+      for (let i = 0; i < 5; i++) {
+        const init = { method, headers, body: body(), duplex: 'half' } as RequestInit
+        assert.equal((await fetch(`${server.publicUrl}${path}`, init)).status, status, `${method} ${path}`)
+      }
+    }
+  }
+})
+
 test('API bodies that are too large, not JSON or of the wrong shape get a clear 4xx', async () => {
   const post = async (path: string, body: string) =>
     fetch(`${server.publicUrl}${path}`, {
