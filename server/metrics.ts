@@ -1,5 +1,7 @@
 import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client'
 import type { TokenFault } from '../lib/token/claims.ts'
+import type { TokenAuthority } from '../lib/token/token-authority.ts'
+import type { BlobStore } from './registry/blob-store.ts'
 import type { Fleet } from './registry/fleet.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
 import type { PeerStore } from './tracker/peer-store.ts'
@@ -12,6 +14,7 @@ export interface ServerMetrics {
   readonly webseed: WebseedObserver
   readonly tokenRefused: (fault: TokenFault | 'missing') => void
   watchStore(store: PeerStore): void
+  watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority }): void
   watchFleet(fleet: Fleet): void
 }
 
@@ -37,11 +40,25 @@ export function createServerMetrics(): ServerMetrics {
     help: 'Bytes served as a webseed.',
     registers,
   })
+  const webseedReplies = new Gauge({
+    name: 'rackswarm_webseed_replies',
+    help: 'Webseed replies under way; bounded by registry.webseed.replies_max.',
+    registers,
+  })
   const webseedBusy = new Counter({
     name: 'rackswarm_webseed_busy_total',
     help: 'Webseed requests turned away because the budget was spent.',
     registers,
   })
+  const gauge = (name: string, help: string, read: () => number) =>
+    new Gauge({
+      name,
+      help,
+      registers,
+      collect() {
+        this.set(read())
+      },
+    })
   return {
     registry,
     tracker: {
@@ -56,38 +73,37 @@ export function createServerMetrics(): ServerMetrics {
       busy: () => {
         webseedBusy.inc()
       },
+      replying: (count) => {
+        webseedReplies.set(count)
+      },
     },
     tokenRefused: (reason) => {
       refused.inc({ reason })
     },
     watchStore: (store) => {
-      const gauge = (name: string, help: string, read: (totals: ReturnType<PeerStore['totals']>) => number) =>
-        new Gauge({
-          name,
-          help,
-          registers,
-          collect() {
-            this.set(read(store.totals()))
-          },
-        })
-      gauge('rackswarm_tracker_swarms', 'Swarms known.', ({ swarms }) => swarms)
-      gauge('rackswarm_tracker_seeders', 'Peers that have everything.', ({ seeders }) => seeders)
-      gauge('rackswarm_tracker_leechers', 'Peers that fetch.', ({ leechers }) => leechers)
+      gauge('rackswarm_tracker_swarms', 'Swarms known.', () => store.totals().swarms)
+      gauge('rackswarm_tracker_seeders', 'Peers that have everything.', () => store.totals().seeders)
+      gauge('rackswarm_tracker_leechers', 'Peers that fetch.', () => store.totals().leechers)
       gauge(
         'rackswarm_tracker_peers_refused',
         'Announces not stored since the start because the store was full.',
-        ({ refused: count }) => count,
+        () => store.totals().refused,
+      )
+    },
+    watchRegistry: ({ blobs, authority }) => {
+      gauge(
+        'rackswarm_registry_uploads_open',
+        'Uploads that hold an open file; bounded by registry.uploads_max.',
+        () => blobs.uploadsOpen,
+      )
+      gauge(
+        'rackswarm_token_verifications_waiting',
+        'Signatures that wait to be verified; when 20,000 wait, further tokens are refused.',
+        () => authority.verificationsWaiting,
       )
     },
     watchFleet: (fleet) => {
-      new Gauge({
-        name: 'rackswarm_fleet_hosts',
-        help: 'Hosts heard in the last minute.',
-        registers,
-        collect() {
-          this.set(fleet.present().length)
-        },
-      })
+      gauge('rackswarm_fleet_hosts', 'Hosts heard in the last minute.', () => fleet.present().length)
     },
   }
 }

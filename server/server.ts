@@ -227,7 +227,8 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
   const fleet = createFleet({ hostsMax: config.enrolment.hosts_max, now })
   const tags = createTagCache({ store, now })
   metrics.watchFleet(fleet)
-  const torrents = { store, minter, publicUrl, torrentTtlMs: config.tokens.torrent_ttl }
+  metrics.watchRegistry({ blobs: store, authority })
+  const torrents = { store, minter, publicUrl, torrentTtlMs: config.tokens.torrent_ttl, now }
   const shared = { store, access: controlled, minter, publicUrl, sourceOf, now, log }
   registerOciRoutes(app, {
     ...shared,

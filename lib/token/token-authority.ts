@@ -46,6 +46,8 @@ export interface TokenMinter {
 export interface TokenAuthority extends AsyncDisposable {
   readonly minter: TokenMinter
   readonly verifier: TokenVerifier
+  /** Signatures that wait or are being checked; bounded. */
+  readonly verificationsWaiting: number
   /** RFC 7517, public parts only. */
   jwks(): { keys: PublicJwk[] }
 }
@@ -103,6 +105,9 @@ export async function openTokenAuthority(
 
   return {
     verifier,
+    get verificationsWaiting() {
+      return pool.waiting
+    },
     minter: {
       mintAnnounce: ({ infoHash, subject, scopes, rack, cidr, ttlMs }) =>
         mint('announce', subject, ttlMs, {

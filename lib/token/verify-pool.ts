@@ -5,6 +5,8 @@ import type { VerifyRequest } from './verify-worker.ts'
 
 /** Signature checks off the event loop. */
 export interface VerifyPool extends AsyncDisposable {
+  /** Checks that wait or run. */
+  readonly waiting: number
   /** @throws TokenError `bad_signature` when the queue is full: a flood of new tokens must not grow memory */
   verify(request: Omit<VerifyRequest, 'id'>): Promise<boolean>
 }
@@ -41,6 +43,9 @@ export function createVerifyPool(size = Math.min(4, availableParallelism())): Ve
   }
 
   return {
+    get waiting() {
+      return queued
+    },
     verify: async (request) => {
       if (queued >= queueMax)
         throw new TokenError('bad_signature', { cause: new Error('too many tokens wait to be verified') })

@@ -47,6 +47,8 @@ export interface Tag {
  *   S3-compatible store can follow.
  */
 export interface BlobStore extends AsyncDisposable {
+  /** Uploads that hold an open file; bounded. */
+  readonly uploadsOpen: number
   /** @param lengthHint the length the client declared, so that pieces can be hashed as they arrive */
   startUpload(repository: string, lengthHint: number | undefined): Promise<BlobUpload>
   /** The session of an earlier request; after a restart its bytes are read again first. Undefined if there is none. */

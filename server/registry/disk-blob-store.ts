@@ -19,7 +19,7 @@ import type { Logger } from '../../lib/runtime/log.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStat, BlobStore, BlobUpload, Manifest, Tag } from './blob-store.ts'
 import { createHashPool } from './hash-pool.ts'
-import { startUploadSession } from './upload-session.ts'
+import { startUploadSession, tooLarge } from './upload-session.ts'
 import type { UploadSession } from './upload-session.ts'
 
 export interface DiskBlobStoreOptions {
@@ -33,6 +33,9 @@ export interface DiskBlobStoreOptions {
   readonly now: () => number
   readonly log: Logger
 }
+
+/** An upload that nobody has touched for this long may lose its open file to another; its bytes stay. */
+const idleMs = 10_000
 
 /**
  * Blobs, manifests and tags in a directory:
@@ -83,11 +86,9 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     },
     append: async (bytes, signal) => {
       await checkRoom()
-      await session.append(bytes, signal).catch((error: unknown) => {
-        throw errorCode(error) === 'ENOSPC' ? diskFull(error) : error
-      })
+      await session.append(bytes, signal).catch(mapDiskFull)
     },
-    commit: (expected) => commit(session, expected),
+    commit: (expected) => commit(session, expected).catch(mapDiskFull),
     cancel: async () => {
       sessions.delete(session.id)
       await session.drop()
@@ -96,8 +97,12 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     [Symbol.asyncDispose]: async () => Promise.resolve(),
   })
 
+  /** Sessions on their way into `sessions`: one that is resumed reads all its bytes again, once for all who ask meanwhile. */
+  const opening = new Map<string, Promise<UploadSession>>()
   const openSession = async (id: string, repository: string, length: number | undefined) => {
-    const session = await startUploadSession({
+    const known = opening.get(id)
+    if (known) return known
+    const started = startUploadSession({
       id,
       repository,
       length,
@@ -106,8 +111,35 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       now,
       blobMaxBytes: options.blobMaxBytes,
     })
-    sessions.set(id, session)
-    return session
+    opening.set(id, started)
+    try {
+      const session = await started
+      sessions.set(id, session)
+      return session
+    } finally {
+      opening.delete(id)
+    }
+  }
+
+  /**
+   * Keeps open sessions within their bound. One that nobody has touched for a while gives way: it stays on disk and can be
+   * resumed, so that clients that went away do not keep others out for `uploadTtlMs`.
+   */
+  const makeSessionRoom = async () => {
+    if (sessions.size + opening.size < options.uploadsMax) return
+    const [idle] = [...sessions.values()]
+      .filter(({ busy, touchedMs }) => !busy && now() - touchedMs >= idleMs)
+      .sort((a, b) => a.touchedMs - b.touchedMs)
+    if (!idle) {
+      throw new ApiError(
+        429,
+        'TOOMANYREQUESTS',
+        `Cannot start an upload: ${options.uploadsMax} are under way already`,
+        { headers: { 'retry-after': '5' } },
+      )
+    }
+    sessions.delete(idle.id)
+    await idle.drop()
   }
 
   /** Sessions that nobody came back to, those from before a restart included. */
@@ -116,7 +148,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       const session = sessions.get(id)
       const touchedMs =
         session?.touchedMs ?? (await stat(join(paths.upload(id), 'data')).catch(ignoreMissing))?.mtimeMs ?? 0
-      if (now() - touchedMs < options.uploadTtlMs || session?.busy === true) continue
+      if (now() - touchedMs < options.uploadTtlMs || session?.busy === true || opening.has(id)) continue
       sessions.delete(id)
       await session?.drop()
       await rm(paths.upload(id), { recursive: true, force: true })
@@ -140,24 +172,23 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
   }
 
   return {
+    get uploadsOpen() {
+      return sessions.size + opening.size
+    },
     startUpload: async (repository, lengthHint) => {
-      if (sessions.size >= options.uploadsMax) {
-        throw new ApiError(
-          429,
-          'TOOMANYREQUESTS',
-          `Cannot start an upload: ${sessions.size} are open already`,
-          { headers: { 'retry-after': '5' } },
-        )
-      }
       if (lengthHint !== undefined && lengthHint > options.blobMaxBytes) throw tooLarge(options.blobMaxBytes)
       await checkRoom()
+      await makeSessionRoom()
       const id = randomUUID()
-      await makeDirectory(paths.upload(id), 0o700)
-      await writeFileAtomic(
-        join(paths.upload(id), 'session'),
-        JSON.stringify({ repository, length: lengthHint }),
-      )
-      return wrap(await openSession(id, repository, lengthHint))
+      const start = async () => {
+        await makeDirectory(paths.upload(id), 0o700)
+        await writeFileAtomic(
+          join(paths.upload(id), 'session'),
+          JSON.stringify({ repository, length: lengthHint }),
+        )
+        return openSession(id, repository, lengthHint)
+      }
+      return wrap(await start().catch(mapDiskFull))
     },
     resumeUpload: async (repository, id) => {
       if (!/^[0-9a-f-]{36}$/.test(id)) return undefined
@@ -166,9 +197,9 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       const text = await readFile(join(paths.upload(id), 'session'), 'utf8').catch(ignoreMissing)
       if (text === undefined) return undefined
       const saved = JSON.parse(text) as { repository: string; length?: number }
-      return saved.repository === repository
-        ? wrap(await openSession(id, repository, saved.length))
-        : undefined
+      if (saved.repository !== repository) return undefined
+      if (!opening.has(id)) await makeSessionRoom()
+      return wrap(await openSession(id, repository, saved.length))
     },
     statBlob: async (repository, digest) => {
       if (!(await exists(paths.link(repository, digest)))) return undefined
@@ -343,7 +374,7 @@ async function removeFile(file: string): Promise<boolean> {
 }
 
 function mapDiskFull(error: unknown): never {
-  throw errorCode(error) === 'ENOSPC' ? diskFull(error) : error
+  throw ['ENOSPC', 'EDQUOT'].includes(errorCode(error) ?? '') ? diskFull(error) : error
 }
 
 function diskFull(cause?: unknown): ApiError {
@@ -351,8 +382,4 @@ function diskFull(cause?: unknown): ApiError {
     cause,
     hint: 'Make room on the server, then push again: the upload goes on where it stopped.',
   })
-}
-
-export function tooLarge(maxBytes: number): ApiError {
-  return new ApiError(413, 'SIZE_INVALID', `Cannot store blob: it is larger than ${maxBytes} bytes`)
 }

@@ -56,6 +56,8 @@ const casTriesMax = 20
 export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDeps): void {
   const { state, access, revocations, now, log } = deps
   const failures = new LRUCache<string, { count: number; sinceMs: number }>({ max: 10_000 })
+  // Read once: to count what is stored at each of 10,000 enrolments would cost minutes.
+  let enrolled: Promise<Set<string>> | undefined
 
   app.post('/api/v1/enroll', async (request): Promise<HostCredential> => {
     const { bootstrapToken, host, place } = validate(EnrollRequest, request.body)
@@ -84,20 +86,27 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
         },
       )
     }
-    const known = await state.get(`hosts/${host}`)
-    if (!known && (await state.list('hosts/', { limit: deps.hostsMax })).length >= deps.hostsMax) {
+    enrolled ??= hostNames(state).catch((error: unknown) => {
+      enrolled = undefined
+      throw error
+    })
+    const names = await enrolled
+    const known = names.has(host)
+    if (!known && names.size >= deps.hostsMax) {
       throw new ApiError(507, 'TOO_MANY_HOSTS', `Cannot enrol ${host}: ${deps.hostsMax} hosts are enrolled`, {
         hint: 'Raise enrolment.hosts_max, or revoke hosts that are gone.',
       })
     }
     await spend(state, bootstrap, now())
     if (known) log.warn({ host, address }, 'a host that was enrolled enrols again')
-    return issue(deps, host, {
+    const issued = await issue(deps, host, {
       place,
       repositories: record.repositories,
       address,
       enrolledAt: new Date(now()).toISOString(),
     })
+    names.add(host)
+    return issued
   })
 
   app.post('/api/v1/hosts/self/renew', async (request): Promise<HostCredential> => {
@@ -191,6 +200,17 @@ export async function createBootstrapToken(
   }
   await state.put(`bootstrap/${id}`, record, { ifVersion: 0 })
   return { id, bootstrapToken: `rsb_${id}_${secret}`, expiresAt }
+}
+
+async function hostNames(state: StateStore): Promise<Set<string>> {
+  const names = new Set<string>()
+  for (let after = ''; ;) {
+    const page = await state.list('hosts/', { after, limit: 1000 })
+    for (const { key } of page) names.add(key.slice('hosts/'.length))
+    const last = page.at(-1)
+    if (last === undefined) return names
+    after = last.key
+  }
 }
 
 /** Mints a host's credential and records it, beside those that may still live. */

@@ -285,6 +285,7 @@ export function sendBytes(
   reply.raw.once('close', () => {
     gone.abort()
   })
+  if (reply.raw.destroyed) return reply.hijack()
   return reply.send(Readable.from(read(gone.signal), { objectMode: false }))
 }
 
@@ -341,6 +342,7 @@ async function putManifest(
   if (!byDigest) {
     await store.putTag(repository, reference, digest)
     context.onTag(repository, reference, digest)
+    context.log.info({ repository, tag: reference, digest, by: context.caller.name }, 'tag moved')
   }
   const subject = subjectOf(bytes)
   if (subject !== undefined) reply.header('oci-subject', subject)

@@ -17,7 +17,7 @@ import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
 import { createBootstrapToken } from './enrolment.ts'
 import type { Revocations } from './revocations.ts'
-import { signedAnnounceUrl } from './torrents.ts'
+import { announceTtlMs, signedAnnounceUrl } from './torrents.ts'
 import { validate } from './validate.ts'
 
 export interface TokenDeps {
@@ -34,8 +34,6 @@ export interface TokenDeps {
 
 /** Registry tokens of the token flow: long enough for one push or pull to ask again in between. */
 const accessTtlMs = 5 * 60_000
-/** No announce token that a person asks for lives longer than this many usual ones. */
-const announceTtlFactorMax = 30
 const tokensListed = 10_000
 
 interface TokenRecord {
@@ -96,16 +94,17 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
     const caller = await access.callerOf(request.headers)
     const asked = validate(AnnounceTokenRequest, request.body)
     if (asked.cidr !== undefined) parseCidr(asked.cidr)
+    if (asked.rack !== undefined && asked.rack !== caller.place && !caller.may('admin'))
+      throw new ApiError(403, 'DENIED', `${caller.name} may not say that somebody is in ${asked.rack}`, {
+        hint: 'Where a peer is, is the word of an administrator; without --rack its address decides.',
+      })
     const infoHash = await askedInfoHash(asked, caller, deps.store)
-    const ttlMs = Math.min(
-      asked.ttlSeconds === undefined ? deps.torrentTtlMs : asked.ttlSeconds * 1000,
-      deps.torrentTtlMs * announceTtlFactorMax,
-    )
+    const askedMs = asked.ttlSeconds === undefined ? undefined : asked.ttlSeconds * 1000
     const { token, expiresAt } = await authority.minter.mintAnnounce({
       infoHash,
       subject: caller.name,
-      ttlMs,
-      rack: asked.rack,
+      ttlMs: announceTtlMs({ askedMs, usualMs: deps.torrentTtlMs, caller, nowMs: now() }),
+      rack: asked.rack ?? caller.place,
       cidr: asked.cidr,
     })
     return {

@@ -14,9 +14,10 @@ export interface TorrentDeps {
   readonly minter: TokenMinter
   readonly publicUrl: string
   readonly torrentTtlMs: number
+  readonly now: () => number
 }
 
-/** A .torrent asked for with a longer life than this many usual ones gets this. */
+/** An announce token asked for with a longer life than this many usual ones gets this. */
 const ttlFactorMax = 30
 
 /** Quay's `GET /c1/torrent/<name>/blobs/<digest>`: a .torrent with a signed announce URL. */
@@ -41,7 +42,7 @@ export async function sendTorrent(
   request: FastifyRequest,
   reply: FastifyReply,
   { repository, digest, caller }: { repository: string; digest: Digest; caller: Caller },
-  { store, minter, publicUrl, torrentTtlMs }: Omit<TorrentDeps, 'access'>,
+  { store, minter, publicUrl, torrentTtlMs, now }: Omit<TorrentDeps, 'access'>,
 ): Promise<FastifyReply> {
   const torrent = (await store.statBlob(repository, digest)) && (await store.torrentOf(digest))
   if (!torrent) throw new ApiError(404, 'BLOB_UNKNOWN', `There is no torrent for ${digest} in ${repository}`)
@@ -49,9 +50,16 @@ export async function sendTorrent(
   const ttl = query.get('ttl')
   if (ttl !== null && !/^[1-9]\d{0,8}$/.test(ttl))
     throw new ApiError(400, 'BAD_REQUEST', `Cannot use ttl ${JSON.stringify(ttl.slice(0, 20))}: need seconds`)
-  const ttlMs = Math.min(ttl === null ? torrentTtlMs : Number(ttl) * 1000, torrentTtlMs * ttlFactorMax)
+  const askedMs = ttl === null ? undefined : Number(ttl) * 1000
+  const ttlMs = announceTtlMs({ askedMs, usualMs: torrentTtlMs, caller, nowMs: now() })
   const mint = (scopes: readonly ('announce' | 'scrape' | 'webseed')[]) =>
-    minter.mintAnnounce({ infoHash: torrent.infoHash, subject: caller.name, scopes, ttlMs })
+    minter.mintAnnounce({
+      infoHash: torrent.infoHash,
+      subject: caller.name,
+      scopes,
+      rack: caller.place,
+      ttlMs,
+    })
   const { token } = await mint(['announce', 'scrape'])
   const urlList =
     query.get('webseed') === '0' ? [] : [webseedUrl(publicUrl, (await mint(['webseed'])).token, digest)]
@@ -68,6 +76,26 @@ export async function sendTorrent(
       vary: 'Accept',
     })
     .send(bytes)
+}
+
+/**
+ * How long an announce token lives that somebody asks for: as asked, within bounds, and no longer than the credential it is
+ * asked with, which may end for a reason. A token of the registry token flow is short by nature and gets the usual life.
+ */
+export function announceTtlMs({
+  askedMs,
+  usualMs,
+  caller,
+  nowMs,
+}: {
+  askedMs: number | undefined
+  usualMs: number
+  caller: Caller
+  nowMs: number
+}): number {
+  const wantedMs = Math.min(askedMs ?? usualMs, usualMs * ttlFactorMax)
+  if (caller.kind === 'access') return Math.min(wantedMs, usualMs)
+  return caller.expiresAt === undefined ? wantedMs : Math.min(wantedMs, caller.expiresAt.getTime() - nowMs)
 }
 
 /** The announce URL with a token in its query; the public URL may have a query of its own. */

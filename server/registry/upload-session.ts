@@ -82,12 +82,7 @@ export async function startUploadSession(options: {
         if (failure !== undefined) throw failure as Error
         touchedMs = now()
         received += chunk.length
-        if (received > blobMaxBytes)
-          throw new ApiError(
-            413,
-            'SIZE_INVALID',
-            `Cannot store blob: it is larger than ${blobMaxBytes} bytes`,
-          )
+        if (received > blobMaxBytes) throw tooLarge(blobMaxBytes)
         for (let at = 0; at < chunk.length;) {
           const part = chunk.subarray(at, at + batchBytes - filled)
           batch.set(part, filled)
@@ -132,4 +127,8 @@ export async function startUploadSession(options: {
       await pool.call({ op: 'drop', upload: id })
     },
   }
+}
+
+export function tooLarge(maxBytes: number): ApiError {
+  return new ApiError(413, 'SIZE_INVALID', `Cannot store blob: it is larger than ${maxBytes} bytes`)
 }

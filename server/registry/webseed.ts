@@ -24,6 +24,8 @@ export interface WebseedObserver {
   served(bytes: number): void
   /** Turned away because the budget was spent. */
   busy(): void
+  /** Replies under way now. */
+  replying(count: number): void
 }
 
 /** `GET /webseed/<token>/<sha256 hex>` (BEP 19): the server as a seed, within a budget of replies and bytes a second. */
@@ -31,13 +33,16 @@ export function registerWebseedRoutes(app: FastifyInstance, deps: WebseedDeps): 
   const { store, verifier, observer } = deps
   const limiter = createRateLimiter({ bytesPerSecond: deps.bytesPerSecond, now: deps.now })
   let replies = 0
+  /** Replies to each bearer: one that reads slowly, by fault or on purpose, must not hold them all. */
+  const held = new Map<string, number>()
+  const heldMax = Math.max(1, Math.floor(deps.repliesMax / 2))
 
   app.route<{ Params: { token: string; hex: string } }>({
     method: ['GET', 'HEAD'],
     url: '/webseed/:token/:hex',
     handler: async (request, reply) => {
       const { token, hex } = request.params
-      const infoHash = await infoHashOfToken(verifier, token, deps.sourceOf(request))
+      const { infoHash, subject } = await claimsOfToken(verifier, token, deps.sourceOf(request))
       const blob = await store.blobOfInfoHash(infoHash)
       if (!blob || blob.digest !== digestFromHex(hex))
         throw new ApiError(404, 'NOT_FOUND', 'The token is for another blob')
@@ -56,18 +61,22 @@ export function registerWebseedRoutes(app: FastifyInstance, deps: WebseedDeps): 
         'cache-control': 'no-store',
       })
       if (request.method === 'HEAD') return reply.send()
-      if (replies >= deps.repliesMax) {
+      if (replies >= deps.repliesMax || (held.get(subject) ?? 0) >= heldMax) {
         observer.busy()
         for (const name of ['content-length', 'content-range', 'content-type']) reply.removeHeader(name)
         throw new ApiError(503, 'BUSY', 'The server seeds to as many as it may', {
           headers: { 'retry-after': '2' },
         })
       }
-      replies++
-      let counted = true
+      // Gone while we looked: its `close` has been and would never give the turn back.
+      if (reply.raw.destroyed) return reply.hijack()
+      observer.replying(++replies)
+      held.set(subject, (held.get(subject) ?? 0) + 1)
       reply.raw.once('close', () => {
-        if (counted) replies--
-        counted = false
+        observer.replying(--replies)
+        const left = (held.get(subject) ?? 1) - 1
+        if (left === 0) held.delete(subject)
+        else held.set(subject, left)
       })
       return sendBytes(reply, async function* (signal) {
         for await (const bytes of store.readBlob(blob.digest, { start, end }, signal)) {
@@ -81,12 +90,12 @@ export function registerWebseedRoutes(app: FastifyInstance, deps: WebseedDeps): 
 }
 
 /** @throws ApiError 403: the reason stays here, as on announces */
-async function infoHashOfToken(verifier: TokenVerifier, token: string, source: Ip) {
+async function claimsOfToken(verifier: TokenVerifier, token: string, source: Ip) {
   try {
     const claims = await verifier.verify(token, 'announce')
     if (!claims.scopes.has('webseed')) throw new TokenError('wrong_scope')
     if (claims.cidr && !cidrContains(claims.cidr, source)) throw new TokenError('wrong_address')
-    return claims.infoHash
+    return claims
   } catch (error) {
     if (error instanceof TokenError)
       throw new ApiError(403, 'DENIED', 'unapproved request: invalid jwt', { cause: error })

@@ -20,18 +20,23 @@ export interface FleetServer extends Child {
 
 /**
  * Starts a server with nothing in it, its own process. `settings` is YAML for the top level of its configuration, `http`
- * what stands in that section: a free port of loopback, if nothing else.
+ * and `enrolment`
+ * what stands in those sections: a free port of loopback, if nothing else.
  */
 export async function startFleetServer(
   directory: string,
-  { settings = '', http = 'addr: 127.0.0.1:0' }: { settings?: string; http?: string } = {},
+  {
+    settings = '',
+    http = 'addr: 127.0.0.1:0',
+    enrolment = '',
+  }: { settings?: string; http?: string; enrolment?: string } = {},
 ): Promise<FleetServer> {
   const data = join(directory, 'server')
   await mkdir(directory, { recursive: true })
   const config = join(directory, 'server.yaml')
   await writeFile(
     config,
-    `data_dir: ${data}\nhttp: { ${http} }\nmetrics_addr: 127.0.0.1:0\nenrolment: { first_token_places: any, report_interval: 1s }\n${settings}`,
+    `data_dir: ${data}\nhttp: { ${http} }\nmetrics_addr: 127.0.0.1:0\nenrolment: { first_token_places: any, report_interval: 1s, ${enrolment} }\n${settings}`,
   )
   const child = await startChild({
     file: bin('rackswarm-server'),

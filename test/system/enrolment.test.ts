@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { infoHashFromHex } from '../../lib/protocol/infohash.ts'
-import { mintOffline } from '../../lib/token/offline.ts'
+import { inspectToken, mintOffline } from '../../lib/token/offline.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
 
@@ -101,6 +101,39 @@ test('an announce token that is expired, not valid yet, or bound to another addr
     assert.match(metrics, new RegExp(`reason="${fault}"[^\\n]*} 1`), fault)
 })
 
+test('a host that may pull can say neither where it is nor outlive its credential with an announce token', async () => {
+  const build = join(directory, 'own.tar')
+  await writeRandomFile(build, 512 * 1024)
+  await deployctlOk(server, ['publish', build, 'own:1'])
+  const digest = await blobDigest('own:1')
+  const bootstrapToken = await bootstrap('--places', 'rack-1')
+  const enrolled = await enroll({ bootstrapToken, host: 'd1', place: 'rack-1' })
+  const credential = String(enrolled.body['credential'])
+  const mint = (more: object) =>
+    call('/api/v1/announce-tokens', { repository: 'own', digest, ...more }, credential)
+  assert.equal((await mint({ rack: 'rack-2' })).status, 403)
+  const plain = await mint({})
+  assert.equal(inspectToken(String(plain.body['token'])).claims['rack'], 'rack-1')
+  const long = await mint({ ttlSeconds: 10 * 365 * 86_400 })
+  assert.ok(
+    Date.parse(String(long.body['expiresAt'])) <= Date.parse(String(enrolled.body['expiresAt'])),
+    'as long as the credential at most',
+  )
+})
+
+test('no more hosts are enrolled than may be; one that is known may come again', async (t) => {
+  const own = await mkdtemp(join(tmpdir(), 'rackswarm-hosts-max-'))
+  t.after(() => rm(own, { recursive: true, force: true }))
+  await using small = await startFleetServer(own, {
+    enrolment: 'hosts_max: 2',
+  })
+  const bootstrapToken = (await deployctlOk(small, ['token', 'bootstrap'])).trim()
+  const statuses: number[] = []
+  for (const host of ['h1', 'h2', 'h3', 'h1'])
+    statuses.push((await call('/api/v1/enroll', { bootstrapToken, host }, undefined, small)).status)
+  assert.deepEqual(statuses, [200, 200, 507, 200])
+})
+
 test('guessing bootstrap tokens gets an address turned away', async () => {
   const statuses: number[] = []
   for (let i = 0; i < 25; i++) {
@@ -119,8 +152,8 @@ async function enroll(body: { bootstrapToken: string; host: string; place?: stri
   return call('/api/v1/enroll', body)
 }
 
-async function call(path: string, body: object, token?: string) {
-  const response = await fetch(`${server.publicUrl}${path}`, {
+async function call(path: string, body: object, token?: string, at = server) {
+  const response = await fetch(`${at.publicUrl}${path}`, {
     method: 'POST',
     headers: {
       'content-type': 'application/json',

@@ -1,0 +1,224 @@
+import assert from 'node:assert/strict'
+import { createHash, randomBytes } from 'node:crypto'
+import type { TestContext } from 'node:test'
+import { test } from 'node:test'
+import type { Digest } from '../../../lib/protocol/digest.ts'
+import { digestHex, digestOf } from '../../../lib/protocol/digest.ts'
+import { infoHashToHex } from '../../../lib/protocol/infohash.ts'
+import { pieceLengthFor, swarmLengthMin } from '../../../lib/protocol/metainfo.ts'
+import type { BlobStore, BlobUpload } from '../../../server/registry/blob-store.ts'
+
+/** A store that a test may close and open again over the same data. */
+export interface StoreUnderTest {
+  readonly store: BlobStore
+  /** As after a crash: nothing is told to the old store. @returns a new one over the same data */
+  reopen(): Promise<BlobStore>
+}
+
+/** What blob-store.ts promises; run by every implementation. */
+export function blobStoreContract(name: string, start: (t: TestContext) => Promise<StoreUnderTest>): void {
+  test(`${name}: a blob comes back as it was pushed, whole and in parts, with the torrent of its bytes`, async (t) => {
+    const { store } = await start(t)
+    for (const size of [0, 1, swarmLengthMin, swarmLengthMin + 1, 3_000_000]) {
+      const bytes = randomBytes(size)
+      // Declared, not declared, declared wrong: the torrent is the same.
+      for (const [i, hint] of [size, undefined, size + 1].entries()) {
+        const upload = await store.startUpload(`repo${i}`, hint)
+        await append(upload, bytes)
+        assert.deepEqual(await upload.commit(digestOf(bytes)), { digest: digestOf(bytes), sizeBytes: size })
+        await assertTorrent(store, bytes)
+      }
+      const stat = await store.statBlob('repo0', digestOf(bytes))
+      assert.equal(stat?.sizeBytes, size)
+      assert.ok((await read(store, digestOf(bytes), 0, size)).equals(bytes))
+      const [from, to] = [Math.floor(size / 3), Math.floor(size / 2)]
+      assert.ok((await read(store, digestOf(bytes), from, to)).equals(bytes.subarray(from, to)))
+    }
+  })
+
+  test(`${name}: bytes with another digest are refused, and the session is gone`, async (t) => {
+    const { store } = await start(t)
+    const upload = await store.startUpload('web', undefined)
+    await append(upload, Buffer.from('what came'))
+    const wanted = digestOf(Buffer.from('what was promised'))
+    await assert.rejects(upload.commit(wanted), { code: 'DIGEST_INVALID' })
+    assert.equal(await store.resumeUpload('web', upload.id), undefined)
+    assert.equal(await store.statBlob('web', wanted), undefined)
+  })
+
+  test(`${name}: uploads of the same blob at once end as one`, async (t) => {
+    const { store } = await start(t)
+    const bytes = randomBytes(700_000)
+    const uploads = await Promise.all(
+      Array.from({ length: 8 }, (_, i) => store.startUpload(`repo${i}`, bytes.length)),
+    )
+    await Promise.all(
+      uploads.map(async (upload) => {
+        await append(upload, bytes)
+        await upload.commit(digestOf(bytes))
+      }),
+    )
+    for (let i = 0; i < 8; i++) assert.ok(await store.statBlob(`repo${i}`, digestOf(bytes)))
+    assert.ok((await read(store, digestOf(bytes), 0, bytes.length)).equals(bytes))
+  })
+
+  test(`${name}: a blob is readable only where it was pushed or mounted`, async (t) => {
+    const { store } = await start(t)
+    const digest = await push(store, 'team/app', Buffer.from('layer'))
+    assert.equal(await store.statBlob('other', digest), undefined)
+    assert.equal(await store.mountBlob('other', digest, 'nowhere'), false)
+    assert.equal(await store.mountBlob('other', digest, 'team/app'), true)
+    assert.ok(await store.statBlob('other', digest))
+  })
+
+  test(`${name}: a stream that breaks leaves what came, and the upload goes on from there`, async (t) => {
+    const { store } = await start(t)
+    const bytes = randomBytes(2_500_000)
+    const upload = await store.startUpload('web', bytes.length)
+    await assert.rejects(
+      upload.append(breaking(bytes.subarray(0, 1_300_000)), new AbortController().signal),
+      /the cable/,
+    )
+    assert.equal(upload.offset, 1_300_000)
+    await append(upload, bytes.subarray(upload.offset))
+    await upload.commit(digestOf(bytes))
+    await assertTorrent(store, bytes)
+  })
+
+  test(`${name}: one request at a time uses an upload`, async (t) => {
+    const { store } = await start(t)
+    const upload = await store.startUpload('web', undefined)
+    const gate = Promise.withResolvers<undefined>()
+    const first = upload.append(slowly(gate.promise), new AbortController().signal)
+    await assert.rejects(append(upload, Buffer.from('b')), /another request/)
+    gate.resolve(undefined)
+    await first
+    assert.equal(upload.offset, 1)
+  })
+
+  test(`${name}: what was acknowledged is there after a crash, and an upload is resumed by all who ask at once`, async (t) => {
+    const { store, ...underTest } = await start(t)
+    const blob = randomBytes(400_000)
+    const manifest = { digest: digestOf(blob), mediaType: 'text/plain', bytes: Buffer.from('{}\n{}') }
+    await push(store, 'web', blob)
+    await store.putManifest('web', manifest)
+    await store.putTag('web', 'latest', manifest.digest)
+    const bytes = randomBytes(1_500_000)
+    const upload = await store.startUpload('web', bytes.length)
+    await append(upload, bytes.subarray(0, 1_000_000))
+    const after = await underTest.reopen()
+    assert.ok((await read(after, digestOf(blob), 0, blob.length)).equals(blob))
+    assert.deepEqual(await after.getManifest('web', manifest.digest), manifest)
+    assert.equal((await after.getTag('web', 'latest'))?.digest, manifest.digest)
+    assert.equal(await after.resumeUpload('other', upload.id), undefined)
+    assert.equal(await after.resumeUpload('web', 'no such upload'), undefined)
+    const [resumed, ...others] = await Promise.all(
+      Array.from({ length: 5 }, () => after.resumeUpload('web', upload.id)),
+    )
+    assert.ok(resumed)
+    assert.deepEqual(
+      [resumed, ...others].map((one) => one?.offset),
+      Array(5).fill(1_000_000),
+    )
+    await append(resumed, bytes.subarray(1_000_000))
+    await resumed.commit(digestOf(bytes))
+    await assertTorrent(after, bytes)
+  })
+
+  test(`${name}: a cancelled upload is gone`, async (t) => {
+    const { store } = await start(t)
+    const upload = await store.startUpload('web', undefined)
+    await append(upload, Buffer.from('a'))
+    await upload.cancel()
+    assert.equal(await store.resumeUpload('web', upload.id), undefined)
+  })
+
+  test(`${name}: tags move, are listed in order, and end; manifests are of their repository alone`, async (t) => {
+    const { store } = await start(t)
+    const manifest = (text: string) => ({
+      digest: digestOf(Buffer.from(text)),
+      mediaType: 'application/vnd.oci.image.manifest.v1+json',
+      bytes: Buffer.from(text),
+    })
+    const [one, two] = [manifest('1'), manifest('2')]
+    for (const repository of ['b/c', 'a', 'b']) await store.putManifest(repository, one)
+    await store.putManifest('a', two)
+    assert.deepEqual(await store.listRepositories(), ['a', 'b', 'b/c'])
+    assert.deepEqual((await store.listManifests('a')).sort(), [one.digest, two.digest].sort())
+    assert.equal(await store.getManifest('b', two.digest), undefined)
+    for (const tag of ['v2', 'V1', 'latest']) await store.putTag('a', tag, one.digest)
+    await store.putTag('a', 'latest', two.digest)
+    assert.deepEqual(
+      (await store.listTags('a')).map(({ tag, digest }) => [tag, digest]),
+      [
+        ['V1', one.digest],
+        ['latest', two.digest],
+        ['v2', one.digest],
+      ],
+    )
+    assert.deepEqual([await store.deleteTag('a', 'v2'), await store.deleteTag('a', 'v2')], [true, false])
+    assert.equal(await store.getTag('a', 'v2'), undefined)
+    assert.deepEqual(
+      [await store.deleteManifest('a', one.digest), await store.deleteManifest('a', one.digest)],
+      [true, false],
+    )
+    assert.equal(await store.getManifest('a', one.digest), undefined)
+    assert.ok(await store.getManifest('b', one.digest))
+  })
+}
+
+/** The torrent that a store computed while the bytes arrived is the one of the bytes. */
+async function assertTorrent(store: BlobStore, bytes: Buffer): Promise<void> {
+  const torrent = await store.torrentOf(digestOf(bytes))
+  if (bytes.length <= swarmLengthMin) {
+    assert.equal(torrent, undefined, 'small blobs travel over plain HTTP')
+    return
+  }
+  const pieceLength = pieceLengthFor(bytes.length)
+  const pieces = Array.from({ length: Math.ceil(bytes.length / pieceLength) }, (_, i) =>
+    createHash('sha1')
+      .update(bytes.subarray(i * pieceLength, (i + 1) * pieceLength))
+      .digest(),
+  )
+  assert.ok(torrent)
+  assert.deepEqual(Buffer.from(torrent.pieces), Buffer.concat(pieces))
+  assert.deepEqual(
+    [torrent.name, torrent.length, torrent.pieceLength, torrent.private],
+    [digestHex(digestOf(bytes)), bytes.length, pieceLength, true],
+  )
+  const blob = await store.blobOfInfoHash(infoHashToHex(torrent.infoHash))
+  assert.deepEqual(blob, { digest: digestOf(bytes), sizeBytes: bytes.length })
+}
+
+export async function push(store: BlobStore, repository: string, bytes: Buffer): Promise<Digest> {
+  const upload = await store.startUpload(repository, bytes.length)
+  await append(upload, bytes)
+  return (await upload.commit(digestOf(bytes))).digest
+}
+
+export async function append(upload: BlobUpload, bytes: Buffer): Promise<void> {
+  await upload.append(chunks(bytes), new AbortController().signal)
+}
+
+/** In pieces of odd sizes, as a socket would yield them. */
+async function* chunks(bytes: Buffer): AsyncGenerator<Uint8Array> {
+  for (let at = 0, size = 1; at < bytes.length; at += size, size = Math.min(65_536, size * 3 + 1))
+    yield await Promise.resolve(bytes.subarray(at, at + size))
+}
+
+async function* breaking(bytes: Buffer): AsyncGenerator<Uint8Array> {
+  yield* chunks(bytes)
+  throw new Error('the cable')
+}
+
+async function* slowly(until: Promise<unknown>): AsyncGenerator<Uint8Array> {
+  await until
+  yield Buffer.from('a')
+}
+
+async function read(store: BlobStore, digest: Digest, start: number, end: number): Promise<Buffer> {
+  const parts: Uint8Array[] = []
+  for await (const part of store.readBlob(digest, { start, end }, new AbortController().signal))
+    parts.push(part)
+  return Buffer.concat(parts)
+}

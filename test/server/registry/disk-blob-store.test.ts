@@ -1,0 +1,66 @@
+import assert from 'node:assert/strict'
+import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+import { test } from 'node:test'
+import { silentLog } from '../../../lib/runtime/log.ts'
+import type { BlobStore } from '../../../server/registry/blob-store.ts'
+import { startDiskBlobStore } from '../../../server/registry/disk-blob-store.ts'
+import { append, blobStoreContract } from './blob-store.contract.ts'
+
+blobStoreContract('disk', async (t) => {
+  const directory = await temporaryDirectory(t)
+  return { store: await start(t, directory), reopen: () => start(t, directory) }
+})
+
+test('disk: uploads that nobody touches give way to new ones at the bound, and can be resumed', async (t) => {
+  const directory = await temporaryDirectory(t)
+  let nowMs = 1_000_000
+  const store = await start(t, directory, { uploadsMax: 2, now: () => nowMs })
+  const old = await store.startUpload('web', undefined)
+  await append(old, Buffer.from('first'))
+  await store.startUpload('web', undefined)
+  await assert.rejects(store.startUpload('web', undefined), { status: 429 })
+  nowMs += 60_000
+  await store.startUpload('web', undefined)
+  const resumed = await store.resumeUpload('web', old.id)
+  assert.equal(resumed?.offset, 5)
+})
+
+test('disk: a blob beyond the largest is refused, declared or not, and an upload that is left is dropped in time', async (t) => {
+  const directory = await temporaryDirectory(t)
+  let nowMs = Date.now()
+  const store = await start(t, directory, { blobMaxBytes: 1000, now: () => nowMs })
+  await assert.rejects(store.startUpload('web', 1001), { status: 413 })
+  const upload = await store.startUpload('web', undefined)
+  await assert.rejects(append(upload, Buffer.alloc(1001)), { status: 413 })
+  nowMs += 48 * 3_600_000
+  await start(t, directory, { now: () => nowMs })
+  assert.deepEqual(await readdir(join(directory, 'uploads')), [])
+})
+
+async function start(
+  t: TestContext,
+  directory: string,
+  options: { uploadsMax?: number; blobMaxBytes?: number; now?: () => number } = {},
+): Promise<BlobStore> {
+  const store = await startDiskBlobStore({
+    directory,
+    blobMaxBytes: 2 ** 40,
+    uploadsMax: 100,
+    uploadTtlMs: 24 * 3_600_000,
+    diskReserveBytes: 0,
+    now: Date.now,
+    log: silentLog(),
+    ...options,
+  })
+  t.after(() => store[Symbol.asyncDispose]())
+  return store
+}
+
+async function temporaryDirectory(t: TestContext): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-blob-store-'))
+  t.after(() => rm(directory, { recursive: true, force: true }))
+  return directory
+}
