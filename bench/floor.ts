@@ -1,7 +1,7 @@
 // What moving a build to the server costs at the least, in two processes. The client reads, hashes (SHA-256) and
 // sends; the server receives, hashes (SHA-256, SHA-1 per piece), writes and syncs, the last three in a worker thread.
 import { createHash } from 'node:crypto'
-import { closeSync, createReadStream, fdatasyncSync, openSync, statSync, writeSync } from 'node:fs'
+import { closeSync, fdatasyncSync, openSync, readSync, statSync, writeSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { connect, createServer } from 'node:net'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
@@ -9,6 +9,7 @@ import { pieceLengthFor } from '../lib/protocol/metainfo.ts'
 
 const [mode, file = '', port] = process.argv.slice(2)
 const inFlightMax = 16 * 1024 * 1024
+const batchBytes = 1024 * 1024
 
 if (!isMainThread) hashAndWrite()
 else if (mode === 'receive') receive()
@@ -21,9 +22,14 @@ async function send(): Promise<void> {
   const header = Buffer.alloc(8)
   header.writeBigUInt64BE(BigInt(statSync(file).size))
   socket.write(header)
-  for await (const chunk of createReadStream(file, { highWaterMark: 1024 * 1024 }) as AsyncIterable<Buffer>) {
-    hash.update(chunk)
-    if (!socket.write(chunk)) await new Promise((settle) => socket.once('drain', settle))
+  const descriptor = openSync(file, 'r')
+  const chunk = Buffer.allocUnsafeSlow(batchBytes)
+  for (let read = 1; read > 0;) {
+    read = readSync(descriptor, chunk)
+    const bytes = chunk.subarray(0, read)
+    hash.update(bytes)
+    // The buffer is filled again when the kernel has all of it.
+    await new Promise((settle) => socket.write(bytes, settle))
   }
   hash.digest()
   await acknowledged
@@ -35,38 +41,44 @@ function receive(): void {
     let worker: Worker | undefined
     let left = -1
     let inFlight = 0
-    let batch: Buffer[] = []
-    let batched = 0
+    const free: Uint8Array<ArrayBuffer>[] = []
+    let batch = new Uint8Array(batchBytes)
+    let filled = 0
     const flush = () => {
-      const bytes = new Uint8Array(batched)
-      let at = 0
-      for (const part of batch) {
-        bytes.set(part, at)
-        at += part.length
-      }
-      inFlight += batched
+      inFlight += filled
       if (inFlight > inFlightMax) socket.pause()
-      worker?.postMessage(bytes, [bytes.buffer])
-      batch = []
-      batched = 0
+      worker?.postMessage(batch.subarray(0, filled), [batch.buffer])
+      batch = free.pop() ?? new Uint8Array(batchBytes)
+      filled = 0
     }
-    socket.on('data', (data: Buffer) => {
-      let part = data
+    socket.on('data', (data: Buffer<ArrayBuffer>) => {
+      let part = data.subarray(left < 0 ? 8 : 0)
       if (left < 0) {
-        left = Number(part.readBigUInt64BE(0))
-        part = part.subarray(8)
+        left = Number(data.readBigUInt64BE(0))
         worker = new Worker(new URL(import.meta.url), { workerData: { file, length: left } })
-        worker.on('message', (done: number) => {
-          inFlight -= done
-          if (done < 0) socket.write('1')
-          else if (inFlight <= inFlightMax) socket.resume()
+        worker.on('message', (written: Uint8Array<ArrayBuffer> | 'synced') => {
+          if (written === 'synced') {
+            socket.write('1')
+            return
+          }
+          inFlight -= written.length
+          free.push(new Uint8Array(written.buffer))
+          if (inFlight <= inFlightMax) socket.resume()
         })
       }
       left -= part.length
-      batch.push(part)
-      batched += part.length
-      if (batched >= 1024 * 1024 || left === 0) flush()
-      if (left === 0) worker?.postMessage('end')
+      while (part.length > 0) {
+        const fits = part.subarray(0, batchBytes - filled)
+        batch.set(fits, filled)
+        filled += fits.length
+        part = part.subarray(fits.length)
+        if (filled === batchBytes) flush()
+      }
+      // Left to the collector, each 64 MiB of these would have it run.
+      if (data.length === data.buffer.byteLength) data.buffer.transfer(0)
+      if (left > 0) return
+      if (filled > 0) flush()
+      worker?.postMessage('end')
     })
     socket.on('error', () => undefined)
   })
@@ -80,12 +92,12 @@ function hashAndWrite(): void {
   const whole = createHash('sha256')
   let piece = createHash('sha1')
   let pieceLeft = pieceLength
-  parentPort?.on('message', (message: Uint8Array | 'end') => {
+  parentPort?.on('message', (message: Uint8Array<ArrayBuffer> | 'end') => {
     if (message === 'end') {
       whole.digest()
       fdatasyncSync(descriptor)
       closeSync(descriptor)
-      parentPort?.postMessage(-1)
+      parentPort?.postMessage('synced')
       return
     }
     whole.update(message)
@@ -101,6 +113,6 @@ function hashAndWrite(): void {
       }
     }
     writeSync(descriptor, message)
-    parentPort?.postMessage(message.length)
+    parentPort?.postMessage(message, [message.buffer])
   })
 }

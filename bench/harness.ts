@@ -1,6 +1,6 @@
-import { readFile, writeFile } from 'node:fs/promises'
+import { open, readFile, unlink, writeFile } from 'node:fs/promises'
 import { cpus, release, totalmem } from 'node:os'
-import { setTimeout as delay } from 'node:timers/promises'
+import { join } from 'node:path'
 import { readProcessCpuSeconds, readTotalCpu } from './proc.ts'
 
 /** One number that a run yields; `better` says which direction wins. */
@@ -58,11 +58,8 @@ export interface Machine {
   readonly node: string
 }
 
-/**
- * Before each run. A virtual machine gives memory that was freed back to its host within seconds, and writing into it
- * then costs ten times the CPU: without the wait, whoever runs first after the other has freed its files looks faster.
- */
-const settleMs = 8000
+/** What is touched before each run, in multiples of the bytes that the benchmark moves. */
+const warmFactor = 3
 
 /** Runs every side in turn, `runs` times over, after one run of each that does not count. */
 export async function measure(
@@ -76,7 +73,7 @@ export async function measure(
   const samples: Sample[] = []
   for (let run = 0; run <= runs; run++) {
     for (const side of sides) {
-      await delay(settleMs)
+      await warmMemory(options)
       const before = await readTotalCpu()
       const figures = await side.run()
       const after = await readTotalCpu()
@@ -97,6 +94,21 @@ export async function measure(
     figures: benchmark.figures,
     samples,
   }
+}
+
+/**
+ * Writes a file and removes it, so that the kernel has memory at hand. A virtual machine gives memory that was freed back to
+ * its host within seconds, and the page cache then pays up to ten times the CPU for each byte of it: 0.2 to 2 s a GiB, as
+ * chance has it. So both sides get memory that was in use a moment ago, as on a machine of its own.
+ */
+async function warmMemory({ directory, sizeBytes }: BenchOptions): Promise<void> {
+  const file = join(directory, 'warm')
+  {
+    await using handle = await open(file, 'w')
+    const chunk = Buffer.alloc(1024 * 1024)
+    for (let written = 0; written < warmFactor * sizeBytes; written += chunk.length) await handle.write(chunk)
+  }
+  await unlink(file)
 }
 
 /** A Markdown table: a row for each side, `median (min–max)` for each figure. */

@@ -1,4 +1,5 @@
-import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { spawnSync } from 'node:child_process'
+import { cp, mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
@@ -34,6 +35,7 @@ try {
     .slice(2)
     .filter((argument) => argument !== '--save' && argument !== '--json')
     .join(' ')}`
+  await installPrograms(join(directory, 'installed'))
   const report = await measure(
     benchmark,
     Number(values.runs),
@@ -48,4 +50,16 @@ try {
   }
 } finally {
   await rm(directory, { recursive: true, force: true })
+}
+
+/** The programs as `npm pack` ships them, bundled: what a user runs, and what the sides start. */
+async function installPrograms(home: string): Promise<void> {
+  const root = resolve(import.meta.dirname, '..')
+  for (const part of ['bin', 'package.json'])
+    await cp(join(root, part), join(home, part), { recursive: true })
+  const built = spawnSync(process.execPath, [join(root, 'packaging', 'build.ts'), join(home, 'dist')], {
+    stdio: ['ignore', 2, 2],
+  })
+  if (built.status !== 0) throw new Error('Cannot measure: the build failed, see above')
+  process.env['RACKSWARM_TEST_BIN'] = join(home, 'bin')
 }

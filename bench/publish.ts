@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { mkdir, readdir } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
-import { startFleetServer, refreshFile, removeAll, writeRandomFile } from '../test/support/fleet.ts'
+import { bin, refreshFile, removeAll, startFleetServer, writeRandomFile } from '../test/support/fleet.ts'
 import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { readProcessCpuSeconds, watchProcess } from './proc.ts'
 
@@ -38,13 +38,13 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
     {
       name: 'deployctl publish',
       settings:
-        'server and deployctl as processes over loopback, plaintext; new content each run; time from the start of the command to its end',
+        'server and deployctl as processes over loopback, plaintext, as npm pack ships them; new content each run; time from the start of the command to its end',
       run: async () => {
         await refreshFile(build)
         const cpuBefore = await readProcessCpuSeconds(server.pid)
         const client = await runTimed(
           process.execPath,
-          [join(root, 'bin', 'deployctl.js'), 'publish', build, `bench:${++number}`],
+          [bin('deployctl'), 'publish', build, `bench:${++number}`],
           {
             ...process.env,
             DEPLOYCTL_SERVER: server.publicUrl,
@@ -60,7 +60,7 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
     {
       name: 'raw floor',
       settings:
-        'bench/floor.ts: one TCP connection, 1 MiB reads, hashing and writing in one worker thread, fdatasync at the end; two processes',
+        'bench/floor.ts: one TCP connection, 1 MiB reads, hashing and writing in one worker thread, buffers used again, fdatasync at the end; two processes',
       run: async () => {
         await refreshFile(build)
         const receiver = spawn(

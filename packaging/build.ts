@@ -1,13 +1,13 @@
-// npm run build: bundles the three programs and their worker threads into dist/, dependencies included
+// npm run build [-- DIRECTORY]: bundles the three programs and their worker threads into dist/, dependencies included
 // (docs/decisions/0001), with the licences of everything inside.
 import { globSync } from 'node:fs'
 import { readFile, readdir, rm, writeFile } from 'node:fs/promises'
-import { dirname, join, relative } from 'node:path'
+import { dirname, join, relative, resolve } from 'node:path'
 import type { Metafile, Plugin } from 'esbuild'
 import { build } from 'esbuild'
 
 const root = join(import.meta.dirname, '..')
-const dist = join(root, 'dist')
+const dist = resolve(process.argv[2] ?? join(root, 'dist'))
 
 async function buildDist(): Promise<void> {
   await rm(dist, { recursive: true, force: true })

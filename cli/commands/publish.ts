@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import { stat } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
+import { open, stat } from 'node:fs/promises'
 import { basename } from 'node:path'
 import type { Command } from 'commander'
 import type { BlobSource } from '../../lib/client/registry-client.ts'
@@ -158,6 +158,14 @@ function referenceFor({ file, name }: PublishOptions, nowMs: number): Reference 
   return { ...parsed, tag: name.includes(':') && parsed.tag !== undefined ? parsed.tag : tag }
 }
 
+/** What is read at once. */
+const chunkBytes = 1024 * 1024
+/**
+ * Chunks that are filled in turn. One is with the socket and the next is being read; new memory for each would have the
+ * collector run for every 64 MiB. A chunk that were filled again too early would show: the digests would differ.
+ */
+const chunksInTurn = 4
+
 /** Reads the file once and hashes what goes by; a second reading after a dropped connection hashes from the start again. */
 async function openSource(
   file: string,
@@ -165,15 +173,17 @@ async function openSource(
 ): Promise<BlobSource> {
   const before = await stat(file)
   if (!before.isFile()) throw new Failure(exitCodes.usage, `Cannot publish ${file}: it is not a file`)
+  const chunks = Array.from({ length: Math.min(chunksInTurn, Math.ceil(before.size / chunkBytes)) }, () =>
+    Buffer.allocUnsafeSlow(chunkBytes),
+  )
   let hash = createHash('sha256')
   return {
     sizeBytes: before.size,
     async *open(offset) {
       hash = createHash('sha256')
+      await using handle = await open(file, 'r')
       let done = 0
-      for await (const chunk of createReadStream(file, {
-        highWaterMark: 1024 * 1024,
-      }) as AsyncIterable<Buffer>) {
+      for await (const chunk of readInTurn(handle, before.size, chunks)) {
         hash.update(chunk)
         const skipped = Math.min(chunk.length, Math.max(0, offset - done))
         done += chunk.length
@@ -190,6 +200,37 @@ async function openSource(
       }
       return digestFromHex(hash.digest('hex'))
     },
+  }
+}
+
+/** The file's bytes, each chunk good until as many more as there are buffers have been asked for; one is read ahead. */
+async function* readInTurn(
+  handle: FileHandle,
+  sizeBytes: number,
+  chunks: readonly Buffer[],
+): AsyncGenerator<Buffer> {
+  const read = async (position: number) => {
+    const chunk = chunks[(position / chunkBytes) % chunks.length] ?? Buffer.alloc(0)
+    const wanted = Math.min(chunk.length, sizeBytes - position)
+    let length = 0
+    while (length < wanted) {
+      const { bytesRead } = await handle.read(chunk, length, wanted - length, position + length)
+      // A file that has become shorter is found out at the end.
+      if (bytesRead === 0) break
+      length += bytesRead
+    }
+    return chunk.subarray(0, length)
+  }
+  let next = read(0)
+  for (let position = 0; position < sizeBytes; position += chunkBytes) {
+    const chunk = await next
+    if (position + chunkBytes < sizeBytes) {
+      next = read(position + chunkBytes)
+      // Who stops asking does not look at it.
+      next.catch(() => undefined)
+    }
+    yield chunk
+    if (chunk.length < Math.min(chunkBytes, sizeBytes - position)) return
   }
 }
 

@@ -8,7 +8,7 @@ import type { Child } from '../../lib/runtime/child.ts'
 import { startChild } from '../../lib/runtime/child.ts'
 
 /** Whose programs run: those of this checkout, or those that a test has installed elsewhere. */
-const bin = (name: string) =>
+export const bin = (name: string) =>
   join(process.env['RACKSWARM_TEST_BIN'] ?? resolve(import.meta.dirname, '..', '..', 'bin'), `${name}.js`)
 
 export interface FleetServer extends Child {
