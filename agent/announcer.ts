@@ -84,7 +84,8 @@ interface Entry extends AnnounceOptions {
   trackerId: string | undefined
   waits: Generator<number, never>
   lastError: string | undefined
-  everAnnounced: boolean
+  /** An announce was sent; whether it arrived is another matter. */
+  mayBeKnown: boolean
   busy: Promise<void> | undefined
   readonly gone: AbortController
 }
@@ -124,6 +125,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
     try {
       const grant = await freshGrant(entry)
       const { event } = entry
+      entry.mayBeKnown = true
       const reply = await announce(
         entry,
         grant,
@@ -139,7 +141,6 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
       }
       entry.lastError = undefined
       entry.waits = newWaits()
-      entry.everAnnounced = true
       entry.announcedAt = now()
       entry.trackerId = reply.trackerId ?? entry.trackerId
       entry.minIntervalMs = reply.minIntervalSeconds * 1000
@@ -243,7 +244,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
     entry.gone.abort(new Error('the torrent was closed'))
     entry.stream.end()
     await entry.busy
-    if (!entry.everAnnounced || !entry.currentGrant || entry.currentGrant.expiresAt < now()) return
+    if (!entry.mayBeKnown || !entry.currentGrant || entry.currentGrant.expiresAt < now()) return
     await announce(entry, entry.currentGrant, 'stopped', AbortSignal.timeout(stoppedTimeoutMs)).catch(
       (error: unknown) => {
         log.debug({ infohash: entry.infoHash, error: describe(error) }, 'stopped was not told')
@@ -266,7 +267,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         trackerId: undefined,
         waits: newWaits(),
         lastError: undefined,
-        everAnnounced: false,
+        mayBeKnown: false,
         busy: undefined,
         gone: new AbortController(),
       }
