@@ -1,4 +1,5 @@
 import { Command, CommanderError } from 'commander'
+import { inspect } from 'node:util'
 import { version } from '../lib/runtime/version.ts'
 import { registerDoctor } from './commands/doctor.ts'
 import { registerFetch } from './commands/fetch.ts'
@@ -42,6 +43,8 @@ export async function main(argv: string[]): Promise<void> {
     process.stderr.write(
       `deployctl: ${failure.message}\n${failure.hint === undefined ? '' : `${failure.hint}\n`}`,
     )
+    if (program.opts<{ debug?: boolean }>().debug === true || process.env['DEPLOYCTL_DEBUG'] === '1')
+      process.stderr.write(`${inspect(error)}\n`)
     process.exitCode = failure.exitCode
   }
 }
@@ -56,6 +59,8 @@ export function createProgram(signal: AbortSignal): Command {
     .option('--ca <file>', 'authority that signed the certificate of the server (DEPLOYCTL_CA)')
     .option('--socket <path>', 'socket of the agent on this host (DEPLOYCTL_SOCKET)')
     .option('-q, --quiet', 'only results and errors')
+    .option('--no-color', 'no colour, as NO_COLOR=1')
+    .option('--debug', 'with an error, what led to it (DEPLOYCTL_DEBUG=1)')
     .exitOverride()
     .configureHelp({ showGlobalOptions: true })
     .showSuggestionAfterError()
@@ -63,16 +68,21 @@ export function createProgram(signal: AbortSignal): Command {
       'after',
       `
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some hosts failed, 4 not allowed, 5 not found, 6 conflict,
-            7 wrong bytes, 8 timed out, 130 interrupted.`,
+            7 wrong bytes, 8 timed out, 78 unfit Node, 130 interrupted.
+Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCTL_CA, DEPLOYCTL_SOCKET; NO_COLOR, FORCE_COLOR. A flag
+             wins over a variable, that over what \`deployctl login\` stored.`,
     )
   const contextOf: WithContext = (command) => {
-    const options = command.optsWithGlobals<GlobalOptions & { json?: boolean; quiet?: boolean }>()
+    const options = command.optsWithGlobals<
+      GlobalOptions & { json?: boolean; quiet?: boolean; color: boolean }
+    >()
     const out = createOutput({
       stdout: process.stdout,
       stderr: process.stderr,
       env: process.env,
       json: options.json ?? false,
       quiet: options.quiet ?? false,
+      colour: options.color,
     })
     return createContext({ out, env: process.env, now: Date.now, signal, stdin: process.stdin }, options)
   }

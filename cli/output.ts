@@ -5,8 +5,8 @@ export interface Output {
   readonly json: boolean
   /** One result; `human` writes it for a person, and JSON stands for it with --json. */
   result(value: unknown, human: () => string): void
-  /** One of a stream of results: NDJSON with --json, a line otherwise. */
-  line(text: string): void
+  /** Something was done that yields nothing to print: JSON says so, a person is told on stderr. */
+  done(value: unknown, text: string): void
   /** For the person who waits; silent with --quiet. */
   note(text: string): void
   /** Coloured on stdout, if a person reads it there and wants colour. */
@@ -22,22 +22,31 @@ export interface Stream {
   write(text: string): unknown
 }
 
-/** Colour, widths and progress only for a terminal; NO_COLOR, FORCE_COLOR, CI and TERM=dumb are heeded. */
+/** Colour, widths and progress only for a terminal; NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE, CI and TERM=dumb are heeded. */
 export function createOutput(options: {
   stdout: Stream
   stderr: Stream
   env: NodeJS.ProcessEnv
   json: boolean
   quiet: boolean
+  /** False for --no-color. */
+  colour: boolean
 }): Output {
   const { stdout, stderr, env, json, quiet } = options
   const live = stderr.isTTY === true && env['TERM'] !== 'dumb' && !env['CI'] && !quiet
-  const forced = env['FORCE_COLOR'] !== undefined && env['FORCE_COLOR'] !== '0'
-  const colours = !env['NO_COLOR'] && (forced || (stdout.isTTY === true && env['TERM'] !== 'dumb'))
+  const forced = ['FORCE_COLOR', 'CLICOLOR_FORCE'].some(
+    (name) => env[name] !== undefined && env[name] !== '' && env[name] !== '0',
+  )
+  const colours =
+    options.colour && !env['NO_COLOR'] && (forced || (stdout.isTTY === true && env['TERM'] !== 'dumb'))
   let drawn = false
   const clear = () => {
     if (drawn) stderr.write('\r\u001B[2K')
     drawn = false
+  }
+  const note = (text: string) => {
+    clear()
+    if (!quiet) stderr.write(`${text}\n`)
   }
   return {
     json,
@@ -45,14 +54,12 @@ export function createOutput(options: {
       clear()
       stdout.write(json ? `${JSON.stringify(value)}\n` : human())
     },
-    line: (text) => {
+    done: (value, text) => {
       clear()
-      stdout.write(`${text}\n`)
+      if (json) stdout.write(`${JSON.stringify(value)}\n`)
+      else note(text)
     },
-    note: (text) => {
-      clear()
-      if (!quiet) stderr.write(`${text}\n`)
-    },
+    note,
     paint: (colour, text) => (colours ? styleText(colour, text, { validateStream: false }) : text),
     progress: (text) => {
       if (!live) return

@@ -14,11 +14,12 @@ export function registerHosts(program: Command, contextOf: WithContext): void {
     .command('revoke')
     .description('end the credential of a host, at once; what it has on disk stays')
     .argument('<host>', 'as `hosts` shows it')
+    .option('--json', 'print JSON')
     .action(async (host: string, _options: unknown, command: Command) => {
       const context = contextOf(command)
       await using connection = await context.connect()
       await connection.api.revokeHost(host)
-      context.out.note(`Revoked ${host}`)
+      context.out.done({ host, revoked: true }, `Revoked ${host}`)
     })
 }
 

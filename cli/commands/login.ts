@@ -16,6 +16,7 @@ export function registerLogin(program: Command, contextOf: WithContext): void {
       'store a server and a token for it; the token is read from stdin unless --token-file names it',
     )
     .argument('<url>', 'the server')
+    .option('--json', 'print JSON')
     .action(async (url: string, _options: unknown, command: Command) => {
       const { tokenFile, ca } = command.optsWithGlobals<{ tokenFile?: string; ca?: string }>()
       await runLogin({ url, tokenFile, caFile: ca }, contextOf(command))
@@ -23,10 +24,11 @@ export function registerLogin(program: Command, contextOf: WithContext): void {
   program
     .command('logout')
     .description('forget the stored token')
+    .option('--json', 'print JSON')
     .action(async (_options: unknown, command: Command) => {
       const context = contextOf(command)
       await unlink(credentialsFile(context.env)).catch(ignoreMissing)
-      context.out.note('Logged out')
+      context.out.done({ loggedOut: true }, 'Logged out')
     })
 }
 
@@ -43,5 +45,6 @@ export async function runLogin(
   const file = credentialsFile(context.env)
   await makeDirectory(dirname(file), 0o700)
   await writeFileAtomic(file, `${JSON.stringify({ server, token, ca })}\n`, { mode: 0o600 })
-  context.out.note(`Logged in to ${server} as ${caller.name} (${caller.scopes.join(', ')})`)
+  const { name, scopes } = caller
+  context.out.done({ server, name, scopes }, `Logged in to ${server} as ${name} (${scopes.join(', ')})`)
 }

@@ -43,11 +43,12 @@ export function registerToken(program: Command, contextOf: WithContext): void {
     .command('revoke')
     .description('end an API token, at once')
     .argument('<id>', 'as `token list` shows it')
+    .option('--json', 'print JSON')
     .action(async (id: string, _options: unknown, command: Command) => {
       const context = contextOf(command)
       await using connection = await context.connect()
       await connection.api.revokeToken(id)
-      context.out.note(`Revoked ${id}`)
+      context.out.done({ id, revoked: true }, `Revoked ${id}`)
     })
   token
     .command('inspect')

@@ -2,13 +2,13 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { createOutput, formatBytes, formatDuration } from '../../cli/output.ts'
 
-function start({ tty = false, env = {}, json = false, quiet = false } = {}) {
+function start({ tty = false, env = {}, json = false, quiet = false, colour = true } = {}) {
   const written = { stdout: '', stderr: '' }
   const stream = (name: 'stdout' | 'stderr') => ({
     isTTY: tty,
     write: (text: string) => (written[name] += text),
   })
-  const out = createOutput({ stdout: stream('stdout'), stderr: stream('stderr'), env, json, quiet })
+  const out = createOutput({ stdout: stream('stdout'), stderr: stream('stderr'), env, json, quiet, colour })
   return { out, written }
 }
 
@@ -21,6 +21,8 @@ test('colour is for terminals whose user wants it', () => {
   assert.equal(painted({}, false), 'x')
   assert.match(painted({ FORCE_COLOR: '1' }, false), /\u001B/)
   assert.equal(painted({ FORCE_COLOR: '1', NO_COLOR: '1' }), 'x')
+  assert.match(painted({ CLICOLOR_FORCE: '1' }, false), /\u001B/)
+  assert.equal(start({ tty: true, colour: false }).out.paint('red', 'x'), 'x', '--no-color')
 })
 
 test('progress is drawn over at a terminal, and neither in a pipe, nor in CI, nor with --quiet', () => {
@@ -44,7 +46,11 @@ test('results alone go to stdout: a line of JSON, an aligned table, or tabs for 
   ]
   const json = start({ json: true })
   json.out.result({ a: 1 }, () => 'human')
-  assert.deepEqual(json.written, { stdout: '{"a":1}\n', stderr: '' })
+  json.out.done({ b: 2 }, 'done')
+  assert.deepEqual(json.written, { stdout: '{"a":1}\n{"b":2}\n', stderr: '' })
+  const human = start()
+  human.out.done({ b: 2 }, 'done')
+  assert.deepEqual(human.written, { stdout: '', stderr: 'done\n' })
   assert.equal(
     start({ tty: true }).out.table(['NAME', 'TAG'], rows),
     'NAME      TAG\nweb       1.2.3\ndatabase  1\n',
