@@ -2,7 +2,7 @@
 // two versions of a real build. Leaves everything running to play with; `--once` ends it and says how it went.
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
+import { createReadStream, rmSync } from 'node:fs'
 import { appendFile, mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
@@ -30,12 +30,20 @@ const buildParts = [
   'node_modules',
 ]
 const releaseTimeoutMs = 240_000
+/** npm and the terminal both pass a Ctrl-C on; a second one that a person means comes later. */
+const sameSignalMs = 500
 
 const { once } = parseArgs({ options: { once: { type: 'boolean', default: false } } }).values
 const interrupted = new AbortController()
+/** What must not outlive this process, however it is made to end. */
+const running: { readonly pids: number[]; directory: string | undefined } = { pids: [], directory: undefined }
+let interruptedAt = 0
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-  process.once(signal, () => {
-    interrupted.abort(new Error(`stopped by ${signal}`))
+  process.on(signal, () => {
+    if (!interrupted.signal.aborted) {
+      interruptedAt = Date.now()
+      interrupted.abort(new Error(`stopped by ${signal}`))
+    } else if (Date.now() - interruptedAt > sameSignalMs) endAtOnce()
   })
 }
 
@@ -52,6 +60,7 @@ async function run(signal: AbortSignal): Promise<boolean> {
   await using demo = new AsyncDisposableStack()
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-quickstart-'))
   demo.defer(() => rm(directory, { recursive: true, force: true }))
+  running.directory = directory
 
   say(
     `Rackswarm ${version}: one server and ${racks.length * hostsPerRack} agents in ${racks.length} racks, on this machine, in ${directory}\n`,
@@ -90,6 +99,19 @@ async function run(signal: AbortSignal): Promise<boolean> {
   return right
 }
 
+/** For who presses Ctrl-C again: no orderly end, but nothing is left behind. */
+function endAtOnce(): never {
+  for (const pid of running.pids) {
+    try {
+      process.kill(pid, 'SIGKILL')
+    } catch {
+      // It has ended already.
+    }
+  }
+  if (running.directory !== undefined) rmSync(running.directory, { recursive: true, force: true })
+  process.exit(130)
+}
+
 interface DemoAgent {
   readonly host: string
   readonly rack: string
@@ -123,6 +145,7 @@ enrolment:
       signal,
     }),
   )
+  running.pids.push(server.pid)
   const publicUrl = server.ready['publicUrl']
   if (typeof publicUrl !== 'string') throw new Error('the server does not say where it listens')
   say(`  server    ${publicUrl}`)
@@ -158,7 +181,7 @@ peer_port: 0
 follow: ["${repository}:latest"]
 `,
       )
-      demo.use(
+      const agent = demo.use(
         await startChild({
           file: join(root, 'bin', 'rackswarm-agent.js'),
           args: ['--config', config],
@@ -167,6 +190,7 @@ follow: ["${repository}:latest"]
           signal,
         }),
       )
+      running.pids.push(agent.pid)
     }),
   )
   for (const rack of racks)

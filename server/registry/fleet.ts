@@ -205,12 +205,14 @@ function statusOf(
         ...count(inPlace),
         bytes: inPlace.reduce((sum, { held }) => add(sum, held.bytes), noBytes),
       })),
-    hosts: members.map(({ heard, held }) => ({
-      host: heard.host,
-      place: heard.place,
-      seenAt: new Date(Math.min(heard.atMs, nowMs)).toISOString(),
-      held,
-    })),
+    hosts: members
+      .map(({ heard, held }) => ({
+        host: heard.host,
+        place: heard.place,
+        seenAt: new Date(Math.min(heard.atMs, nowMs)).toISOString(),
+        held,
+      }))
+      .sort((a, b) => (a.place === b.place ? (a.host < b.host ? -1 : 1) : a.place < b.place ? -1 : 1)),
   }
 }
 

@@ -54,9 +54,13 @@ export function registerReleaseRoutes(app: FastifyInstance, { store, access }: R
   )
 }
 
+/** What an artifact without a configuration has in its place (image-spec, "Guidance for an Empty Descriptor"). */
+const emptyType = 'application/vnd.oci.empty.v1+json'
+
 async function describeBlobs(store: BlobStore, manifest: Buffer): Promise<Release['blobs']> {
+  const blobs = blobsOf(parseManifest(manifest)).filter(({ mediaType }) => mediaType !== emptyType)
   return Promise.all(
-    blobsOf(parseManifest(manifest)).map(async ({ digest, size, annotations }) => {
+    blobs.map(async ({ digest, size, annotations }) => {
       const title = annotations?.['org.opencontainers.image.title']
       const torrent = await store.torrentOf(parseDigest(digest))
       return {
