@@ -16,7 +16,10 @@ import type { ServerConfig } from './config.ts'
 import { lingerOnClose } from './lingering-close.ts'
 import { ApiError } from './registry/api-error.ts'
 
-/** The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. */
+/**
+ * The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. Disposed, it
+ * takes no more connections and waits for the requests under way; once more does nothing.
+ */
 export interface MainPort extends AsyncDisposable {
   readonly app: FastifyInstance
   readonly address: { host: string; port: number }
@@ -85,6 +88,17 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
     })
   })
   const address = { host, port: (server.address() as AddressInfo).port }
+  let closing: Promise<void> | undefined
+  const close = async () => {
+    const drained = new Promise((resolve) => server.close(resolve))
+    server.closeIdleConnections()
+    const cut = setTimeout(() => {
+      server.closeAllConnections()
+    }, drainMs)
+    await drained
+    clearTimeout(cut)
+    await app.close()
+  }
   const shown = host.includes(':') ? `[${host}]` : host
   return {
     app,
@@ -95,16 +109,7 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
       await app.ready()
       opened = true
     },
-    [Symbol.asyncDispose]: async () => {
-      const drained = new Promise((resolve) => server.close(resolve))
-      server.closeIdleConnections()
-      const cut = setTimeout(() => {
-        server.closeAllConnections()
-      }, drainMs)
-      await drained
-      clearTimeout(cut)
-      await app.close()
-    },
+    [Symbol.asyncDispose]: () => (closing ??= close()),
   }
 }
 

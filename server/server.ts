@@ -9,6 +9,7 @@ import type { Logger } from '../lib/runtime/log.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
 import type { Daemon } from '../lib/runtime/program.ts'
 import { version } from '../lib/runtime/version.ts'
+import { formatIp } from '../lib/protocol/address.ts'
 import type { TokenVerifier } from '../lib/token/claims.ts'
 import { openKeySetVerifier, openTokenAuthority } from '../lib/token/token-authority.ts'
 import type { ServerConfig } from './config.ts'
@@ -18,7 +19,8 @@ import type { MainPort } from './http.ts'
 import { startMainPort } from './http.ts'
 import type { ServerMetrics } from './metrics.ts'
 import { createServerMetrics } from './metrics.ts'
-import { createAccessControl } from './registry/access-control.ts'
+import { createAccessControl, requireCredential } from './registry/access-control.ts'
+import type { Caller } from './registry/access.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
 import { createFleet, createTagCache, registerFleetRoutes } from './registry/fleet.ts'
@@ -117,6 +119,8 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
       }),
     }),
   )
+  // First at the end: what is under way still needs the parts that were started after the port.
+  started.use(main)
   const owned = started.move()
   return {
     addresses: { publicUrl, http: main.address, metricsUrl: health.origin },
@@ -196,7 +200,9 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
   const { app, sourceOf } = main
   const { now, log } = deps
   const state = started.use(await openSqliteStateStore({ file: join(directory, 'state.sqlite') }))
-  const revocations = started.use(await loadRevocations({ state, now, log }))
+  const revocations = started.use(
+    await loadRevocations({ state, clockToleranceMs: trust.clockToleranceMs, now, log }),
+  )
   const authority = started.use(
     await openTokenAuthority({
       ...trust,
@@ -228,7 +234,23 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
   const tags = createTagCache({ store, now })
   metrics.watchFleet(fleet)
   metrics.watchRegistry({ blobs: store, authority })
-  const torrents = { store, minter, publicUrl, torrentTtlMs: config.tokens.torrent_ttl, now }
+  /** Agents announce from where they ask; a .torrent is made to be used elsewhere. */
+  const cidrOf = (request: FastifyRequest) => {
+    if (!config.tokens.bind_address) return undefined
+    const source = sourceOf(request)
+    return `${formatIp(source)}/${source.family === 4 ? 32 : 128}`
+  }
+  const hostCidrOf = (caller: Caller, request: FastifyRequest) =>
+    caller.kind === 'host' ? cidrOf(request) : undefined
+  const torrents = {
+    store,
+    minter,
+    publicUrl,
+    torrentTtlMs: config.tokens.torrent_ttl,
+    agentTtlMs: config.tokens.agent_ttl,
+    cidrOf: hostCidrOf,
+    now,
+  }
   const shared = { store, access: controlled, minter, publicUrl, sourceOf, now, log }
   registerOciRoutes(app, {
     ...shared,
@@ -247,6 +269,8 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
     revocations,
     apiTtlMs: config.tokens.api_ttl,
     torrentTtlMs: config.tokens.torrent_ttl,
+    agentTtlMs: config.tokens.agent_ttl,
+    cidrOf: hostCidrOf,
   })
   registerEnrolmentRoutes(app, {
     ...shared,
@@ -270,7 +294,7 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
     ...shared,
     webseed: createWebseedPolicy({ leaseMs: webseed.lease, leasesMax: webseed.replies_max, now }),
     agentTtlMs: config.tokens.agent_ttl,
-    bindAddress: config.tokens.bind_address,
+    cidrOf,
     swarmCounts: (infoHash) =>
       swarms.tracker?.counts(infoHash) ?? { complete: 0, incomplete: 0, downloaded: 0 },
   })
@@ -292,14 +316,19 @@ async function serverInfo(
   { config, publicUrl, epoch, deps }: Common,
   controlled: ReturnType<typeof createAccessControl>,
 ): Promise<ServerInfo> {
-  const { kind, name, scopes, expiresAt } = await controlled.callerOf(request.headers)
+  const { kind, name, scopes, credential } = await requireCredential(controlled, request)
   return {
     version,
     roles: config.roles,
     publicUrl,
     epoch,
     serverTime: new Date(deps.now()).toISOString(),
-    caller: { kind, name, scopes: [...scopes], ...(expiresAt ? { expiresAt: expiresAt.toISOString() } : {}) },
+    caller: {
+      kind,
+      name,
+      scopes: [...scopes],
+      ...(credential ? { expiresAt: credential.expiresAt.toISOString() } : {}),
+    },
   }
 }
 

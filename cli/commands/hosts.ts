@@ -1,7 +1,7 @@
 import type { Command } from 'commander'
 import type { Context, WithContext } from '../context.ts'
 
-/** `hosts` and `hosts revoke`. */
+/** `hosts`, `hosts revoke` and `hosts forget`. */
 export function registerHosts(program: Command, contextOf: WithContext): void {
   const hosts = program
     .command('hosts')
@@ -20,6 +20,17 @@ export function registerHosts(program: Command, contextOf: WithContext): void {
       await using connection = await context.connect()
       await connection.api.revokeHost(host)
       context.out.done({ host, revoked: true }, `Revoked ${host}`)
+    })
+  hosts
+    .command('forget')
+    .description('let a host that was revoked enrol again under its name')
+    .argument('<host>', 'as `hosts` shows it')
+    .option('--json', 'print JSON')
+    .action(async (host: string, _options: unknown, command: Command) => {
+      const context = contextOf(command)
+      await using connection = await context.connect()
+      await connection.api.forgetHost(host)
+      context.out.done({ host, forgotten: true }, `Forgot ${host}`)
     })
 }
 

@@ -34,20 +34,21 @@ export function registerToken(program: Command, contextOf: WithContext): void {
     })
   token
     .command('list')
-    .description('list API tokens')
+    .description('list API tokens, and bootstrap tokens')
     .option('--json', 'print JSON')
     .action(async (_options: unknown, command: Command) => {
       await runList(contextOf(command))
     })
   token
     .command('revoke')
-    .description('end an API token, at once')
+    .description('end an API token or a bootstrap token, at once')
     .argument('<id>', 'as `token list` shows it')
     .option('--json', 'print JSON')
     .action(async (id: string, _options: unknown, command: Command) => {
       const context = contextOf(command)
       await using connection = await context.connect()
-      await connection.api.revokeToken(id)
+      if (isBootstrapId(id)) await connection.api.revokeBootstrapToken(id)
+      else await connection.api.revokeToken(id)
       context.out.done({ id, revoked: true }, `Revoked ${id}`)
     })
   token
@@ -114,18 +115,33 @@ export async function runCreate(
 async function runList(context: Context): Promise<void> {
   await using connection = await context.connect()
   const { tokens } = await connection.api.listTokens()
-  context.out.result({ tokens }, () =>
+  const { bootstrapTokens } = await connection.api.listBootstrapTokens()
+  context.out.result({ tokens, bootstrapTokens }, () =>
     context.out.table(
       ['ID', 'NAME', 'SCOPES', 'EXPIRES', ''],
-      tokens.map(({ id, name, scopes, expiresAt, revoked }) => [
-        id,
-        name,
-        scopes.join(' '),
-        expiresAt,
-        revoked ? 'revoked' : '',
-      ]),
+      [
+        ...tokens.map(({ id, name, scopes, expiresAt, revoked }) => [
+          id,
+          name,
+          scopes.join(' '),
+          expiresAt,
+          revoked ? 'revoked' : '',
+        ]),
+        ...bootstrapTokens.map(({ id, repositories, places, expiresAt, usesLeft }) => [
+          id,
+          'bootstrap',
+          `enrol for ${repositories.join(' ')} at ${places === 'any' ? 'any place' : places.join(' ') || 'no place of their choice'}`,
+          expiresAt,
+          usesLeft === undefined ? '' : `${usesLeft} left`,
+        ]),
+      ],
     ),
   )
+}
+
+/** Bootstrap tokens have short ids, which stand in the tokens themselves; API tokens have UUIDs. */
+function isBootstrapId(id: string): boolean {
+  return /^[0-9a-f]{12}$/.test(id)
 }
 
 export async function runInspect({ file }: { file?: string }, context: Context): Promise<void> {

@@ -1,5 +1,6 @@
 // The bodies of /api/v1 and of the agent's control API, as both ends know them. docs/protocol.md tells them in words.
 import { z } from 'zod'
+import { isReference } from '../protocol/reference.ts'
 
 const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, 'need sha256: and 64 lower-case hex digits')
 const infoHash = z.string().regex(/^[0-9a-f]{40}$/, 'need 40 lower-case hex digits')
@@ -7,6 +8,7 @@ const hostName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/, 'need up
 const place = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$/, 'need up to 64 of A-Z a-z 0-9 . _ : / -')
+const reference = z.string().max(400).refine(isReference, 'need NAME[:TAG][@DIGEST]')
 const time = z.iso.datetime()
 const count = z.int().nonnegative()
 
@@ -38,7 +40,7 @@ export const BytesBySource = z.object({ ownRack: count, otherRacks: count, webse
 /** How one followed or requested reference stands on a host. */
 export const HeldReference = z.object({
   /** NAME:TAG. */
-  reference: z.string().max(400),
+  reference,
   /** Manifest digest that the state speaks of. */
   digest,
   state: z.enum(['waiting', 'fetching', 'held', 'failed']),
@@ -58,7 +60,7 @@ export const HostReport = z.strictObject({
   /** The place the agent believes in: the server's own word, echoed so that a mismatch shows. */
   place: place.optional(),
   /** References this host follows: NAME:TAG. */
-  follow: z.array(z.string().max(400)).max(1000),
+  follow: z.array(reference).max(1000),
   held: z.array(HeldReference).max(1000),
   diskUsedBytes: count,
   diskQuotaBytes: count,
@@ -117,6 +119,7 @@ export const AnnounceTokenReply = z.object({
 /** A scope: `admin`, or `pull:PREFIX`, `publish:PREFIX` where PREFIX is a repository, `team/*`, or `*`. */
 export const Scope = z
   .string()
+  .max(300)
   .regex(/^(admin|(pull|publish):(\*|[a-z0-9._/-]+(\/\*)?))$/, 'need admin, pull:PREFIX or publish:PREFIX')
 
 /** POST /api/v1/tokens (admin). */
@@ -151,6 +154,20 @@ export const CreateBootstrapTokenRequest = z.strictObject({
   ttlSeconds: count.min(1).optional(),
 })
 export const CreatedBootstrapToken = z.object({ id: z.string(), bootstrapToken: z.string(), expiresAt: time })
+
+/** GET /api/v1/bootstrap-tokens (admin): never the tokens themselves. DELETE /api/v1/bootstrap-tokens/ID revokes one. */
+export const BootstrapTokenList = z.object({
+  bootstrapTokens: z.array(
+    z.object({
+      id: z.string(),
+      places: z.union([z.literal('any'), z.array(z.string())]),
+      repositories: z.array(z.string()),
+      /** Absent: any number. */
+      usesLeft: count.optional(),
+      expiresAt: time,
+    }),
+  ),
+})
 
 /** GET /api/v1/releases: what a caller may pull, newest first. */
 export const Release = z.object({
@@ -192,7 +209,7 @@ export const ReleaseStatus = z.object({
   hosts: z.array(z.object({ host: z.string(), place: z.string(), seenAt: time, held: HeldReference })),
 })
 
-/** GET /api/v1/hosts (admin). DELETE /api/v1/hosts/NAME revokes its credential. */
+/** GET /api/v1/hosts (admin). DELETE /api/v1/hosts/NAME revokes its credential, and with ?forget=1 then frees the name. */
 export const HostList = z.object({
   hosts: z.array(
     z.object({
@@ -279,6 +296,7 @@ export type CreatedToken = z.infer<typeof CreatedToken>
 export type TokenList = z.infer<typeof TokenList>
 export type CreateBootstrapTokenRequest = z.infer<typeof CreateBootstrapTokenRequest>
 export type CreatedBootstrapToken = z.infer<typeof CreatedBootstrapToken>
+export type BootstrapTokenList = z.infer<typeof BootstrapTokenList>
 export type Release = z.infer<typeof Release>
 export type ReleaseList = z.infer<typeof ReleaseList>
 export type ReleaseStatus = z.infer<typeof ReleaseStatus>

@@ -144,14 +144,21 @@ export function createRegistryClient(http: HttpClient) {
       }
       const digest = await source.digest()
       const separator = location.includes('?') ? '&' : '?'
-      const done = await http.ok({
-        method: 'PUT',
-        path: `${location}${separator}digest=${digest}`,
-        headers: { 'content-length': '0' },
-        signal,
-      })
-      await done.discard()
-      return digest
+      for (let tries = 1; ; tries++) {
+        try {
+          const done = await http.ok({
+            method: 'PUT',
+            path: `${location}${separator}digest=${digest}`,
+            headers: { 'content-length': '0' },
+            signal,
+          })
+          await done.discard()
+          return digest
+        } catch (error) {
+          if (!mayPass(error) || tries >= uploadTriesMax) throw error
+          await delay(waits.next().value, signal ?? new AbortController().signal)
+        }
+      }
     },
   }
 }

@@ -9,6 +9,7 @@ import type {
 } from './api.ts'
 import {
   AnnounceTokenReply,
+  BootstrapTokenList,
   CreatedBootstrapToken,
   CreatedToken,
   HostCredential,
@@ -51,8 +52,11 @@ export function createServerClient(http: HttpClient) {
     revokeToken: (id: string) => remove(`/tokens/${encodeURIComponent(id)}`),
     createBootstrapToken: (request: CreateBootstrapTokenRequest) =>
       post(CreatedBootstrapToken, '/bootstrap-tokens', request),
+    listBootstrapTokens: () => get(BootstrapTokenList, '/bootstrap-tokens'),
+    revokeBootstrapToken: (id: string) => remove(`/bootstrap-tokens/${encodeURIComponent(id)}`),
     hosts: () => get(HostList, '/hosts'),
     revokeHost: (host: string) => remove(`/hosts/${encodeURIComponent(host)}`),
+    forgetHost: (host: string) => remove(`/hosts/${encodeURIComponent(host)}?forget=1`),
     releases: (repository?: string) =>
       get(
         ReleaseList,

@@ -46,6 +46,17 @@ export function parseReference(text: string): Reference {
   return { repository, tag: tag ?? (digest === undefined ? 'latest' : undefined), digest }
 }
 
+/** Whether `parseReference` reads it. */
+export function isReference(text: string): boolean {
+  try {
+    parseReference(text)
+    return true
+  } catch (error) {
+    if (error instanceof ClientError) return false
+    throw error
+  }
+}
+
 /** The canonical text of a reference; `parseReference` reads it back. */
 export function formatReference({ repository, tag, digest }: Reference): string {
   return `${repository}${tag === undefined ? '' : `:${tag}`}${digest === undefined ? '' : `@${digest}`}`

@@ -77,6 +77,8 @@ export interface AccessClaims {
     readonly name: string
     readonly actions: readonly string[]
   }[]
+  /** The credential it was made with: revoking that ends this. */
+  readonly parent: { readonly id: string; readonly expiresAt: Date } | undefined
   readonly id: string
   readonly expiresAt: Date
 }

@@ -37,6 +37,7 @@ const shapes = {
   access: z.looseObject({
     ...common,
     access: z.array(z.object({ type: z.string(), name: z.string(), actions: z.array(z.string()) })),
+    parent: z.object({ jti: z.string(), exp: time }).optional(),
   }),
 }
 
@@ -110,12 +111,15 @@ function build(kind: Claims['kind'], claims: z.output<(typeof shapes)[Claims['ki
     }
     case 'api':
       return { kind, ...shared, name: claims.sub, scopes: (claims as z.output<typeof shapes.api>).scopes }
-    case 'access':
+    case 'access': {
+      const { access, parent } = claims as z.output<typeof shapes.access>
       return {
         kind,
         ...shared,
         subject: claims.sub,
-        access: (claims as z.output<typeof shapes.access>).access,
+        access,
+        parent: parent && { id: parent.jti, expiresAt: new Date(parent.exp * 1000) },
       }
+    }
   }
 }

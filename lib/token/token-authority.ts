@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import type { JWK } from 'jose'
 import { SignJWT, calculateJwkThumbprint, importJWK } from 'jose'
+import { ClientError } from '../protocol/errors.ts'
 import type { InfoHash } from '../protocol/infohash.ts'
 import { infoHashToHex } from '../protocol/infohash.ts'
 import type { Algorithm } from './algorithms.ts'
@@ -11,7 +12,7 @@ import { readClaims, types } from './read-claims.ts'
 import type { PublicJwk } from './signing-keys.ts'
 import { activeKey, openSigningKeys, publicJwk } from './signing-keys.ts'
 import type { VerificationKey } from './verifier.ts'
-import { createVerifier } from './verifier.ts'
+import { createVerifier, tokenCharactersMax } from './verifier.ts'
 import { createVerifyPool } from './verify-pool.ts'
 
 export interface Minted {
@@ -22,7 +23,7 @@ export interface Minted {
   readonly expiresAt: Date
 }
 
-/** Signs tokens with the active key. */
+/** Signs tokens with the active key. Rejects with ClientError `TOKEN_TOO_LONG` where the claims do not fit into a token. */
 export interface TokenMinter {
   mintAnnounce(claims: {
     infoHash: InfoHash
@@ -39,7 +40,12 @@ export interface TokenMinter {
     ttlMs: number
   }): Promise<Minted>
   mintApi(claims: { name: string; scopes: readonly string[]; ttlMs: number }): Promise<Minted>
-  mintAccess(claims: { subject: string; access: AccessClaims['access']; ttlMs: number }): Promise<Minted>
+  mintAccess(claims: {
+    subject: string
+    access: AccessClaims['access']
+    parent: AccessClaims['parent']
+    ttlMs: number
+  }): Promise<Minted>
 }
 
 /** Keys, and what is done with them. */
@@ -99,6 +105,11 @@ export async function openTokenAuthority(
     const token = await new SignJWT(payload)
       .setProtectedHeader({ alg: signer.algorithm, kid: signer.kid, typ: types[kind] })
       .sign(signingKey)
+    if (token.length > tokenCharactersMax)
+      throw new ClientError(
+        'TOKEN_TOO_LONG',
+        `Cannot make the token: it would have ${token.length} characters, at most ${tokenCharactersMax} are accepted; name fewer repositories, or a prefix such as team/*`,
+      )
     verifier.remember(token, readClaims(payload, kind, { ...options, nowMs: now() }))
     return { token, id, expiresAt }
   }
@@ -118,7 +129,11 @@ export async function openTokenAuthority(
         }),
       mintHost: ({ host, place, repositories, ttlMs }) => mint('host', host, ttlMs, { place, repositories }),
       mintApi: ({ name, scopes, ttlMs }) => mint('api', name, ttlMs, { scopes }),
-      mintAccess: ({ subject, access, ttlMs }) => mint('access', subject, ttlMs, { access }),
+      mintAccess: ({ subject, access, parent, ttlMs }) =>
+        mint('access', subject, ttlMs, {
+          access,
+          parent: parent && { jti: parent.id, exp: Math.floor(parent.expiresAt.getTime() / 1000) },
+        }),
     },
     jwks: () => ({ keys: keys.map(publicJwk) }),
     [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose](),

@@ -32,8 +32,8 @@ export interface CachingVerifier extends TokenVerifier {
   clear(): void
 }
 
-/** Our longest tokens have some 700 characters, Quay's RS256 ones 900; a longer one is refused before any work. */
-const tokenCharactersMax = 4096
+/** Our usual tokens have some 700 characters, Quay's RS256 ones 900; a longer one is neither made nor looked at. */
+export const tokenCharactersMax = 4096
 /** Tokens remembered. 100,000 hosts × a few swarms fit; each costs some 500 bytes. */
 const cacheMax = 200_000
 /** Refused tokens are remembered shortly and separately, so that garbage cannot push out good ones. */
@@ -51,7 +51,7 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
     try {
       const { key, kind, payload } = peek(token, options.keys())
       const claims = readClaims(payload, kind, { ...options, nowMs: now() })
-      if (!(await options.pool.verify({ token, kid: key.kid, jwk: key.jwk, algorithm: key.algorithm })))
+      if (!(await options.pool.verify({ token, jwk: key.jwk, algorithm: key.algorithm })))
         throw new TokenError('bad_signature')
       accepted.set(cacheKey, claims)
       return claims
@@ -66,7 +66,8 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
   const admit = <Kind extends Claims['kind']>(claims: Claims, kind: Kind): ClaimsOf<Kind> => {
     if (claims.kind !== kind) throw new TokenError('wrong_type')
     if (now() - clockToleranceMs >= claims.expiresAt.getTime()) throw new TokenError('expired')
-    if (isRevoked(claims.id)) throw new TokenError('revoked')
+    if (isRevoked(claims.id) || (claims.kind === 'access' && claims.parent && isRevoked(claims.parent.id)))
+      throw new TokenError('revoked')
     return claims as ClaimsOf<Kind>
   }
 

@@ -17,15 +17,15 @@ export function createAccessControl({
   anonymousPull,
   publicUrl,
 }: AccessControlOptions): AccessControl {
+  const challenge = `Bearer realm="${publicUrl}/v2/token",service="${serviceOf(publicUrl)}"`
   const unauthorized = (message: string, cause?: unknown) =>
     new ApiError(401, 'UNAUTHORIZED', message, {
       cause,
       hint: 'Log in with `deployctl login`, or ask an administrator for a token.',
-      headers: {
-        'www-authenticate': `Bearer realm="${publicUrl}/v2/token",service="${serviceOf(publicUrl)}"`,
-      },
+      headers: { 'www-authenticate': challenge },
     })
   return {
+    challenge,
     callerOf: async (headers) => {
       const header = headers.authorization
       if (header === undefined) {
@@ -59,6 +59,19 @@ export async function requireAdmin(
   return caller
 }
 
+/** For what is about the fleet or makes tokens: `anonymous_pull` opens pulls, and nothing else. @throws ApiError 401 */
+export async function requireCredential(
+  access: AccessControl,
+  request: { headers: IncomingHttpHeaders },
+): Promise<Caller> {
+  const caller = await access.callerOf(request.headers)
+  if (caller.kind === 'anonymous')
+    throw new ApiError(401, 'UNAUTHORIZED', 'Cannot tell who asks: there is no credential', {
+      hint: 'Log in with `deployctl login`; pulls alone are open to anyone.',
+    })
+  return caller
+}
+
 /** What the registry calls itself in the token flow. */
 function serviceOf(publicUrl: string): string {
   return new URL(publicUrl).host
@@ -69,7 +82,7 @@ const anonymous: Caller = {
   name: 'anonymous',
   scopes: ['pull:*'],
   place: undefined,
-  expiresAt: undefined,
+  credential: undefined,
   may: (action) => action === 'pull',
 }
 
@@ -86,19 +99,19 @@ function readCredential(header: string): string | undefined {
 async function callerOfToken(verifier: TokenVerifier, token: string): Promise<Caller> {
   switch (typeOf(token)) {
     case 'host+jwt': {
-      const { host, place, repositories, expiresAt } = await verifier.verify(token, 'host')
+      const { host, place, repositories, id, expiresAt } = await verifier.verify(token, 'host')
       const scopes = repositories.map((pattern) => `pull:${pattern}`)
       return {
         kind: 'host',
         name: host,
         scopes,
         place,
-        expiresAt,
+        credential: { id, expiresAt },
         may: (action, repository) => scopesAllow(scopes, action, repository),
       }
     }
     case 'at+jwt': {
-      const { subject, access, expiresAt } = await verifier.verify(token, 'access')
+      const { subject, access, parent } = await verifier.verify(token, 'access')
       return {
         kind: 'access',
         name: subject,
@@ -106,7 +119,7 @@ async function callerOfToken(verifier: TokenVerifier, token: string): Promise<Ca
           actions.map((action) => `${action === 'push' ? 'publish' : action}:${name}`),
         ),
         place: undefined,
-        expiresAt,
+        credential: parent,
         may: (action, repository) =>
           access.some(
             ({ name, actions }) =>
@@ -115,13 +128,13 @@ async function callerOfToken(verifier: TokenVerifier, token: string): Promise<Ca
       }
     }
     default: {
-      const { name, scopes, expiresAt } = await verifier.verify(token, 'api')
+      const { name, scopes, id, expiresAt } = await verifier.verify(token, 'api')
       return {
         kind: 'api',
         name,
         scopes,
         place: undefined,
-        expiresAt,
+        credential: { id, expiresAt },
         may: (action, repository) => scopesAllow(scopes, action, repository),
       }
     }

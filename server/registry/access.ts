@@ -11,13 +11,16 @@ export interface Caller {
   readonly scopes: readonly string[]
   /** Set for hosts: the operator's word on where it is. */
   readonly place: string | undefined
-  readonly expiresAt: Date | undefined
+  /** The credential behind the call; what is made with it must not outlive it. Undefined for `anonymous`. */
+  readonly credential: { readonly id: string; readonly expiresAt: Date } | undefined
   /** Whether the credential covers an action on a repository (`admin` covers all; `publish` covers `pull`). */
   may(action: Action, repository?: string): boolean
 }
 
 /** Turns credentials into callers. */
 export interface AccessControl {
+  /** The WWW-Authenticate header, without a scope: where the token flow is. */
+  readonly challenge: string
   /**
    * Reads `Authorization`: Bearer with an api, host or access token, or Basic with an api token as the password.
    *

@@ -99,23 +99,37 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
 
   /** Sessions on their way into `sessions`: one that is resumed reads all its bytes again, once for all who ask meanwhile. */
   const opening = new Map<string, Promise<UploadSession>>()
-  const openSession = async (id: string, repository: string, length: number | undefined) => {
+  /** Sessions whose file is being closed. */
+  const closing = new Map<string, Promise<void>>()
+
+  /** @param prepare makes what a new session needs on disk */
+  const openSession = async (
+    id: string,
+    { repository, length }: { repository: string; length?: number | undefined },
+    prepare: () => Promise<void> = () => Promise.resolve(),
+  ): Promise<UploadSession> => {
     const known = opening.get(id)
     if (known) return known
-    const started = startUploadSession({
-      id,
-      repository,
-      length,
-      file: join(paths.upload(id), 'data'),
-      pool,
-      now,
-      blobMaxBytes: options.blobMaxBytes,
-    })
-    opening.set(id, started)
-    try {
-      const session = await started
+    // All before the first wait: whoever asks next must count this one.
+    makeSessionRoom()
+    const started = (async () => {
+      await closing.get(id)
+      await prepare()
+      const session = await startUploadSession({
+        id,
+        repository,
+        length,
+        file: join(paths.upload(id), 'data'),
+        pool,
+        now,
+        blobMaxBytes: options.blobMaxBytes,
+      })
       sessions.set(id, session)
       return session
+    })()
+    opening.set(id, started)
+    try {
+      return await started
     } finally {
       opening.delete(id)
     }
@@ -125,7 +139,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
    * Keeps open sessions within their bound. One that nobody has touched for a while gives way: it stays on disk and can be
    * resumed, so that clients that went away do not keep others out for `uploadTtlMs`.
    */
-  const makeSessionRoom = async () => {
+  const makeSessionRoom = () => {
     if (sessions.size + opening.size < options.uploadsMax) return
     const [idle] = [...sessions.values()]
       .filter(({ busy, touchedMs }) => !busy && now() - touchedMs >= idleMs)
@@ -139,7 +153,13 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       )
     }
     sessions.delete(idle.id)
-    await idle.drop()
+    const closed = idle
+      .drop()
+      .catch((error: unknown) => {
+        log.warn({ err: error, upload: idle.id }, 'an idle upload was not closed')
+      })
+      .finally(() => closing.delete(idle.id))
+    closing.set(idle.id, closed)
   }
 
   /** Sessions that nobody came back to, those from before a restart included. */
@@ -178,17 +198,13 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     startUpload: async (repository, lengthHint) => {
       if (lengthHint !== undefined && lengthHint > options.blobMaxBytes) throw tooLarge(options.blobMaxBytes)
       await checkRoom()
-      await makeSessionRoom()
       const id = randomUUID()
-      const start = async () => {
+      const saved = { repository, length: lengthHint }
+      const session = await openSession(id, saved, async () => {
         await makeDirectory(paths.upload(id), 0o700)
-        await writeFileAtomic(
-          join(paths.upload(id), 'session'),
-          JSON.stringify({ repository, length: lengthHint }),
-        )
-        return openSession(id, repository, lengthHint)
-      }
-      return wrap(await start().catch(mapDiskFull))
+        await writeFileAtomic(join(paths.upload(id), 'session'), JSON.stringify(saved))
+      }).catch(mapDiskFull)
+      return wrap(session)
     },
     resumeUpload: async (repository, id) => {
       if (!/^[0-9a-f-]{36}$/.test(id)) return undefined
@@ -198,8 +214,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       if (text === undefined) return undefined
       const saved = JSON.parse(text) as { repository: string; length?: number }
       if (saved.repository !== repository) return undefined
-      if (!opening.has(id)) await makeSessionRoom()
-      return wrap(await openSession(id, repository, saved.length))
+      return wrap(await openSession(id, saved))
     },
     statBlob: async (repository, digest) => {
       if (!(await exists(paths.link(repository, digest)))) return undefined

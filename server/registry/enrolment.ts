@@ -1,7 +1,12 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { LRUCache } from 'lru-cache'
-import type { CreatedBootstrapToken, HostCredential, HostList } from '../../lib/client/api.ts'
+import type {
+  BootstrapTokenList,
+  CreatedBootstrapToken,
+  HostCredential,
+  HostList,
+} from '../../lib/client/api.ts'
 import { CreateBootstrapTokenRequest, EnrollRequest } from '../../lib/client/api.ts'
 import type { Ip } from '../../lib/protocol/address.ts'
 import { formatIp } from '../../lib/protocol/address.ts'
@@ -11,6 +16,7 @@ import type { StateEntry, StateStore } from '../state/state-store.ts'
 import { VersionConflict } from '../state/state-store.ts'
 import { requireAdmin } from './access-control.ts'
 import type { AccessControl } from './access.ts'
+import { covers } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { Fleet } from './fleet.ts'
 import type { Revocations } from './revocations.ts'
@@ -38,6 +44,7 @@ interface BootstrapRecord {
 }
 
 interface HostRecord {
+  /** As it enrolled last; a credential goes by its own words. */
   readonly place: string | undefined
   readonly repositories: readonly string[]
   readonly enrolledAt: string
@@ -51,12 +58,17 @@ const bootstrapTtlMsDefault = 30 * 86_400_000
 /** Wrong bootstrap tokens an address may try in a minute; a secret of 192 bits needs no less, the log does. */
 const failuresPerMinuteMax = 20
 const casTriesMax = 20
+/** Credentials of one host that count at once: it renews at two thirds of a life, and may have been set up anew a few times. */
+const credentialsMax = 10
+const bootstrapListed = 10_000
+/** The names stand in the host's credential, and that has a length. */
+const repositoriesBytesMax = 2000
 
 /** How hosts join, renew, and are turned away. */
 export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDeps): void {
   const { state, access, revocations, now, log } = deps
   const failures = new LRUCache<string, { count: number; sinceMs: number }>({ max: 10_000 })
-  // Read once: to count what is stored at each of 10,000 enrolments would cost minutes.
+  // Hosts that are not revoked. Read once: to count what is stored at each of 10,000 enrolments would cost minutes.
   let enrolled: Promise<Set<string>> | undefined
 
   app.post('/api/v1/enroll', async (request): Promise<HostCredential> => {
@@ -91,10 +103,11 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
       throw error
     })
     const names = await enrolled
-    const known = names.has(host)
-    if (!known && names.size >= deps.hostsMax) {
+    const known = (await state.get(`hosts/${host}`))?.value as HostRecord | undefined
+    if (known) checkReturn(host, known, record)
+    else if (names.size >= deps.hostsMax) {
       throw new ApiError(507, 'TOO_MANY_HOSTS', `Cannot enrol ${host}: ${deps.hostsMax} hosts are enrolled`, {
-        hint: 'Raise enrolment.hosts_max, or revoke hosts that are gone.',
+        hint: 'Raise enrolment.hosts_max, or revoke hosts that are gone: deployctl hosts revoke HOST.',
       })
     }
     await spend(state, bootstrap, now())
@@ -112,22 +125,27 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
   app.post('/api/v1/hosts/self/renew', async (request): Promise<HostCredential> => {
     const caller = await access.callerOf(request.headers)
     if (caller.kind !== 'host') throw new ApiError(403, 'DENIED', 'Only a host renews its credential')
-    const entry = await state.get(`hosts/${caller.name}`)
-    const record = entry?.value as HostRecord | undefined
-    if (record?.revoked === true) throw new ApiError(403, 'REVOKED', `${caller.name} was revoked`)
-    // The credential alone proves the enrolment: a database that was lost loses no host.
-    const repositories = record?.repositories ?? caller.scopes.map((scope) => scope.slice('pull:'.length))
+    // The credential alone proves the enrolment and says what it covers: a database that was lost loses no host, and
+    // who enrols under another's name gets nothing of what that one has.
     return issue(deps, caller.name, {
-      place: record?.place ?? caller.place,
-      repositories,
+      place: caller.place,
+      repositories: caller.scopes.map((scope) => scope.slice('pull:'.length)),
       address: formatIp(deps.sourceOf(request)),
-      enrolledAt: record?.enrolledAt ?? new Date(now()).toISOString(),
+      enrolledAt: undefined,
     })
   })
 
   app.post('/api/v1/bootstrap-tokens', async (request, reply): Promise<CreatedBootstrapToken> => {
     await requireAdmin(access, request)
     const asked = validate(CreateBootstrapTokenRequest, request.body)
+    const repositoriesBytes = JSON.stringify(asked.repositories ?? []).length
+    if (repositoriesBytes > repositoriesBytesMax)
+      throw new ApiError(
+        400,
+        'BAD_REQUEST',
+        `Cannot use repositories: ${repositoriesBytes} bytes of names do not fit into a credential, at most ${repositoriesBytesMax}`,
+        { hint: 'Name a prefix, such as team/*, instead of each repository.' },
+      )
     void reply.code(201)
     return createBootstrapToken(deps, {
       places: asked.places ?? [],
@@ -159,23 +177,101 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
     }
   })
 
-  app.delete<{ Params: { host: string } }>('/api/v1/hosts/:host', async (request, reply) => {
+  app.get('/api/v1/bootstrap-tokens', async (request): Promise<BootstrapTokenList> => {
     await requireAdmin(access, request)
-    const { host } = request.params
+    const entries = await state.list('bootstrap/', { limit: bootstrapListed })
+    return {
+      bootstrapTokens: entries.map(({ key, value }) => {
+        const { places, repositories, usesLeft, expiresAt } = value as BootstrapRecord
+        const id = key.slice('bootstrap/'.length)
+        return {
+          id,
+          places: places === 'any' ? places : [...places],
+          repositories: [...repositories],
+          expiresAt,
+          ...(usesLeft === undefined ? {} : { usesLeft }),
+        }
+      }),
+    }
+  })
+  app.delete<{ Params: { id: string } }>('/api/v1/bootstrap-tokens/:id', async (request, reply) => {
+    await requireAdmin(access, request)
+    const { id } = request.params
+    if (!(await state.delete(`bootstrap/${id}`)))
+      throw new ApiError(404, 'NOT_FOUND', `There is no bootstrap token ${id}`, {
+        hint: '`deployctl token list` shows them.',
+      })
+    log.info({ bootstrap: id }, 'bootstrap token revoked')
+    return reply.code(204).send()
+  })
+
+  /** `?forget=1` after a revocation: the name may be enrolled again. */
+  app.delete<{ Params: { host: string }; Querystring: { forget?: string } }>(
+    '/api/v1/hosts/:host',
+    async (request, reply) => {
+      await requireAdmin(access, request)
+      const { host } = request.params
+      const forget = request.query.forget === '1'
+      await changeHost(state, host, async (record, entry) => {
+        if (forget) {
+          if (!record.revoked)
+            throw new ApiError(409, 'NOT_REVOKED', `Cannot forget ${host}: its credential still counts`, {
+              hint: `Revoke it first: deployctl hosts revoke ${host}`,
+            })
+          await state.delete(entry.key, { ifVersion: entry.version })
+          return
+        }
+        await state.put(entry.key, { ...record, revoked: true } satisfies HostRecord, {
+          ifVersion: entry.version,
+        })
+        for (const { id, expiresAt } of record.credentials) await revocations.revoke(id, new Date(expiresAt))
+      })
+      deps.fleet.forget(host)
+      ;(await enrolled)?.delete(host)
+      log.info({ host }, forget ? 'host forgotten' : 'host revoked')
+      return reply.code(204).send()
+    },
+  )
+}
+
+/** A name that is taken is given again only to who may have as much, and not at all once it was revoked. @throws ApiError */
+function checkReturn(host: string, known: HostRecord, bootstrap: BootstrapRecord): void {
+  if (known.revoked)
+    throw new ApiError(403, 'REVOKED', `Cannot enrol ${host}: it was revoked`, {
+      hint: `If it may come back: deployctl hosts forget ${host}`,
+    })
+  const isCovered = (wanted: string) => bootstrap.repositories.some((pattern) => covers(pattern, wanted))
+  if (known.repositories.every(isCovered)) return
+  throw new ApiError(
+    409,
+    'HOST_EXISTS',
+    `Cannot enrol ${host}: a host of that name is enrolled for more repositories than this bootstrap token is`,
+    {
+      hint: `Use another name, or, if it is the same host: deployctl hosts revoke ${host}, then deployctl hosts forget ${host}.`,
+    },
+  )
+}
+
+/** Reads a host's record and writes it, again where somebody else wrote in between. @throws ApiError 404 */
+async function changeHost(
+  state: StateStore,
+  host: string,
+  change: (record: HostRecord, entry: StateEntry) => Promise<void>,
+): Promise<void> {
+  for (let tries = 0; tries < casTriesMax; tries++) {
     const entry = await state.get(`hosts/${host}`)
     if (!entry)
       throw new ApiError(404, 'NOT_FOUND', `There is no host ${host}`, {
         hint: '`deployctl hosts` shows them.',
       })
-    const record = entry.value as HostRecord
-    await state.put(entry.key, { ...record, revoked: true } satisfies HostRecord, {
-      ifVersion: entry.version,
-    })
-    for (const { id, expiresAt } of record.credentials) await revocations.revoke(id, new Date(expiresAt))
-    deps.fleet.forget(host)
-    log.info({ host }, 'host revoked')
-    return reply.code(204).send()
-  })
+    try {
+      await change(entry.value as HostRecord, entry)
+      return
+    } catch (error) {
+      if (!(error instanceof VersionConflict)) throw error
+    }
+  }
+  throw new ApiError(409, 'CONFLICT', `Cannot change ${host}: others are changing it`)
 }
 
 /** Makes a bootstrap token; only the hash of its secret is kept. */
@@ -206,33 +302,42 @@ async function hostNames(state: StateStore): Promise<Set<string>> {
   const names = new Set<string>()
   for (let after = ''; ;) {
     const page = await state.list('hosts/', { after, limit: 1000 })
-    for (const { key } of page) names.add(key.slice('hosts/'.length))
+    for (const { key, value } of page)
+      if (!(value as HostRecord).revoked) names.add(key.slice('hosts/'.length))
     const last = page.at(-1)
     if (last === undefined) return names
     after = last.key
   }
 }
 
-/** Mints a host's credential and records it, beside those that may still live. */
+/**
+ * Mints a host's credential and records it, beside those that may still live: all that is recorded a revocation ends, so what no
+ * longer fits is ended now.
+ *
+ * @throws ApiError `REVOKED` where the host was revoked, be it at this moment
+ */
 async function issue(
-  { state, minter, hostTtlMs, now }: EnrolmentDeps,
+  { state, minter, revocations, hostTtlMs, now }: EnrolmentDeps,
   host: string,
-  known: Pick<HostRecord, 'place' | 'repositories' | 'address' | 'enrolledAt'>,
+  known: Pick<HostRecord, 'place' | 'repositories' | 'address'> & { enrolledAt: string | undefined },
 ): Promise<HostCredential> {
   const { place, repositories } = known
   const { token, id, expiresAt } = await minter.mintHost({ host, place, repositories, ttlMs: hostTtlMs })
   for (let tries = 0; tries < casTriesMax; tries++) {
     const entry = await state.get(`hosts/${host}`)
-    const alive = ((entry?.value as HostRecord | undefined)?.credentials ?? []).filter(
-      (one) => Date.parse(one.expiresAt) > now(),
-    )
+    const before = entry?.value as HostRecord | undefined
+    if (before?.revoked === true) throw new ApiError(403, 'REVOKED', `${host} was revoked`)
+    const alive = (before?.credentials ?? []).filter((one) => Date.parse(one.expiresAt) > now())
     const record: HostRecord = {
       ...known,
-      credentials: [...alive.slice(-9), { id, expiresAt: expiresAt.toISOString() }],
+      enrolledAt: known.enrolledAt ?? before?.enrolledAt ?? new Date(now()).toISOString(),
+      credentials: [...alive, { id, expiresAt: expiresAt.toISOString() }].slice(-credentialsMax),
       revoked: false,
     }
     try {
       await state.put(`hosts/${host}`, record, { ifVersion: entry?.version ?? 0 })
+      for (const old of alive.slice(0, Math.max(0, alive.length + 1 - credentialsMax)))
+        await revocations.revoke(old.id, new Date(old.expiresAt))
       return {
         host,
         credential: token,

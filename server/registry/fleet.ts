@@ -5,6 +5,7 @@ import type { Ip } from '../../lib/protocol/address.ts'
 import type { Digest } from '../../lib/protocol/digest.ts'
 import type { Place } from '../../lib/protocol/place.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
+import { requireCredential } from './access-control.ts'
 import type { AccessControl } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
@@ -117,11 +118,15 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
     }
   })
 
-  app.get<{ Querystring: { reference?: string } }>(
+  app.get<{ Querystring: { reference?: string | string[] } }>(
     '/api/v1/releases/status',
     async (request): Promise<ReleaseStatus> => {
-      const caller = await access.callerOf(request.headers)
-      const { repository, tag, digest: named } = parseReference(request.query.reference ?? '')
+      const caller = await requireCredential(access, request)
+      const {
+        repository,
+        tag,
+        digest: named,
+      } = parseReference([request.query.reference ?? ''].flat().join(' '))
       if (!caller.may('pull', repository))
         throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
       const digest = named ?? (tag === undefined ? undefined : await tags.digestOf(repository, tag))

@@ -2,8 +2,6 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { LRUCache } from 'lru-cache'
 import type { SwarmGrant } from '../../lib/client/api.ts'
 import { GrantRequest } from '../../lib/client/api.ts'
-import type { Ip } from '../../lib/protocol/address.ts'
-import { formatIp } from '../../lib/protocol/address.ts'
 import { parseDigest } from '../../lib/protocol/digest.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import { writeTorrent } from '../../lib/protocol/metainfo.ts'
@@ -24,9 +22,8 @@ export interface GrantDeps {
   readonly webseed: WebseedPolicy
   readonly publicUrl: string
   readonly agentTtlMs: number
-  /** Tokens count only from the address that asked. */
-  readonly bindAddress: boolean
-  readonly sourceOf: (request: FastifyRequest) => Ip
+  /** The network that announce tokens are bound to, if any. */
+  readonly cidrOf: (request: FastifyRequest) => string | undefined
   readonly swarmCounts: (infoHash: InfoHash) => SwarmCounts | Promise<SwarmCounts>
   readonly now: () => number
 }
@@ -42,14 +39,12 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
   const tokenFor = async (
     caller: Caller,
     infoHash: InfoHash,
-    source: Ip,
+    cidr: string | undefined,
     scopes: readonly AnnounceScope[],
   ): Promise<Minted> => {
-    const address = formatIp(source)
-    const key = [caller.kind, caller.name, caller.place, infoHash, address, ...scopes].join(' ')
+    const key = [caller.kind, caller.name, caller.place, infoHash, cidr, ...scopes].join(' ')
     const known = await cache.get(key)
     if (known && known.expiresAt.getTime() - now() > (agentTtlMs * 2) / 3) return known
-    const cidr = deps.bindAddress ? `${address}/${source.family === 4 ? 32 : 128}` : undefined
     const minted = minter.mintAnnounce({
       infoHash,
       subject: caller.name,
@@ -76,9 +71,9 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
         hint: `Fetch it over HTTP: GET /v2/${repository}/blobs/${digest}`,
       })
     const { infoHash } = torrent
-    const source = deps.sourceOf(request)
-    const announce = await tokenFor(caller, infoHash, source, ['announce', 'scrape', 'peer'])
-    const webseed = await tokenFor(caller, infoHash, source, ['webseed'])
+    const cidr = deps.cidrOf(request)
+    const announce = await tokenFor(caller, infoHash, cidr, ['announce', 'scrape', 'peer'])
+    const webseed = await tokenFor(caller, infoHash, cidr, ['webseed'])
     const counts = await deps.swarmCounts(infoHash)
     return {
       infohash: infoHash,

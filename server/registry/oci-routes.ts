@@ -19,8 +19,8 @@ export interface OciDeps {
   readonly access: AccessControl
   readonly manifestMaxBytes: number
   readonly log: Logger
-  /** Called after a tag moved and the answer is durable. */
-  readonly onTag: (repository: string, tag: string, digest: Digest) => void
+  /** Called after a tag moved or went, durably. */
+  readonly onTag: (repository: string, tag: string) => void
   /** Answers a blob request whose Accept names a torrent. */
   readonly torrentReply: (
     request: FastifyRequest,
@@ -34,6 +34,7 @@ const pageMax = 1000
 
 /** The OCI distribution API (distribution-spec 1.1) below /v2/. Errors have the spec's body. */
 export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
+  const inTurn = createTurns()
   void app.register((scope, _options, done) => {
     // Bodies are streams of any type and size; each handler reads, and bounds, its own.
     scope.removeAllContentTypeParsers()
@@ -46,7 +47,7 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
       const caller = await deps.access.callerOf(request.headers).catch((error: unknown) => {
         throw withScope(error, target, request.method)
       })
-      return dispatch(target, { request, reply, caller, ...deps })
+      return dispatch(target, { request, reply, caller, inTurn, ...deps })
     }
     for (const url of ['/v2', '/v2/', '/v2/*']) {
       scope.route({ method: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'], url, handler })
@@ -56,6 +57,8 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
 }
 
 interface Context extends OciDeps {
+  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
+  readonly inTurn: InTurn
   readonly request: FastifyRequest
   readonly reply: FastifyReply
   readonly caller: Caller
@@ -68,6 +71,10 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
   switch (target.kind) {
     case 'base':
       if (!reads) throw unsupported(method)
+      if (context.caller.kind === 'anonymous')
+        throw new ApiError(401, 'UNAUTHORIZED', 'Cannot tell who asks: the token flow says how', {
+          headers: { 'www-authenticate': context.access.challenge },
+        })
       return reply.header('docker-distribution-api-version', 'registry/2.0').send({})
     case 'catalog':
       if (!reads) throw unsupported(method)
@@ -141,13 +148,23 @@ async function continueUpload(
 ): Promise<FastifyReply> {
   const { request, reply, store } = context
   const { repository } = target
-  const upload = await store.resumeUpload(repository, target.id)
-  if (!upload)
+  // After a restart all that was received is read again first.
+  const upload = await patiently(request, () => store.resumeUpload(repository, target.id))
+  if (!upload) {
+    const wanted = queryOf(request).get('digest')
+    // The answer to a PUT was lost on its way, and the client asks again.
+    if (
+      request.method === 'PUT' &&
+      wanted !== null &&
+      (await store.statBlob(repository, parseDigest(wanted)))
+    )
+      return created(reply, `/v2/${repository}/blobs/${wanted}`, parseDigest(wanted))
     throw new ApiError(
       404,
       'BLOB_UPLOAD_UNKNOWN',
       'There is no such upload: it was finished, cancelled, or abandoned for too long',
     )
+  }
   switch (request.method) {
     case 'GET':
     case 'HEAD':
@@ -177,9 +194,10 @@ async function finishUpload(
   repository: string,
   upload: BlobUpload,
   digest: Digest,
-  { reply }: Context,
+  { request, reply }: Context,
 ): Promise<FastifyReply> {
-  await upload.commit(digest)
+  // Syncing takes its time, and so does hashing pieces whose length was not declared.
+  await patiently(request, () => upload.commit(digest))
   return created(reply, `/v2/${repository}/blobs/${digest}`, digest)
 }
 
@@ -224,6 +242,18 @@ async function receive(upload: BlobUpload, { request }: Context): Promise<void> 
       'SIZE_INVALID',
       `Cannot take the chunk: got ${upload.offset - before} bytes, Content-Length says ${length}`,
     )
+  }
+}
+
+/** While the server works the client is silent, and must not be cut for that. */
+async function patiently<Result>({ raw }: FastifyRequest, work: () => Promise<Result>): Promise<Result> {
+  const { socket } = raw
+  const idleMs = socket.timeout ?? 0
+  socket.setTimeout(0)
+  try {
+    return await work()
+  } finally {
+    socket.setTimeout(idleMs)
   }
 }
 
@@ -338,10 +368,12 @@ async function putManifest(
   if (!byDigest) checkTag(reference)
   const mediaType = request.headers['content-type'] ?? ''
   await checkManifest({ repository, mediaType, bytes, store })
-  await store.putManifest(repository, { digest, mediaType, bytes })
+  await context.inTurn(repository, async () => {
+    await store.putManifest(repository, { digest, mediaType, bytes })
+    if (!byDigest) await store.putTag(repository, reference, digest)
+  })
   if (!byDigest) {
-    await store.putTag(repository, reference, digest)
-    context.onTag(repository, reference, digest)
+    context.onTag(repository, reference)
     context.log.info({ repository, tag: reference, digest, by: context.caller.name }, 'tag moved')
   }
   const subject = subjectOf(bytes)
@@ -351,18 +383,24 @@ async function putManifest(
 
 async function deleteManifest(
   { repository, reference }: Extract<OciTarget, { kind: 'manifest' }>,
-  { reply, store }: Context,
+  { reply, store, inTurn, onTag }: Context,
 ): Promise<FastifyReply> {
   if (!reference.includes(':')) {
-    if (!(await store.deleteTag(repository, checkTag(reference))))
+    if (!(await inTurn(repository, () => store.deleteTag(repository, checkTag(reference)))))
       throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no tag ${repository}:${reference}`)
+    onTag(repository, reference)
     return reply.code(202).send()
   }
   const digest = parseDigest(reference)
-  for (const tag of await store.listTags(repository))
-    if (tag.digest === digest) await store.deleteTag(repository, tag.tag)
-  if (!(await store.deleteManifest(repository, digest)))
-    throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${digest} in ${repository}`)
+  const found = await inTurn(repository, async () => {
+    for (const { tag, digest: its } of await store.listTags(repository)) {
+      if (its !== digest) continue
+      await store.deleteTag(repository, tag)
+      onTag(repository, tag)
+    }
+    return store.deleteManifest(repository, digest)
+  })
+  if (!found) throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${digest} in ${repository}`)
   return reply.code(202).send()
 }
 
@@ -444,9 +482,36 @@ async function readBody(request: FastifyRequest, maxBytes: number): Promise<Buff
   return Buffer.concat(parts)
 }
 
-function require({ caller }: Context, action: Action, repository: string): void {
+function require({ caller, access }: Context, action: Action, repository: string): void {
   if (caller.may(action, repository)) return
+  // A client that can get more with its credentials learns where; docker and skopeo send none before they are asked.
+  if (caller.kind === 'anonymous' || caller.kind === 'access') {
+    const actions = action === 'pull' ? 'pull' : 'pull,push'
+    const error = caller.kind === 'access' ? ',error="insufficient_scope"' : ''
+    throw new ApiError(401, 'UNAUTHORIZED', `${caller.name} may not ${action} ${repository}`, {
+      headers: {
+        'www-authenticate': `${access.challenge},scope="repository:${repository}:${actions}"${error}`,
+      },
+    })
+  }
   throw new ApiError(403, 'DENIED', `${caller.name} may not ${action} ${repository}`)
+}
+
+type InTurn = <Result>(key: string, work: () => Promise<Result>) => Promise<Result>
+
+/** Runs work on one key in the order of asking; on different keys at once. */
+function createTurns(): InTurn {
+  const last = new Map<string, Promise<unknown>>()
+  return async (key, work) => {
+    const mine = (last.get(key) ?? Promise.resolve()).then(work, work)
+    const settled = mine.catch(() => undefined)
+    last.set(key, settled)
+    try {
+      return await mine
+    } finally {
+      if (last.get(key) === settled) last.delete(key)
+    }
+  }
 }
 
 /** The challenge names what the request needed, so that docker and skopeo ask for a token with that scope. */

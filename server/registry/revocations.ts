@@ -15,10 +15,13 @@ const sweepMs = 60 * 60 * 1000
 /** Loads the deny list, and follows what others write to it. Entries go when the token would have expired. */
 export async function loadRevocations({
   state,
+  clockToleranceMs,
   now,
   log,
 }: {
   state: StateStore
+  /** Tokens are accepted for so long after they expired. */
+  clockToleranceMs: number
   now: () => number
   log: Logger
 }): Promise<Revocations> {
@@ -45,7 +48,7 @@ export async function loadRevocations({
   })
   const sweeper = setInterval(() => {
     for (const [id, expiresAtMs] of denied) {
-      if (expiresAtMs > now()) continue
+      if (expiresAtMs + clockToleranceMs >= now()) continue
       denied.delete(id)
       state.delete(`${prefix}${id}`).catch((error: unknown) => {
         log.warn({ err: error }, 'an expired entry of the deny list stays')

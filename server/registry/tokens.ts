@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AnnounceTokenReply, CreatedToken, TokenList } from '../../lib/client/api.ts'
@@ -11,7 +11,7 @@ import { isMissing, writeFileAtomic } from '../../lib/runtime/files.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import type { TokenAuthority, TokenMinter } from '../../lib/token/token-authority.ts'
 import type { StateStore } from '../state/state-store.ts'
-import { requireAdmin } from './access-control.ts'
+import { requireAdmin, requireCredential } from './access-control.ts'
 import type { AccessControl, Caller } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
@@ -29,6 +29,9 @@ export interface TokenDeps {
   readonly publicUrl: string
   readonly apiTtlMs: number
   readonly torrentTtlMs: number
+  readonly agentTtlMs: number
+  /** The network that a host's announce tokens are bound to, if any. */
+  readonly cidrOf: (caller: Caller, request: FastifyRequest) => string | undefined
   readonly now: () => number
 }
 
@@ -91,7 +94,7 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
   })
 
   app.post('/api/v1/announce-tokens', async (request): Promise<AnnounceTokenReply> => {
-    const caller = await access.callerOf(request.headers)
+    const caller = await requireCredential(access, request)
     const asked = validate(AnnounceTokenRequest, request.body)
     if (asked.cidr !== undefined) parseCidr(asked.cidr)
     if (asked.rack !== undefined && asked.rack !== caller.place && !caller.may('admin'))
@@ -103,9 +106,15 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
     const { token, expiresAt } = await authority.minter.mintAnnounce({
       infoHash,
       subject: caller.name,
-      ttlMs: announceTtlMs({ askedMs, usualMs: deps.torrentTtlMs, caller, nowMs: now() }),
+      ttlMs: announceTtlMs({
+        askedMs,
+        usualMs: deps.torrentTtlMs,
+        hostMs: deps.agentTtlMs,
+        caller,
+        nowMs: now(),
+      }),
       rack: asked.rack ?? caller.place,
-      cidr: asked.cidr,
+      cidr: asked.cidr ?? deps.cidrOf(caller, request),
     })
     return {
       infohash: infoHash,
@@ -117,16 +126,22 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
 
   const flow = async (request: FastifyRequest, scopes: readonly string[]) => {
     const caller = await access.callerOf(request.headers)
+    // Else a token that is to live for five minutes would renew itself for ever.
+    if (caller.kind === 'access')
+      throw new ApiError(401, 'UNAUTHORIZED', 'Cannot make a registry token from a registry token')
+    const { credential } = caller
     const granted = scopes.flatMap((scope) => grantedOf(scope, caller))
+    const ttlMs = Math.min(accessTtlMs, credential ? credential.expiresAt.getTime() - now() : accessTtlMs)
     const { token } = await authority.minter.mintAccess({
       subject: caller.name,
       access: granted,
-      ttlMs: accessTtlMs,
+      parent: credential,
+      ttlMs,
     })
     return {
       token,
       access_token: token,
-      expires_in: accessTtlMs / 1000,
+      expires_in: Math.max(1, Math.floor(ttlMs / 1000)),
       issued_at: new Date(now()).toISOString(),
     }
   }
@@ -160,7 +175,10 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
   })
 }
 
-/** Writes the first credentials of a server, 0600, where they are missing, and logs only their paths. */
+/**
+ * Writes the first credentials of a server, 0600, and logs only their paths. Once: who puts them away, as they should, does not get
+ * others at the next start. `first-tokens-written` remembers it, and whoever has lost them removes that file.
+ */
 export async function ensureFirstTokens(options: {
   directory: string
   minter: TokenMinter
@@ -172,14 +190,12 @@ export async function ensureFirstTokens(options: {
   const { directory, minter, state, places, now, log } = options
   const ensure = async (name: string, make: () => Promise<string>) => {
     const file = join(directory, name)
-    const known = await readFile(file).catch((error: unknown) => {
-      if (!isMissing(error)) throw error
-      return undefined
-    })
-    if (known) return
+    if (await isThere(file)) return
     await writeFileAtomic(file, `${await make()}\n`, { mode: 0o600 })
     log.info({ file }, 'first credential written')
   }
+  const marker = join(directory, 'first-tokens-written')
+  if (await isThere(marker)) return
   await ensure('admin-token', async () => {
     const scopes = ['admin']
     const { id, token, expiresAt } = await minter.mintApi({
@@ -200,6 +216,17 @@ export async function ensureFirstTokens(options: {
     'bootstrap-token',
     async () =>
       (await createBootstrapToken({ state, now }, { places, ttlMs: firstTokenTtlMs })).bootstrapToken,
+  )
+  await writeFileAtomic(marker, `${new Date(now()).toISOString()}\n`, { mode: 0o600 })
+}
+
+async function isThere(file: string): Promise<boolean> {
+  return stat(file).then(
+    () => true,
+    (error: unknown) => {
+      if (isMissing(error)) return false
+      throw error
+    },
   )
 }
 
@@ -230,10 +257,13 @@ function grantedOf(scope: string, caller: Caller): { type: string; name: string;
   const match = /^repository:([^:]+):([a-z,*]+)$/.exec(scope)
   const name = match?.[1]
   if (name === undefined || !isRepository(name)) return []
-  const asked = match?.[2] === '*' ? ['pull', 'push'] : (match?.[2]?.split(',') ?? [])
-  const actions = asked.filter(
-    (action) =>
-      (action === 'pull' && caller.may('pull', name)) || (action === 'push' && caller.may('publish', name)),
+  const asked = match?.[2] === '*' ? ['pull', 'push', 'delete'] : (match?.[2]?.split(',') ?? [])
+  const actions = asked.filter((action) =>
+    action === 'pull'
+      ? caller.may('pull', name)
+      : (action === 'push' || action === 'delete') && caller.may('publish', name),
   )
+  // Who may publish may delete; this registry does not tell the two apart.
+  if (actions.includes('delete') && !actions.includes('push')) actions.push('push')
   return actions.length === 0 ? [] : [{ type: 'repository', name, actions }]
 }

@@ -14,6 +14,10 @@ export interface TorrentDeps {
   readonly minter: TokenMinter
   readonly publicUrl: string
   readonly torrentTtlMs: number
+  /** Life of an announce token of a host. */
+  readonly agentTtlMs: number
+  /** The network that a host's announce tokens are bound to, if any. */
+  readonly cidrOf: (caller: Caller, request: FastifyRequest) => string | undefined
   readonly now: () => number
 }
 
@@ -42,7 +46,7 @@ export async function sendTorrent(
   request: FastifyRequest,
   reply: FastifyReply,
   { repository, digest, caller }: { repository: string; digest: Digest; caller: Caller },
-  { store, minter, publicUrl, torrentTtlMs, now }: Omit<TorrentDeps, 'access'>,
+  { store, minter, publicUrl, torrentTtlMs, agentTtlMs, cidrOf, now }: Omit<TorrentDeps, 'access'>,
 ): Promise<FastifyReply> {
   const torrent = (await store.statBlob(repository, digest)) && (await store.torrentOf(digest))
   if (!torrent) throw new ApiError(404, 'BLOB_UNKNOWN', `There is no torrent for ${digest} in ${repository}`)
@@ -51,13 +55,20 @@ export async function sendTorrent(
   if (ttl !== null && !/^[1-9]\d{0,8}$/.test(ttl))
     throw new ApiError(400, 'BAD_REQUEST', `Cannot use ttl ${JSON.stringify(ttl.slice(0, 20))}: need seconds`)
   const askedMs = ttl === null ? undefined : Number(ttl) * 1000
-  const ttlMs = announceTtlMs({ askedMs, usualMs: torrentTtlMs, caller, nowMs: now() })
+  const ttlMs = announceTtlMs({
+    askedMs,
+    usualMs: torrentTtlMs,
+    hostMs: agentTtlMs,
+    caller,
+    nowMs: now(),
+  })
   const mint = (scopes: readonly ('announce' | 'scrape' | 'webseed')[]) =>
     minter.mintAnnounce({
       infoHash: torrent.infoHash,
       subject: caller.name,
       scopes,
       rack: caller.place,
+      cidr: cidrOf(caller, request),
       ttlMs,
     })
   const { token } = await mint(['announce', 'scrape'])
@@ -79,23 +90,27 @@ export async function sendTorrent(
 }
 
 /**
- * How long an announce token lives that somebody asks for: as asked, within bounds, and no longer than the credential it is
- * asked with, which may end for a reason. A token of the registry token flow is short by nature and gets the usual life.
+ * How long an announce token lives that somebody asks for: as asked, within bounds, and no longer than the credential behind the
+ * call. A host gets no more than it gets with a grant, or its revocation would come too late.
  */
 export function announceTtlMs({
   askedMs,
   usualMs,
+  hostMs,
   caller,
   nowMs,
 }: {
   askedMs: number | undefined
   usualMs: number
+  hostMs: number
   caller: Caller
   nowMs: number
 }): number {
-  const wantedMs = Math.min(askedMs ?? usualMs, usualMs * ttlFactorMax)
-  if (caller.kind === 'access') return Math.min(wantedMs, usualMs)
-  return caller.expiresAt === undefined ? wantedMs : Math.min(wantedMs, caller.expiresAt.getTime() - nowMs)
+  if (caller.kind === 'host') return Math.min(askedMs ?? hostMs, hostMs)
+  // Nobody stands behind an anonymous one.
+  if (caller.credential === undefined) return Math.min(askedMs ?? usualMs, usualMs)
+  const leftMs = caller.credential.expiresAt.getTime() - nowMs
+  return Math.min(askedMs ?? usualMs, usualMs * ttlFactorMax, leftMs)
 }
 
 /** The announce URL with a token in its query; the public URL may have a query of its own. */

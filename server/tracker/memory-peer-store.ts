@@ -43,6 +43,8 @@ export function createMemoryPeerStore({
 }: MemoryPeerStoreOptions): PeerStore {
   const slab = createPeerSlab()
   const swarms = new Map<InfoHash, Swarm>()
+  /** Swarms without peers, remembered for their `downloaded`; the one that has been empty for longest comes first. */
+  const empty = new Set<InfoHash>()
   /** Swarm of each handle. */
   const swarmOf: (Swarm | undefined)[] = []
   const hashOf: (InfoHash | undefined)[] = []
@@ -63,7 +65,17 @@ export function createMemoryPeerStore({
     swarmOf[handle] = undefined
     hashOf[handle] = undefined
     slab.free(handle)
-    if (swarm.peers.size === 0 && swarm.downloaded === 0 && infoHash !== undefined) swarms.delete(infoHash)
+    if (swarm.peers.size > 0 || infoHash === undefined) return
+    if (swarm.downloaded === 0) swarms.delete(infoHash)
+    else empty.add(infoHash)
+  }
+
+  /** @returns whether there was one */
+  const forgetEmptySwarm = (): boolean => {
+    const [oldest] = empty
+    if (oldest === undefined) return false
+    empty.delete(oldest)
+    return swarms.delete(oldest)
   }
 
   /** Removes what is due; each peer is looked at once per turn of the wheel at most. */
@@ -91,7 +103,6 @@ export function createMemoryPeerStore({
   const swarmFor = (infoHash: InfoHash): Swarm => {
     const known = swarms.get(infoHash)
     if (known) return known
-    if (swarms.size >= swarmsMax) forgetEmptySwarm(swarms)
     const swarm: Swarm = { peers: new Map(), buckets: new Map(), seeders: 0, leechers: 0, downloaded: 0 }
     swarms.set(infoHash, swarm)
     return swarm
@@ -109,12 +120,13 @@ export function createMemoryPeerStore({
     }
     const seeder = announce.left === 0
     if (handle === undefined || !swarm) {
-      if (slab.used() >= peersMax || (!swarm && swarms.size >= swarmsMax && !forgetEmptySwarm(swarms))) {
+      if (slab.used() >= peersMax || (!swarm && swarms.size >= swarmsMax && !forgetEmptySwarm())) {
         totals.refused++
         return undefined
       }
       swarm = swarmFor(infoHash)
       handle = slab.allocate(endpoint, rendezvousHash(infoHash, endpoint))
+      empty.delete(infoHash)
       swarm.peers.set(key, handle)
       swarmOf[handle] = swarm
       hashOf[handle] = infoHash
@@ -302,16 +314,6 @@ function leaveBucket(swarm: Swarm, slab: PeerSlab, handle: number): void {
     slab.setState(last, { place, seeder: slab.isSeeder(last), position })
   }
   if (bucket.seeders.length + bucket.leechers.length === 0) swarm.buckets.delete(place)
-}
-
-/** Forgets the oldest of the first few swarms that has no peers; looking further would let a flood cost a walk each. */
-function forgetEmptySwarm(swarms: Map<InfoHash, Swarm>): boolean {
-  let looked = 0
-  for (const [infoHash, swarm] of swarms) {
-    if (swarm.peers.size === 0) return swarms.delete(infoHash)
-    if (++looked === 64) return false
-  }
-  return false
 }
 
 /** 32 bits of (infohash, endpoint); within a place of a swarm the lowest are its gateways. FNV-1a with a finaliser. */

@@ -30,7 +30,7 @@ const leechersPerGateway = 8
  * Nearest level first, random inside a level. But a rack is never an island: filled greedily, the peers of a rack
  * without data would only ever hear of each other. So far peers have places of their own in each reply: half of it for a
  * gateway, and for a rack in which nobody holds all (its hosts can only go as fast as what reaches it); `reservePeers` for
- * everyone else. Far peers that hold data come first: they are what a rack needs from outside.
+ * everyone else. The same holds for a row, a datacentre and every other level: `spread` says how they share those places.
  */
 export function selectPeers(input: SelectionInput): Selection {
   const { view, seeding, numwant, gatewaysPerRack, reservePeers, random } = input
@@ -41,17 +41,47 @@ export function selectPeers(input: SelectionInput): Selection {
     .flatMap((level) => candidates(level, seeding, random))
   const far = view.levels
     .filter(({ distance }) => distance > 0)
-    .flatMap((level) => candidates(level, seeding, random))
+    .map((level) => ({
+      holders: seeding ? 0 : level.seeders.length,
+      peers: candidates(level, seeding, random),
+    }))
+  const farCount = far.reduce((sum, { peers }) => sum + peers.length, 0)
   const starving = !seeding && view.rack.seeders === 0
   const wanted = gateway || starving ? Math.max(reservePeers, Math.floor(numwant / 2)) : reservePeers
   // Places kept for far peers: at least one whenever there is room for two; the rack gets the larger half.
   const kept =
     numwant < 2 && near.length > 0
       ? 0
-      : Math.min(far.length, Math.max(1, Math.min(wanted, Math.floor(numwant / 2))))
+      : Math.min(farCount, Math.max(1, Math.min(wanted, Math.floor(numwant / 2))))
   const nearChosen = near.slice(0, Math.max(0, numwant - kept))
-  const farChosen = far.slice(0, numwant - nearChosen.length)
+  const places = spread(far, numwant - nearChosen.length)
+  const farChosen = far.flatMap(({ peers }, i) => peers.slice(0, places[i]))
   return { peers: [...nearChosen, ...farChosen], gateway }
+}
+
+/**
+ * How many places each far level gets, nearest first. One goes to the nearest level in which somebody holds all: data reaches a
+ * row from there, however many of the row itself have none. Of the rest each level gets half of what nearer ones left, and
+ * what a level cannot fill the others do.
+ */
+function spread(
+  levels: readonly { readonly holders: number; readonly peers: readonly unknown[] }[],
+  places: number,
+): number[] {
+  const taken = levels.map(() => 0)
+  let left = places
+  const take = (level: number, wanted: number) => {
+    const has = levels[level]?.peers.length ?? 0
+    const given = Math.max(0, Math.min(wanted, left, has - (taken[level] ?? 0)))
+    taken[level] = (taken[level] ?? 0) + given
+    left -= given
+  }
+  const holding = levels.findIndex(({ holders }) => holders > 0)
+  if (holding >= 0) take(holding, 1)
+  for (let level = 0; level < levels.length; level++)
+    take(level, level === levels.length - 1 ? left : Math.ceil(left / 2))
+  for (let level = 0; level < levels.length; level++) take(level, left)
+  return taken
 }
 
 /** One level's peers in the order to hand them out: for a leecher those that hold all and those that still fetch, mixed at random. */

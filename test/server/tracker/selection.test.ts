@@ -14,14 +14,15 @@ const peers = (count: number): SampledPeer[] =>
   }))
 
 const level = (distance: number) =>
-  fc.tuple(fc.nat(60), fc.nat(60)).map(([seeders, leechers]): LevelSample => ({
+  // Often nobody holds all, nearby or anywhere: that is when selection matters.
+  fc.tuple(fc.oneof(fc.constant(0), fc.nat(60)), fc.nat(60)).map(([seeders, leechers]): LevelSample => ({
     distance,
     seeders: peers(seeders),
     leechers: peers(leechers),
   }))
 
 const input = fc.record({
-  levels: fc.tuple(level(0), level(1), level(255)),
+  levels: fc.tuple(level(0), level(1), level(2), level(255)),
   numwant: fc.nat(100),
   gatewayRank: fc.nat(20),
   seeding: fc.boolean(),
@@ -30,7 +31,7 @@ const input = fc.record({
   seed: fc.infiniteStream(fc.double({ min: 0, max: 0.999, noNaN: true })),
 })
 
-test('selectPeers(): never more than wanted, nearest first, nobody twice, and no rack is an island', () => {
+test('selectPeers(): never more than wanted, nearest first, nobody twice, and no rack nor row is an island', () => {
   fc.assert(
     fc.property(input, ({ levels, seed, gatewayRank, ...rest }) => {
       const rack = { seeders: levels[0].seeders.length, leechers: levels[0].leechers.length }
@@ -56,6 +57,16 @@ test('selectPeers(): never more than wanted, nearest first, nobody twice, and no
         assert.ok(
           distances.some((distance) => distance > 0),
           'an island',
+        )
+      const holding = levels.slice(1).find(({ seeders }) => seeders.length > 0)
+      if (rest.numwant >= 2 && holding)
+        assert.ok(
+          chosen.some(
+            (peer) =>
+              peer.distance === holding.distance &&
+              holding.seeders.some((seeder) => seeder.endpoint === peer.endpoint),
+          ),
+          'nobody that holds all, though there is one',
         )
       const nearThere = rack.seeders + rack.leechers > 0
       if (rest.numwant >= 2 && nearThere) assert.equal(distances[0], 0, 'the own rack was left out')
