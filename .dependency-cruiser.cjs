@@ -55,6 +55,12 @@ module.exports = {
       to: { path: 'node_modules/webtorrent/' },
     },
     {
+      name: 'its-wires-are-guarded-in-one-file',
+      severity: 'error',
+      from: { pathNot: '^agent/engine/wire-guard\\.ts' },
+      to: { path: 'node_modules/bittorrent-protocol/' },
+    },
+    {
       name: 'netmask-is-for-configuration',
       severity: 'error',
       from: { pathNot: '^(lib/protocol/cidr\\.ts|test/)' },

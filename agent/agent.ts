@@ -31,7 +31,10 @@ import { openReleaseStore } from './releases.ts'
 
 export interface AgentDeps {
   log: Logger
+  /** Milliseconds since 1970; it may be set back. */
   now: () => number
+  /** Milliseconds since some start; it never goes back. */
+  monotonic: () => number
   random: () => number
   /** What RACKSWARM_BOOTSTRAP_TOKEN says. */
   bootstrapToken: string | undefined
@@ -55,7 +58,7 @@ const reportedMax = 1000
 
 /** Builds the agent. What it returns seeds what it has, follows, and listens; the server need not be there. */
 export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<Agent> {
-  const { log, now, random } = deps
+  const { log, now, monotonic, random } = deps
   checkPlaintext(config)
   await using started = new AsyncDisposableStack()
   const paths = defaultPaths('agent')
@@ -75,11 +78,12 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
   )
   const server = createServerClient(http)
   const registry = createRegistryClient(http)
-  const dispatcher = new HttpAgent({
-    connections: 8,
-    connect: { timeout: 5000, ...(ca === undefined ? {} : { ca }) },
-  })
+  const connect = { timeout: 5000, ...(ca === undefined ? {} : { ca }) }
+  const dispatcher = new HttpAgent({ connections: 8, connect })
   started.defer(() => dispatcher.destroy())
+  // Of its own: bodies that come slowly would hold all connections, and announces wait behind them.
+  const webseedDispatcher = new HttpAgent({ connections: 8, connect })
+  started.defer(() => webseedDispatcher.destroy())
   const credential = await openCredential(
     {
       file: join(dataDir, 'credential.json'),
@@ -102,10 +106,14 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     {
       now,
       log,
-      isProtected: (digest) =>
-        releases
+      keptFor: (digest) => {
+        const holding = releases
           .list()
-          .some(({ reference, blobs }) => isKept(reference) && blobs.some((blob) => blob.digest === digest)),
+          .filter(({ reference, blobs }) => isKept(reference) && blobs.some((blob) => blob.digest === digest))
+        if (holding.some((release) => releases.current(release.reference)?.digest === release.digest))
+          return 'current'
+        return holding.length > 0 ? 'previous' : undefined
+      },
       onEvict: async (digest) => {
         await blobs.stopSeeding(digest)
         await releases.withdraw(digest)
@@ -142,7 +150,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
           uploadBytesPerSecond: config.limits.upload,
         },
       },
-      { now, random, dispatcher },
+      { monotonic, random, dispatcher: webseedDispatcher },
     ),
   )
   const announcer = started.use(
@@ -151,6 +159,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       port: engine.port,
       dispatcher,
       now,
+      monotonic,
       random,
       log,
       observe: metrics,
@@ -168,6 +177,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       stallMs: config.stall_timeout,
       place,
       now,
+      monotonic,
       random,
       log,
       observe: metrics.fetching,
@@ -180,7 +190,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       cache,
       releases,
       keep: (reference) => (follow.includes(reference) ? config.disk.releases_kept : 1),
-      now,
+      monotonic,
       random,
       log,
     }),
@@ -317,7 +327,7 @@ const engines: Record<
   AgentConfig['engine'],
   (
     config: EngineConfig,
-    deps: { now: () => number; random: () => number; dispatcher: HttpAgent },
+    deps: { monotonic: () => number; random: () => number; dispatcher: HttpAgent },
   ) => Promise<Engine>
 > = {
   webtorrent: async (config, deps) => {

@@ -47,7 +47,10 @@ export interface AnnouncerDeps {
   peerId: Uint8Array
   port: number
   dispatcher: Dispatcher
+  /** Milliseconds since 1970, for tokens; it may be set back. */
   now: () => number
+  /** Milliseconds since some start, for everything that is due; it never goes back. */
+  monotonic: () => number
   random: () => number
   log: Logger
   observe?: { announced(outcome: AnnounceOutcome): void }
@@ -71,6 +74,8 @@ const epochSpreadMs = 8000
 /** Between announces that were asked for, however impatient a fetch is. */
 const askedAgainMs = 5000
 const renewalPauseMs = 15_000
+const fetchRetryMaxMs = 4000
+const seedRetryMaxMs = 60_000
 
 interface Entry extends AnnounceOptions {
   readonly stream: PeerStream
@@ -91,14 +96,17 @@ interface Entry extends AnnounceOptions {
 }
 
 export function createAnnouncer(deps: AnnouncerDeps): Announcer {
-  const { now, random, log } = deps
+  const { now, monotonic, random, log } = deps
   const entries = new Set<Entry>()
   let underWay = 0
   let timer: NodeJS.Timeout | undefined
-  let epoch: string | undefined
+  /** What each has said last: where registry and tracker are two servers, they have an epoch each. */
+  const epochs: { report?: string; announce?: string } = {}
   let closed = false
 
-  const newWaits = () => backoff({ firstMs: 1000, maxMs: 60_000, random })
+  /** A fetch must go on soon after an outage; what is only seeded may take its time, and there is much of it. */
+  const newWaits = (entry: Pick<Entry, 'progress'>) =>
+    backoff({ firstMs: 1000, maxMs: entry.progress().left > 0 ? fetchRetryMaxMs : seedRetryMaxMs, random })
 
   /** Starts what is due, and sleeps until the next is. */
   const pump = () => {
@@ -107,7 +115,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
     const due = [...entries].filter((entry) => entry.busy === undefined).toSorted((a, b) => a.dueAt - b.dueAt)
     for (const entry of due) {
       if (underWay >= announcesMax) return
-      const waitMs = entry.dueAt - now()
+      const waitMs = entry.dueAt - monotonic()
       if (waitMs > 0) {
         timer = setTimeout(pump, Math.min(waitMs, 2 ** 31 - 1))
         return
@@ -140,16 +148,16 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         entry.event = 'completed'
       }
       entry.lastError = undefined
-      entry.waits = newWaits()
-      entry.announcedAt = now()
+      entry.waits = newWaits(entry)
+      entry.announcedAt = monotonic()
       entry.trackerId = reply.trackerId ?? entry.trackerId
       entry.minIntervalMs = reply.minIntervalSeconds * 1000
       entry.dueAt =
         entry.event === undefined
-          ? now() + Math.max(1000, reply.intervalSeconds * 1000 * (0.9 + random() / 10))
-          : now()
+          ? monotonic() + Math.max(1000, reply.intervalSeconds * 1000 * (0.9 + random() / 10))
+          : monotonic()
       entry.stream.push(toEnginePeers(reply))
-      if (reply.rackswarm) noteEpoch(reply.rackswarm.epoch, entry)
+      if (reply.rackswarm) noteEpoch('announce', reply.rackswarm.epoch, entry)
     } catch (error) {
       if (entry.gone.signal.aborted) return
       afterFailure(entry, error)
@@ -175,16 +183,16 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
     const refused = error instanceof ClientError && error.code === 'tracker_failure'
     deps.observe?.announced(error instanceof NoGrantError ? 'no_grant' : refused ? 'refused' : 'failed')
     entry.lastError = describe(error)
-    entry.dueAt = now() + entry.waits.next().value
+    entry.dueAt = monotonic() + entry.waits.next().value
     if (
       refused &&
       /invalid jwt|missing jwt/.test(error.message) &&
-      now() - entry.refusedAt > renewalPauseMs
+      monotonic() - entry.refusedAt > renewalPauseMs
     ) {
       // Keys may have changed under a token that is good by its dates.
-      entry.refusedAt = now()
+      entry.refusedAt = monotonic()
       entry.currentGrant = undefined
-      entry.dueAt = now()
+      entry.dueAt = monotonic()
     }
     log.debug({ infohash: entry.infoHash, error: entry.lastError }, 'announce failed')
   }
@@ -226,15 +234,16 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
     return parseAnnounceReply(bytes)
   }
 
-  const noteEpoch = (seen: string, from?: Entry) => {
-    const before = epoch
-    epoch = seen
-    if (before === undefined || before === seen) return
+  const noteEpoch = (source: keyof typeof epochs, seen: string, from?: Entry) => {
+    const before = epochs[source] ?? epochs.announce ?? epochs.report
+    const heard = Object.values(epochs).includes(seen)
+    epochs[source] = seen
+    if (before === undefined || heard) return
     log.info({ torrents: entries.size }, 'the tracker started anew: announcing all that is held')
     for (const entry of entries) {
       if (entry === from) continue
       entry.event = 'started'
-      entry.dueAt = Math.min(entry.dueAt, now() + random() * epochSpreadMs)
+      entry.dueAt = Math.min(entry.dueAt, monotonic() + random() * epochSpreadMs)
     }
     pump()
   }
@@ -260,12 +269,12 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         currentGrant: options.grant,
         event: 'started',
         thenCompleted: false,
-        dueAt: now() + random() * (options.spreadMs ?? 0),
-        announcedAt: 0,
-        refusedAt: 0,
+        dueAt: monotonic() + random() * (options.spreadMs ?? 0),
+        announcedAt: -Infinity,
+        refusedAt: -Infinity,
         minIntervalMs: 0,
         trackerId: undefined,
-        waits: newWaits(),
+        waits: newWaits(options),
         lastError: undefined,
         mayBeKnown: false,
         busy: undefined,
@@ -277,14 +286,14 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         peers: entry.stream,
         announceNow: () => {
           const soonest = entry.announcedAt + Math.min(entry.minIntervalMs, askedAgainMs)
-          entry.dueAt = Math.min(entry.dueAt, Math.max(now(), soonest))
+          entry.dueAt = Math.min(entry.dueAt, Math.max(monotonic(), soonest))
           pump()
         },
         completed: () => {
           // `started` goes first, if it was not answered yet.
           if (entry.event === 'started') entry.thenCompleted = true
           else entry.event = 'completed'
-          entry.dueAt = now()
+          entry.dueAt = monotonic()
           pump()
         },
         setGrant: (grant) => {
@@ -297,7 +306,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
       }
     },
     noteEpoch: (seen) => {
-      noteEpoch(seen)
+      noteEpoch('report', seen)
     },
     [Symbol.asyncDispose]: async () => {
       closed = true

@@ -54,7 +54,7 @@ export interface BlobCache {
    *
    * @throws NoSpaceError
    */
-  reserve(digest: Digest, sizeBytes: number): Promise<Disposable>
+  reserve(digest: Digest, sizeBytes: number): Promise<AsyncDisposable>
   /** Makes a part whose SHA-256 was found right a blob, durably. */
   commit(digest: Digest): Promise<void>
   dropPartial(digest: Digest): Promise<void>
@@ -70,12 +70,14 @@ export interface BlobCache {
 export interface BlobCacheDeps {
   now: () => number
   log: Logger
-  /** Blobs that must stay: followed, pinned. */
-  isProtected(digest: Digest): boolean
+  /** What a blob is kept for: `current` of what is followed or pinned must stay, `previous` goes when nothing else is left. */
+  keptFor(digest: Digest): 'current' | 'previous' | undefined
   /** Called before a blob goes, to end its seeding and its exposure. */
   onEvict(digest: Digest): Promise<void>
 }
 
+const blobMode = 0o444
+const partMode = 0o640
 /** A time of use younger than this is not written again. */
 const touchAgainMs = 60_000
 
@@ -102,6 +104,9 @@ export async function openBlobCache(
     for (const name of await readdir(path)) {
       if (!/^[0-9a-f]{64}$/.test(name)) continue
       const stats = await stat(join(path, name))
+      // A crash may have come between the rename and the change of mode.
+      const mode = path === folder.blobs ? blobMode : partMode
+      if ((stats.mode & 0o777) !== mode) await chmod(join(path, name), mode)
       found.set(digestFromHex(name), {
         sizeBytes: path === folder.blobs ? stats.size : allocated(stats),
         lastUsedAt: stats.mtimeMs,
@@ -131,27 +136,30 @@ export async function openBlobCache(
     }
   }
 
-  /** The part or blob used longest ago that may go. */
+  /** The part or blob used longest ago that may go; what a release before the current one needs, only if nothing else may. */
   const nextVictim = () => {
     const stale = [...parts]
       .filter(([digest]) => !reserved.has(digest))
       .map(([digest, { lastUsedAt }]) => ({ digest, lastUsedAt, kind: 'part' as const }))
-    const idle = [...blobs]
-      .filter(([digest]) => !holds.has(digest) && !deps.isProtected(digest))
-      .map(([digest, { lastUsedAt }]) => ({ digest, lastUsedAt, kind: 'blob' as const }))
-    return [...stale, ...idle].toSorted((a, b) => a.lastUsedAt - b.lastUsedAt)[0]
+    const idle = (keptFor: 'previous' | undefined) =>
+      [...blobs]
+        .filter(([digest]) => !holds.has(digest) && deps.keptFor(digest) === keptFor)
+        .map(([digest, { lastUsedAt }]) => ({ digest, lastUsedAt, kind: 'blob' as const }))
+    const oldest = (list: readonly { digest: Digest; lastUsedAt: number; kind: 'part' | 'blob' }[]) =>
+      list.toSorted((a, b) => a.lastUsedAt - b.lastUsedAt)[0]
+    return oldest([...stale, ...idle(undefined)]) ?? oldest(idle('previous'))
   }
 
   const evict = async ({ digest, kind }: NonNullable<ReturnType<typeof nextVictim>>) => {
     if (kind === 'part') {
       parts.delete(digest)
-      await unlink(partialOf(digest)).catch(ignoreMissing)
+      await removeAll([partialOf(digest), ...torrentFiles(digest)])
       return
     }
     const size = blobs.get(digest)?.sizeBytes
     blobs.delete(digest)
     await deps.onEvict(digest)
-    for (const file of [fileOf(digest), ...torrentFiles(digest)]) await unlink(file).catch(ignoreMissing)
+    await removeAll([fileOf(digest), ...torrentFiles(digest)])
     deps.log.info({ digest, sizeBytes: size }, 'blob evicted')
   }
 
@@ -188,8 +196,39 @@ export async function openBlobCache(
       await evict(victim)
     }
   }
-  // One at a time: two fetches must not both count on the same free bytes.
+  // One at a time: two fetches must not both count on the same free bytes, nor set the same damaged blob aside.
   let turn: Promise<unknown> = Promise.resolve()
+  const inTurn = async <Result>(work: () => Promise<Result>): Promise<Result> => {
+    const mine = turn.then(work)
+    turn = mine.catch(() => undefined)
+    return mine
+  }
+
+  /** A blob on disk as it should be; undefined for one that is gone or has another size. */
+  const intact = async (digest: Digest, sizeBytes: number | undefined): Promise<CachedBlob | undefined> => {
+    const known = blobs.get(digest)
+    if (!known) return undefined
+    const stats = await stat(fileOf(digest)).catch(ignoreMissing)
+    return stats && (sizeBytes === undefined || stats.size === sizeBytes) ? { digest, ...known } : undefined
+  }
+
+  /** Ends the use of a blob that is not as it should be; what is left of it becomes a part, to be fetched again. */
+  const setAside = async (digest: Digest, sizeBytes: number | undefined) => {
+    if (!blobs.has(digest)) return
+    const again = await intact(digest, sizeBytes)
+    if (again) return
+    blobs.delete(digest)
+    await deps.onEvict(digest)
+    const stats = await stat(fileOf(digest)).catch(ignoreMissing)
+    deps.log.warn(
+      { digest, sizeBytes: stats?.size, wantedBytes: sizeBytes },
+      'a blob on disk is damaged or gone: fetching it again',
+    )
+    if (!stats) return
+    await chmod(fileOf(digest), partMode)
+    await rename(fileOf(digest), partialOf(digest))
+    parts.set(digest, { sizeBytes: allocated(stats), lastUsedAt: deps.now() })
+  }
 
   return {
     quotaBytes,
@@ -204,27 +243,15 @@ export async function openBlobCache(
         lastUsedAt: parts.get(digest)?.lastUsedAt ?? deps.now(),
       })),
     find: async (digest, sizeBytes) => {
-      const known = blobs.get(digest)
-      if (!known) return undefined
-      const stats = await stat(fileOf(digest)).catch(ignoreMissing)
-      if (stats && (sizeBytes === undefined || stats.size === sizeBytes)) return { digest, ...known }
-      blobs.delete(digest)
-      if (stats) {
-        deps.log.warn(
-          { digest, sizeBytes: stats.size, wantedBytes: sizeBytes },
-          'a blob on disk has the wrong size: fetching it again',
-        )
-        await deps.onEvict(digest)
-        await chmod(fileOf(digest), 0o640)
-        await rename(fileOf(digest), partialOf(digest))
-        parts.set(digest, { sizeBytes: allocated(stats), lastUsedAt: deps.now() })
-      }
-      return undefined
+      if (!blobs.has(digest)) return undefined
+      const found = await intact(digest, sizeBytes)
+      if (!found) await inTurn(() => setAside(digest, sizeBytes))
+      return found
     },
     file: fileOf,
     partialFile: partialOf,
     reserve: async (digest, sizeBytes) => {
-      const mine = turn.then(async () => {
+      await inTurn(async () => {
         reserved.set(digest, sizeBytes)
         try {
           await makeRoom(sizeBytes)
@@ -233,25 +260,30 @@ export async function openBlobCache(
           throw error
         }
       })
-      turn = mine.catch(() => undefined)
-      await mine
       return {
-        [Symbol.dispose]: () => {
+        [Symbol.asyncDispose]: async () => {
+          const stats = await stat(partialOf(digest)).catch(ignoreMissing)
           reserved.delete(digest)
-          if (!blobs.has(digest)) parts.set(digest, { sizeBytes, lastUsedAt: deps.now() })
+          // What was promised and not written is free again.
+          if (stats) parts.set(digest, { sizeBytes: allocated(stats), lastUsedAt: deps.now() })
+          else parts.delete(digest)
         },
       }
     },
     commit: async (digest) => {
       const part = partialOf(digest)
+      const wanted = reserved.get(digest)
       let size: number
       {
         await using handle = await open(part, 'r+')
         await handle.datasync()
-        await handle.chmod(0o444)
         size = (await handle.stat()).size
+        if (wanted !== undefined && size !== wanted)
+          throw new Error(`Cannot keep ${digest}: its file has ${size} bytes, not ${wanted}`)
+        // Renamed first: a part that is read-only could not be gone on with after a crash.
+        await rename(part, fileOf(digest))
+        await handle.chmod(blobMode)
       }
-      await rename(part, fileOf(digest))
       await syncDirectory(folder.blobs)
       parts.delete(digest)
       reserved.delete(digest)
@@ -292,6 +324,10 @@ export async function openBlobCache(
       }
     },
   }
+}
+
+async function removeAll(files: readonly string[]): Promise<void> {
+  for (const file of files) await unlink(file).catch(ignoreMissing)
 }
 
 /** Bytes on the disk; a part is sparse where nothing was written. */

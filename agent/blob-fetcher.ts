@@ -60,7 +60,10 @@ export interface BlobFetcherDeps {
   stallMs: number
   /** Where this host is, once it is known. */
   place: () => string | undefined
+  /** Milliseconds since 1970, for tokens. */
   now: () => number
+  /** Milliseconds since some start, for durations. */
+  monotonic: () => number
   random: () => number
   log: Logger
   observe: FetchObserver
@@ -92,6 +95,8 @@ const tickMs = 1000
 /** While the webseed is in use, the grant is asked again this often whether it still may. */
 const webseedReviewMs = 10_000
 const spaceRetryMs = 5000
+/** After an outage a fetch goes on within this. */
+const retryMaxMs = 4000
 /** Fetches of a blob whose bytes turn out wrong before it is given up. */
 const wrongDigestMax = 3
 /** Bytes taken over plain HTTP before peers are tried again. */
@@ -122,7 +127,7 @@ interface Seed {
 }
 
 export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
-  const { cache, engine, announcer, now, random, log } = deps
+  const { cache, engine, announcer, now, monotonic, random, log } = deps
   const jobs = new Map<Digest, Job>()
   const seeds = new Map<Digest, Seed>()
   const slots = createSlots(deps.fetchesMax)
@@ -136,7 +141,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       want,
       abort,
       outcome: outcome.promise.then(() => undefined),
-      startedAt: now(),
+      startedAt: monotonic(),
       waiters: 0,
       state: 'waiting',
       reason: 'other fetches are under way',
@@ -153,7 +158,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         lastBytes.delete(want.digest)
         lastBytes.set(want.digest, job.past)
         if (lastBytes.size > lastBytesMax) lastBytes.delete(lastBytes.keys().next().value ?? want.digest)
-        deps.observe.fetched('ok', (now() - job.startedAt) / 1000)
+        deps.observe.fetched('ok', (monotonic() - job.startedAt) / 1000)
         outcome.resolve(undefined)
       },
       (error: unknown) => {
@@ -163,7 +168,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
           : error instanceof WrongDigestError
             ? 'wrong_digest'
             : 'refused'
-        deps.observe.fetched(kind, (now() - job.startedAt) / 1000)
+        deps.observe.fetched(kind, (monotonic() - job.startedAt) / 1000)
         outcome.reject(error)
       },
     )
@@ -172,31 +177,36 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
 
   const run = async (job: Job): Promise<void> => {
     const { signal } = job.abort
-    const release = await slots.take(signal)
-    try {
-      const waits = backoff({ firstMs: 500, maxMs: 15_000, random })
-      for (let wrong = 0; ;) {
+    const waits = backoff({ firstMs: 500, maxMs: retryMaxMs, random })
+    for (let wrong = 0; ;) {
+      let waitMs: number
+      try {
+        await fetchInTurn(job)
+        return
+      } catch (error) {
         signal.throwIfAborted()
-        let waitMs: number
-        try {
-          await fetchWithin(job)
-          return
-        } catch (error) {
-          signal.throwIfAborted()
-          if (error instanceof WrongDigestError && ++wrong >= wrongDigestMax) throw error
-          if (isRefusal(error)) throw error
-          if (error instanceof NoSpaceError || isDiskFull(error)) {
-            job.state = 'waiting'
-            job.reason = `no room: ${(error as Error).message}`
-            waitMs = spaceRetryMs
-          } else {
-            job.reason = (error as Error).message
-            waitMs = waits.next().value
-          }
-          log.warn({ digest: job.want.digest, reason: job.reason }, 'fetch does not go on: trying again')
+        if (error instanceof WrongDigestError && ++wrong >= wrongDigestMax) throw error
+        if (isRefusal(error)) throw error
+        if (error instanceof NoSpaceError || isDiskFull(error)) {
+          job.state = 'waiting'
+          job.reason = `no room: ${(error as Error).message}`
+          waitMs = spaceRetryMs
+        } else {
+          job.reason = (error as Error).message
+          waitMs = waits.next().value
         }
-        await delay(waitMs, signal)
+        log.warn({ digest: job.want.digest, reason: job.reason }, 'fetch does not go on: trying again')
       }
+      // Without a slot: what waits for room or for the server must not keep others from fetching.
+      await delay(waitMs, signal)
+    }
+  }
+
+  const fetchInTurn = async (job: Job): Promise<void> => {
+    const release = await slots.take(job.abort.signal)
+    try {
+      job.abort.signal.throwIfAborted()
+      await fetchWithin(job)
     } finally {
       release()
     }
@@ -210,7 +220,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       job.reason = undefined
       await fetchOnce(job)
     } finally {
-      space[Symbol.dispose]()
+      await space[Symbol.asyncDispose]()
     }
   }
 
@@ -318,18 +328,18 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   ): Promise<EngineHandle> => {
     const { want } = job
     const { signal } = job.abort
-    const watchdog = createWatchdog(deps.stallMs, now())
+    const watchdog = createWatchdog(deps.stallMs, monotonic())
     let webseed = grant.webseed ? grant.webseedUrl : undefined
-    let reviewedAt = now()
+    let reviewedAt = monotonic()
     const use = (next: SwarmGrant) => {
       announcement.setGrant(announceGrantOf(next))
       webseed = next.webseed ? next.webseedUrl : undefined
       job.handle?.setWebseed(webseed)
-      reviewedAt = now()
+      reviewedAt = monotonic()
     }
     const review = (stalledMs: number | undefined) =>
       askGrant(want, stalledMs, signal).then(use, (error: unknown) => {
-        reviewedAt = now()
+        reviewedAt = monotonic()
         log.debug({ digest: want.digest, error: (error as Error).message }, 'the grant was not renewed')
       })
     for (;;) {
@@ -350,7 +360,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
           announcement.announceNow()
           await review(asked)
         },
-        () => (webseed !== undefined && now() - reviewedAt > webseedReviewMs ? review(undefined) : undefined),
+        () =>
+          webseed !== undefined && monotonic() - reviewedAt > webseedReviewMs ? review(undefined) : undefined,
       )
       if (step === 'done') return handle
       const missing = missingPieces(handle, metainfo)
@@ -381,20 +392,20 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       const current = handle.traffic()
       watchdog.progress(
         handle.bytesVerified + current.reduce((total, { downloadedBytes }) => total + downloadedBytes, 0),
-        now(),
+        monotonic(),
       )
       job.reason =
         handle.waitingReason === undefined
           ? undefined
           : [handle.waitingReason, job.announcement?.lastError].filter(Boolean).join('; ')
-      const step = watchdog.check(now())
+      const step = watchdog.check(monotonic())
       if (step === undefined) {
         asking ??= review()?.finally(() => (asking = undefined))
         return
       }
       deps.observe.watchdog(step)
       log.warn({ digest: job.want.digest, step, reason: job.reason }, 'fetch stands still')
-      if (step === 'ask') asking ??= ask(watchdog.stalledMs(now())).finally(() => (asking = undefined))
+      if (step === 'ask') asking ??= ask(watchdog.stalledMs(monotonic())).finally(() => (asking = undefined))
       else replaced.resolve(step)
     }, tickMs)
     try {

@@ -7,6 +7,7 @@ import { ClientError } from '../lib/protocol/errors.ts'
 import type { Reference } from '../lib/protocol/reference.ts'
 import { parseReference } from '../lib/protocol/reference.ts'
 import type { Logger } from '../lib/runtime/log.ts'
+import { WrongDigestError } from './blob-fetcher.ts'
 import { prepareSocketPath, protectSocket } from './control-socket.ts'
 import type { Pins } from './pins.ts'
 import type { ReleaseFetcher } from './release-fetcher.ts'
@@ -129,9 +130,9 @@ export async function startControlApi(
       const held = deps.fetcher.held(key)
       if (!held) continue
       const now = JSON.stringify({ ...held, tookMs: 0 })
-      if (now === last && Date.now() - toldAt < progressSilenceMs) continue
+      if (now === last && performance.now() - toldAt < progressSilenceMs) continue
       last = now
-      toldAt = Date.now()
+      toldAt = performance.now()
       await tell({ event: 'progress', held })
     }
     if (signal.aborted) return
@@ -158,6 +159,8 @@ function describe(error: unknown): {
   status: number
   error: { code: string; message: string; hint?: string }
 } {
+  if (error instanceof WrongDigestError)
+    return { status: 502, error: { code: 'DIGEST_MISMATCH', message: error.message } }
   if (error instanceof ClientError)
     return { status: 400, error: { code: error.code, message: error.message } }
   if (error instanceof RequestError) {

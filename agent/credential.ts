@@ -56,11 +56,19 @@ export async function openCredential(
   const isGood = () => stored !== undefined && Date.parse(stored.credential.expiresAt) > now()
   if (isGood()) got.resolve(undefined)
 
+  /** It is in memory and not yet on disk: a restart would need the bootstrap token again. */
+  let unwritten = false
+  const write = async () => {
+    await writeFileAtomic(options.file, `${JSON.stringify(stored)}\n`, { mode: 0o600 })
+    unwritten = false
+    reason = undefined
+  }
   const keep = async (credential: HostCredential) => {
     stored = { credential, obtainedAt: now(), server: options.server }
-    await writeFileAtomic(options.file, `${JSON.stringify(stored)}\n`, { mode: 0o600 })
-    reason = undefined
+    unwritten = true
+    // Who waits for it need not wait for the disk.
     got.resolve(undefined)
+    await write()
   }
 
   const enrol = async (signal: AbortSignal): Promise<void> => {
@@ -106,13 +114,19 @@ export async function openCredential(
     run: async (signal) => {
       let waits = backoff({ firstMs: 500, maxMs: 30_000, random })
       const ended = () => signal.aborted
+      /** `got` was kept: when the credential expires, a new one is promised, once. */
+      let waitedFor = isGood()
       while (!ended()) {
         let waitMs = lookMs
         try {
           if (!stored || !isGood()) {
-            if (stored) got = Promise.withResolvers()
+            if (waitedFor) got = Promise.withResolvers()
+            waitedFor = false
             await enrol(signal)
+            waitedFor = true
           } else {
+            waitedFor = true
+            if (unwritten) await write()
             const life = Date.parse(stored.credential.expiresAt) - stored.obtainedAt
             const renewAt = stored.obtainedAt + (life * 2) / 3
             if (now() >= renewAt) {

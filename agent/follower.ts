@@ -88,7 +88,7 @@ export function createFollower(
     },
     absent,
     run: async (signal) => {
-      let waits = backoff({ firstMs: 500, maxMs: 15_000, random })
+      let waits = backoff({ firstMs: 500, maxMs: 5_000, random })
       try {
         await deps.credential.ready(signal)
         for (;;) {
@@ -102,7 +102,7 @@ export function createFollower(
             lastReportAt = now()
             lastReportError = undefined
             deps.observe.reported('ok')
-            waits = backoff({ firstMs: 500, maxMs: 15_000, random })
+            waits = backoff({ firstMs: 500, maxMs: 5_000, random })
             waitMs = reply.reportIntervalSeconds * 1000 * (0.8 + random() * 0.4)
             act(reply, signal)
           } catch (error) {

@@ -19,7 +19,13 @@ export async function main(argv: string[]): Promise<void> {
       defaultConfig: defaultPaths('agent').config,
       start: async (config) => {
         log.level = config.log_level
-        return startAgent(config, { log, now: Date.now, random: Math.random, bootstrapToken })
+        return startAgent(config, {
+          log,
+          now: Date.now,
+          monotonic: () => performance.now(),
+          random: Math.random,
+          bootstrapToken,
+        })
       },
       started: (addresses) => {
         log.info({ version, ...addresses }, 'agent is running')

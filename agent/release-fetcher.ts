@@ -1,5 +1,6 @@
 import type { FetchedFile, HeldReference } from '../lib/client/api.ts'
 import type { RegistryClient } from '../lib/client/registry-client.ts'
+import { ClientError } from '../lib/protocol/errors.ts'
 import type { Digest } from '../lib/protocol/digest.ts'
 import { parseDigest } from '../lib/protocol/digest.ts'
 import type { Reference } from '../lib/protocol/reference.ts'
@@ -21,7 +22,8 @@ export interface ReleaseFetcherDeps {
   releases: ReleaseStore
   /** How many releases of a reference stay exposed. */
   keep: (reference: string) => number
-  now: () => number
+  /** Milliseconds since some start: a wall clock may be set back in the middle of a fetch. */
+  monotonic: () => number
   random: () => number
   log: Logger
 }
@@ -60,7 +62,7 @@ interface Job {
 }
 
 export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
-  const { registry, blobs, cache, releases, now, random, log } = deps
+  const { registry, blobs, cache, releases, monotonic, random, log } = deps
   const jobs = new Map<string, Job>()
   /** How the fetch of what is exposed went, and how the last failed one did. */
   const finished = new Map<string, HeldReference>()
@@ -71,7 +73,7 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
     const job: Job = {
       reference: keyOf(reference),
       digest,
-      startedAt: now(),
+      startedAt: monotonic(),
       blobs: [],
       done: new Map(),
       reason: undefined,
@@ -91,7 +93,7 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
             reference: job.reference,
             digest: release.digest,
             path: release.path,
-            tookMs: now() - job.startedAt,
+            tookMs: Math.round(monotonic() - job.startedAt),
           },
           'release ready',
         )
@@ -117,7 +119,7 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
   }
 
   const run = async (job: Job, reference: Reference, stubborn: boolean): Promise<ExposedRelease> => {
-    const waits = backoff({ firstMs: 1000, maxMs: 30_000, random })
+    const waits = backoff({ firstMs: 1000, maxMs: 4_000, random })
     for (;;) {
       try {
         return await attempt(job, reference)
@@ -164,7 +166,12 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
   ): Promise<ManifestBlob[]> => {
     const top = parseManifest(bytes)
     const all = [...top.blobs]
-    for (const child of top.manifests.slice(0, manifestsMax)) {
+    if (top.manifests.length > manifestsMax)
+      throw new ClientError(
+        'MANIFEST_INVALID',
+        `Cannot fetch an index of ${top.manifests.length} manifests: at most ${manifestsMax}`,
+      )
+    for (const child of top.manifests) {
       const manifest = await registry.pullManifest(repository, child, signal)
       all.push(...parseManifest(manifest.bytes).blobs)
     }
@@ -197,7 +204,7 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
       bytesDone,
       bytesTotal: list.reduce((total, { sizeBytes }) => total + sizeBytes, 0),
       bytes,
-      tookMs: Math.round(now() - job.startedAt),
+      tookMs: Math.round(monotonic() - job.startedAt),
       ...(state === 'held' || reason === undefined ? {} : { reason: reason.slice(0, 500) }),
     }
   }

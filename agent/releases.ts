@@ -1,4 +1,4 @@
-import { lstat, mkdir, readFile, readdir, readlink, rename, rm, stat, symlink } from 'node:fs/promises'
+import { lstat, mkdir, readFile, readdir, readlink, rename, rm, rmdir, stat, symlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Digest } from '../lib/protocol/digest.ts'
 import { digestFromHex, digestHex } from '../lib/protocol/digest.ts'
@@ -77,48 +77,62 @@ export async function openReleaseStore(
     }
     if (currents.get(release.reference) === release.digest) currents.delete(release.reference)
     await rm(release.path, { recursive: true, force: true })
-    if (!exposed.has(release.reference)) await rm(base, { recursive: true, force: true })
+    if (!exposed.has(release.reference))
+      await rmdir(base).catch((error: unknown) => {
+        if (!['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(errorCode(error) ?? '')) throw error
+      })
+  }
+
+  // One change at a time: an exposure and a withdrawal share directories, links and what is remembered of them.
+  let turn: Promise<unknown> = Promise.resolve()
+  const inTurn = async <Result>(work: () => Promise<Result>): Promise<Result> => {
+    const mine = turn.then(work)
+    turn = mine.catch(() => undefined)
+    return mine
+  }
+
+  const expose: ReleaseStore['expose'] = async (reference, digest, blobs, keep) => {
+    const name = keyOf(reference)
+    const base = join(
+      directory,
+      reference.repository.replaceAll('/', '+'),
+      reference.tag ?? `@${digestHex(digest)}`,
+    )
+    const path = join(base, digestHex(digest))
+    await makeDirectory(base, 0o755)
+    const before = exposed.get(name) ?? []
+    let release = before.find((other) => other.digest === digest)
+    if (!release || !(await isWhole(release))) {
+      await build(path, blobs, cache)
+      release = { reference: name, digest, path, blobs, exposedAt: Date.now() }
+    }
+    const previous = currents.get(name)
+    await pointTo(base, 'current', digest)
+    if (previous !== undefined && previous !== digest && keep > 1) await pointTo(base, 'previous', previous)
+    await syncDirectory(base)
+    currents.set(name, digest)
+    const others = before.filter((other) => other.digest !== digest)
+    exposed.set(name, [...others, release])
+    const old = others.toSorted(
+      (a, b) => Number(a.digest === previous) - Number(b.digest === previous) || a.exposedAt - b.exposedAt,
+    )
+    for (const surplus of old.slice(0, Math.max(0, old.length - (keep - 1)))) await remove(surplus)
+    return release
   }
 
   return {
-    expose: async (reference, digest, blobs, keep) => {
-      const name = keyOf(reference)
-      const base = join(
-        directory,
-        reference.repository.replaceAll('/', '+'),
-        reference.tag ?? `@${digestHex(digest)}`,
-      )
-      const path = join(base, digestHex(digest))
-      await makeDirectory(base, 0o755)
-      const before = exposed.get(name) ?? []
-      let release = before.find((other) => other.digest === digest)
-      if (!release || !(await isWhole(release))) {
-        await build(path, blobs, cache)
-        release = { reference: name, digest, path, blobs, exposedAt: Date.now() }
-      }
-      const previous = currents.get(name)
-      await pointTo(base, 'current', digest)
-      if (previous !== undefined && previous !== digest && keep > 1) await pointTo(base, 'previous', previous)
-      await syncDirectory(base)
-      currents.set(name, digest)
-      const others = before.filter((other) => other.digest !== digest)
-      exposed.set(name, [...others, release])
-      const old = others.toSorted(
-        (a, b) => Number(a.digest === previous) - Number(b.digest === previous) || a.exposedAt - b.exposedAt,
-      )
-      for (const surplus of old.slice(0, Math.max(0, old.length - (keep - 1)))) await remove(surplus)
-      return release
-    },
+    expose: (...release) => inTurn(() => expose(...release)),
     current: (reference) => {
       const digest = currents.get(reference)
       return exposed.get(reference)?.find((release) => release.digest === digest)
     },
     list: () => [...exposed.values()].flat(),
-    withdraw: async (digest) => {
-      for (const release of [...exposed.values()].flat()) {
-        if (release.blobs.some((blob) => blob.digest === digest)) await remove(release)
-      }
-    },
+    withdraw: (digest) =>
+      inTurn(async () => {
+        for (const release of [...exposed.values()].flat()) {
+          if (release.blobs.some((blob) => blob.digest === digest)) await remove(release)
+        }
+      }),
   }
 }
 

@@ -1,5 +1,5 @@
 import type { ReleaseStatus } from '../lib/client/api.ts'
-import { UnreachableError } from '../lib/client/http.ts'
+import { RequestError, UnreachableError } from '../lib/client/http.ts'
 import type { ServerClient } from '../lib/client/server-client.ts'
 import { delay } from '../lib/runtime/backoff.ts'
 import type { Context } from './context.ts'
@@ -23,7 +23,9 @@ export async function waitForFleet(
     try {
       last = await api.releaseStatus(wanted.reference)
     } catch (error) {
-      if (!(error instanceof UnreachableError) || now() > deadlineMs) throw error
+      const mayPass =
+        error instanceof UnreachableError || (error instanceof RequestError && error.status >= 500)
+      if (!mayPass || now() > deadlineMs) throw error
       out.progress(`${error.message}; waiting`)
     }
     if (last) {

@@ -23,7 +23,7 @@ export interface Suspects {
   isBanned(sender: string): boolean
 }
 
-export function createSuspects(now: () => number): Suspects {
+export function createSuspects(monotonic: () => number): Suspects {
   const senders = new Map<number, Set<string>>()
   const records = new Map<string, Record>()
   const recordOf = (sender: string): Record => {
@@ -50,7 +50,7 @@ export function createSuspects(now: () => number): Suspects {
       const [sole, ...others] = set
       if (sole === undefined) return []
       if (others.length === 0) {
-        recordOf(sole).bannedUntil = now() + banMs
+        recordOf(sole).bannedUntil = monotonic() + banMs
         return [sole]
       }
       const best = Math.max(...set.map((sender) => recordOf(sender).good))
@@ -59,10 +59,10 @@ export function createSuspects(now: () => number): Suspects {
       for (const sender of dropped) {
         const record = recordOf(sender)
         record.drops++
-        if (record.drops >= dropsMax && record.good === 0) record.bannedUntil = now() + banMs
+        if (record.drops >= dropsMax && record.good === 0) record.bannedUntil = monotonic() + banMs
       }
       return dropped
     },
-    isBanned: (sender) => (records.get(sender)?.bannedUntil ?? 0) > now(),
+    isBanned: (sender) => (records.get(sender)?.bannedUntil ?? 0) > monotonic(),
   }
 }

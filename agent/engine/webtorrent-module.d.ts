@@ -1,4 +1,15 @@
-// The part of webtorrent 3 that we use, some of it private there; the exact version is pinned in package.json.
+// The parts of webtorrent 3 and its wire protocol that we use, some of them private there; the exact versions are pinned in package.json.
+declare module 'bittorrent-protocol' {
+  export default class Wire {
+    readonly peerRequests: readonly unknown[]
+    readonly _readableState: { readonly buffered: number }
+    destroy(): void
+    _write: (this: Wire, data: Uint8Array, done: (error: Error | null) => void) => void
+    _onMessageLength: (this: Wire, bytes: Uint8Array) => void
+    _onRequest: (this: Wire, index: number, offset: number, length: number) => void
+  }
+}
+
 declare module 'webtorrent' {
   import type { EventEmitter } from 'node:events'
   import type { Server } from 'node:net'

@@ -23,9 +23,11 @@ import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
 import { runWebseed } from './webseed-source.ts'
+import { guardWires, requestsMax } from './wire-guard.ts'
 
 export interface WebtorrentDeps {
-  now: () => number
+  /** Milliseconds since some start; it never goes back. */
+  monotonic: () => number
   random: () => number
   /** Speaks HTTP to the webseed. */
   dispatcher?: Dispatcher
@@ -54,6 +56,7 @@ const uploadSlots = 50
 
 /** The Engine on webtorrent 3: TCP only, no tracker, no DHT, no encryption. */
 export async function createWebtorrentEngine(config: EngineConfig, deps: WebtorrentDeps): Promise<Engine> {
+  guardWires()
   const client = new WebTorrent({
     peerId: Buffer.concat([Buffer.from('-RS0100-'), randomBytes(12)]).toString('hex'),
     torrentPort: config.port,
@@ -177,8 +180,8 @@ class WebtorrentHandle implements EngineHandle {
     this.#client = client
     this.#deps = deps
     this.#metainfo = metainfo
-    this.#suspects = createSuspects(deps.now)
-    this.#movedAt = deps.now()
+    this.#suspects = createSuspects(deps.monotonic)
+    this.#movedAt = deps.monotonic()
     this.#complete = kind === 'seed'
     this.#have = new Uint8Array(pieceCount(metainfo)).fill(kind === 'seed' ? 1 : 0)
     if (kind === 'seed') this.#bytesVerified = metainfo.length
@@ -230,7 +233,7 @@ class WebtorrentHandle implements EngineHandle {
   }
 
   get waitingReason(): string | undefined {
-    if (this.#complete || this.#deps.now() - this.#movedAt < 2 * tickMs) return undefined
+    if (this.#complete || this.#deps.monotonic() - this.#movedAt < 2 * tickMs) return undefined
     if (this.#closing) return 'closed'
     if (!this.#torrent.ready) return 'the part on disk is being checked'
     const { wires } = this.#torrent
@@ -281,7 +284,7 @@ class WebtorrentHandle implements EngineHandle {
   tick(): void {
     if (this.#complete || this.#closing || !this.#torrent.ready) return
     const seen = this.traffic().reduce((sum, { downloadedBytes }) => sum + downloadedBytes, 0)
-    const now = this.#deps.now()
+    const now = this.#deps.monotonic()
     if (seen > this.#bytesSeen) {
       this.#bytesSeen = seen
       this.#movedAt = now
@@ -343,7 +346,7 @@ class WebtorrentHandle implements EngineHandle {
    */
   #mayAsk(wire: Wire): ((piece: number) => boolean) | undefined {
     const hasPiece = (piece: number) => wire.peerPieces.get(piece)
-    if (this.#deps.now() < this.#farUntil || this.#isNear(wire)) return hasPiece
+    if (this.#deps.monotonic() < this.#farUntil || this.#isNear(wire)) return hasPiece
     if (!this.#gateway) return undefined
     const near = this.#torrent.wires.filter((other) => !other.peerChoking && this.#isNear(other))
     return (piece) => hasPiece(piece) && !near.some((other) => other.peerPieces.get(piece))
@@ -401,6 +404,7 @@ class WebtorrentHandle implements EngineHandle {
     const { host, place } = this.#deps.identity
     wire.extendedHandshake['rs'] = place === undefined ? { host } : { host, place }
     wire.extendedHandshake['p'] = this.#client.torrentPort
+    wire.extendedHandshake['reqq'] = requestsMax
     wire.setTimeout(requestTimeoutMs, true)
     if (!this.#complete) {
       wire.on('piece', (piece: number) => {
@@ -495,7 +499,7 @@ class WebtorrentHandle implements EngineHandle {
     const isMissing = (piece: number) => torrent.pieces[piece] != null && !this.#claimed.has(piece)
     for (const wanted of [isFree, isMissing]) {
       // Pieces that peers were asked for are taken only when these send nothing.
-      if (wanted === isMissing && this.#deps.now() - this.#movedAt < 2 * tickMs) return undefined
+      if (wanted === isMissing && this.#deps.monotonic() - this.#movedAt < 2 * tickMs) return undefined
       for (let i = 0; i < count; i++) {
         const first = (start + i) % count
         if (!wanted(first)) continue

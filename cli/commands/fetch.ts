@@ -91,7 +91,8 @@ async function place(
   const target = resolve(directory, name)
   const there = await lstat(target).catch(ignoreMissing)
   if (there && !force) {
-    const same = there.isFile() && there.ino === (await stat(path)).ino
+    const { dev, ino } = await stat(path)
+    const same = there.isFile() && there.dev === dev && there.ino === ino
     if (same) return target
     throw new Failure(exitCodes.conflict, `Cannot write ${target}: it is there already`, {
       hint: 'Give --force to replace it.',

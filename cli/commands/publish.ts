@@ -94,9 +94,9 @@ export async function runPublish(options: PublishOptions, context: Context): Pro
       },
     }),
   )
-  const digest = await registry.pushManifest(repository, tag, manifestType, manifest)
+  const digest = await registry.pushManifest(repository, tag, manifestType, manifest, signal)
   if (options.latest && tag !== 'latest')
-    await registry.pushManifest(repository, 'latest', manifestType, manifest)
+    await registry.pushManifest(repository, 'latest', manifestType, manifest, signal)
   const infohash = await infoHashOf(connection, repository, layer)
   const published = {
     reference: formatReference({ repository, tag, digest: undefined }),

@@ -28,8 +28,8 @@ const manifestTypes = [
   'application/vnd.docker.distribution.manifest.v2+json',
   'application/vnd.docker.distribution.manifest.list.v2+json',
 ].join(', ')
-/** Tries of one upload, some 15 s of them: a server that starts again is up by then. Each goes on where the server says. */
-const uploadTriesMax = 8
+/** Tries of one step of a push, some 15 s of them: a server that starts again is up by then. */
+const triesMax = 8
 
 export function createRegistryClient(http: HttpClient) {
   return {
@@ -59,16 +59,19 @@ export function createRegistryClient(http: HttpClient) {
       reference: string,
       mediaType: string,
       bytes: Uint8Array,
-    ): Promise<Digest> => {
-      const answer = await http.ok({
-        method: 'PUT',
-        path: `/v2/${repository}/manifests/${reference}`,
-        headers: { 'content-type': mediaType },
-        body: bytes,
-      })
-      await answer.discard()
-      return parseDigest(answer.header('docker-content-digest') ?? digestOf(bytes))
-    },
+      signal?: AbortSignal,
+    ): Promise<Digest> =>
+      persist(async () => {
+        const answer = await http.ok({
+          method: 'PUT',
+          path: `/v2/${repository}/manifests/${reference}`,
+          headers: { 'content-type': mediaType },
+          body: bytes,
+          signal,
+        })
+        await answer.discard()
+        return parseDigest(answer.header('docker-content-digest') ?? digestOf(bytes))
+      }, signal),
     hasBlob: async (repository: string, digest: Digest): Promise<boolean> => {
       const answer = await http.send({ method: 'HEAD', path: `/v2/${repository}/blobs/${digest}` })
       await answer.discard()
@@ -106,60 +109,68 @@ export function createRegistryClient(http: HttpClient) {
     },
     /** Streams a blob once, hashing as it goes by; a dropped connection goes on from what the server has. */
     pushBlob: async (repository: string, source: BlobSource, signal?: AbortSignal): Promise<Digest> => {
-      const started = await http.ok({
-        method: 'POST',
-        path: `/v2/${repository}/blobs/uploads/?length=${source.sizeBytes}`,
-        signal,
-      })
-      await started.discard()
-      let location = locationOf(started)
+      let location = await persist(async () => {
+        const started = await http.ok({
+          method: 'POST',
+          path: `/v2/${repository}/blobs/uploads/?length=${source.sizeBytes}`,
+          signal,
+        })
+        await started.discard()
+        return locationOf(started)
+      }, signal)
       let offset = 0
-      const waits = backoff({ firstMs: 200, maxMs: 5000, random: Math.random })
-      for (let tries = 1; offset < source.sizeBytes; tries++) {
-        try {
-          if (tries > 1) {
-            const state = await http.ok({ path: location, signal })
-            await state.discard()
-            offset = Number(state.header('upload-offset') ?? 0)
-            if (offset === source.sizeBytes) break
-          }
-          const answer = await http.ok({
-            method: 'PATCH',
-            path: location,
-            headers: {
-              'content-type': 'application/octet-stream',
-              'content-length': String(source.sizeBytes - offset),
-              'content-range': `${offset}-${source.sizeBytes - 1}`,
-            },
-            body: source.open(offset),
-            signal,
-          })
-          await answer.discard()
-          location = locationOf(answer)
-          offset = source.sizeBytes
-        } catch (error) {
-          if (!mayPass(error) || tries >= uploadTriesMax) throw error
-          await delay(waits.next().value, signal ?? new AbortController().signal)
+      let first = true
+      await persist(async () => {
+        if (!first) {
+          const state = await http.ok({ path: location, signal })
+          await state.discard()
+          offset = Number(state.header('upload-offset') ?? 0)
         }
-      }
+        first = false
+        if (offset === source.sizeBytes) return
+        const answer = await http.ok({
+          method: 'PATCH',
+          path: location,
+          headers: {
+            'content-type': 'application/octet-stream',
+            'content-length': String(source.sizeBytes - offset),
+            'content-range': `${offset}-${source.sizeBytes - 1}`,
+          },
+          body: source.open(offset),
+          signal,
+        })
+        await answer.discard()
+        location = locationOf(answer)
+      }, signal)
       const digest = await source.digest()
       const separator = location.includes('?') ? '&' : '?'
-      for (let tries = 1; ; tries++) {
-        try {
-          const done = await http.ok({
-            method: 'PUT',
-            path: `${location}${separator}digest=${digest}`,
-            headers: { 'content-length': '0' },
-            signal,
-          })
-          await done.discard()
-          return digest
-        } catch (error) {
-          if (!mayPass(error) || tries >= uploadTriesMax) throw error
-          await delay(waits.next().value, signal ?? new AbortController().signal)
-        }
-      }
+      await persist(async () => {
+        const done = await http.ok({
+          method: 'PUT',
+          path: `${location}${separator}digest=${digest}`,
+          headers: { 'content-length': '0' },
+          signal,
+        })
+        await done.discard()
+      }, signal)
+      return digest
     },
+  }
+}
+
+/** Tries again, with growing waits, what may go better the next time. */
+async function persist<Result>(
+  work: () => Promise<Result>,
+  signal: AbortSignal | undefined,
+): Promise<Result> {
+  const waits = backoff({ firstMs: 200, maxMs: 5000, random: Math.random })
+  for (let tries = 1; ; tries++) {
+    try {
+      return await work()
+    } catch (error) {
+      if (!mayPass(error) || tries >= triesMax) throw error
+      await delay(waits.next().value, signal ?? new AbortController().signal)
+    }
   }
 }
 

@@ -6,11 +6,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import type { Agent } from '../../agent/agent.ts'
+import type { Agent, AgentDeps } from '../../agent/agent.ts'
 import { startAgent } from '../../agent/agent.ts'
 import { AgentConfig } from '../../agent/config.ts'
 import { createAgentClient } from '../../lib/client/agent-client.ts'
 import type { AgentStatus, FetchEvent } from '../../lib/client/api.ts'
+import { HostReport } from '../../lib/client/api.ts'
 import { silentLog } from '../../lib/runtime/log.ts'
 import type { Blob } from './engine/fixtures.ts'
 import { eventually, randomBlob, temporaryDirectory } from './engine/fixtures.ts'
@@ -27,6 +28,7 @@ async function startTestAgent(
   server: MiniServer,
   directory: string,
   settings: Settings = {},
+  deps: Partial<AgentDeps> = {},
 ) {
   const config = AgentConfig.parse({
     server: server.url,
@@ -43,8 +45,10 @@ async function startTestAgent(
   const agent = await startAgent(config, {
     log: silentLog(),
     now: Date.now,
+    monotonic: () => performance.now(),
     random: Math.random,
     bootstrapToken: 'bootstrap',
+    ...deps,
   })
   let ended = false
   const end = async () => {
@@ -271,6 +275,81 @@ test(
     }
   },
 )
+
+test('what waits for room keeps nothing else from being fetched', async (t) => {
+  const server = await startMiniServer(t)
+  const big = [0, 1, 2, 3].map((i) => `big${i}:latest`)
+  for (const reference of big) server.publish(reference, [{ blob: randomBlob(3 * mebibyte) }])
+  const small = randomBlob(1000)
+  server.publish('small:1', [{ blob: small, title: 'small' }])
+  const { client } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    follow: big,
+    disk: { quota: '2MiB' },
+  })
+  for (const reference of big)
+    await eventually(
+      async () => /no room/.test((await stateOf(client, reference))?.reason ?? ''),
+      `${reference} waits`,
+    )
+  const done = (await fetchAll(client, 'small:1')).at(-1)
+  assert.ok(done?.event === 'done')
+  assert.ok((await readFile(done.files[0]?.path ?? '')).equals(small.bytes))
+})
+
+test('a new deploy takes the room of the release before the current one', async (t) => {
+  const server = await startMiniServer(t)
+  const { client, data } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    follow: ['web:latest'],
+    disk: { quota: '5MiB' },
+  })
+  const builds = [1, 2, 3].map(() => randomBlob(2 * mebibyte))
+  for (const blob of builds)
+    await untilHeld(client, 'web:latest', server.publish('web:latest', [{ blob, title: 'build.tar' }]))
+  const release = join(data, 'releases', 'web', 'latest')
+  assert.ok(
+    (await readFile(join(release, 'current', 'build.tar'))).equals(builds[2]?.bytes ?? Buffer.alloc(0)),
+  )
+  assert.ok((await client.status()).diskUsedBytes <= 5 * mebibyte)
+})
+
+test('a blob whose file has gone is fetched again', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(mebibyte)
+  const digest = server.publish('web:latest', [{ blob, title: 'build.tar' }])
+  const { client, data } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    follow: ['web:latest'],
+  })
+  await untilHeld(client, 'web:latest', digest)
+  const file = join(data, 'blobs', 'sha256', blob.sha256)
+  await rm(file)
+  await eventually(
+    async () =>
+      stat(file).then(
+        () => true,
+        () => false,
+      ),
+    'the blob is back',
+  )
+  const path = await untilHeld(client, 'web:latest', digest)
+  assert.ok((await readFile(join(path, 'build.tar'))).equals(blob.bytes))
+})
+
+test('a clock that is set back in the middle of a fetch spoils no report', async (t) => {
+  const server = await startMiniServer(t)
+  const digest = server.publish('web:latest', [{ blob: randomBlob(mebibyte), title: 'build.tar' }])
+  // An hour ahead at boot; NTP sets it right while the first release is fetched.
+  const now = () => Date.now() + (server.grants.length > 0 ? 0 : 3_600_000)
+  const { client } = await startTestAgent(
+    t,
+    server,
+    await temporaryDirectory(t),
+    { follow: ['web:latest'] },
+    { now },
+  )
+  await untilHeld(client, 'web:latest', digest)
+  await eventually(() => server.reports.at(-1)?.held[0]?.state === 'held', 'a report that says so')
+  for (const report of server.reports) assert.ok(HostReport.safeParse(report).success)
+})
 
 test('a reference that is not there is an error with the words of the server; one followed is told in status', async (t) => {
   const server = await startMiniServer(t)

@@ -20,6 +20,7 @@ function startAnnouncer(t: TestContext): Announcer {
     port: 6881,
     dispatcher,
     now: Date.now,
+    monotonic: () => performance.now(),
     random: Math.random,
     log: silentLog(),
   })

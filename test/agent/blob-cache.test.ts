@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { readdir, stat, truncate, writeFile } from 'node:fs/promises'
+import { readFile, readdir, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
@@ -15,7 +15,7 @@ import { randomBlob, temporaryDirectory } from './engine/fixtures.ts'
 const open = (directory: string, quotaBytes: number, deps: Partial<BlobCacheDeps> = {}) =>
   openBlobCache(
     { directory, quotaBytes, reserveBytes: 0 },
-    { now: Date.now, log: silentLog(), isProtected: () => false, onEvict: async () => undefined, ...deps },
+    { now: Date.now, log: silentLog(), keptFor: () => undefined, onEvict: async () => undefined, ...deps },
   )
 
 type Cache = Awaited<ReturnType<typeof open>>
@@ -26,7 +26,7 @@ async function put(cache: Cache, text: string): Promise<Digest> {
   const space = await cache.reserve(digest, bytes.length)
   await writeFile(cache.partialFile(digest), bytes)
   await cache.commit(digest)
-  space[Symbol.dispose]()
+  await space[Symbol.asyncDispose]()
   return digest
 }
 
@@ -64,7 +64,9 @@ test('what was used longest ago goes first when the quota is reached', async (t)
 
 test('what is protected or in use is never evicted: a fetch without room is told so, and finds room later', async (t) => {
   const kept = new Set<Digest>()
-  const { cache } = await startCache(t, 10, { isProtected: (digest) => kept.has(digest) })
+  const { cache } = await startCache(t, 10, {
+    keptFor: (digest) => (kept.has(digest) ? 'current' : undefined),
+  })
   const one = await put(cache, 'aaaa')
   const two = await put(cache, 'bbbb')
   kept.add(one)
@@ -81,7 +83,41 @@ test('space is set aside before a fetch, so that two fetches do not count on the
   const first = await cache.reserve(digestOf(Buffer.from('1')), 6)
   await assert.rejects(cache.reserve(digestOf(Buffer.from('2')), 6), /quota/)
   assert.equal(cache.usedBytes, 6)
-  first[Symbol.dispose]()
+  await first[Symbol.asyncDispose]()
+})
+
+test('what a fetch was promised and did not write is free again', async (t) => {
+  const { cache } = await startCache(t, 10)
+  const one = await put(cache, 'aaaa')
+  const refused = await cache.reserve(digestOf(Buffer.from('1')), 6)
+  await refused[Symbol.asyncDispose]()
+  assert.deepEqual([cache.usedBytes, cache.listParts()], [4, []])
+  await put(cache, 'bbbbbb')
+  assert.ok(await cache.find(one), 'nothing had to go for bytes that were never there')
+})
+
+test('what only the release before the current one needs goes last, but it goes', async (t) => {
+  const kept = new Map<Digest, 'current' | 'previous'>()
+  const { cache } = await startCache(t, 10, { keptFor: (digest) => kept.get(digest) })
+  const current = await put(cache, 'aaaa')
+  kept.set(current, 'current')
+  const previous = await put(cache, 'bb')
+  kept.set(previous, 'previous')
+  const idle = await put(cache, 'cc')
+  kept.set(await put(cache, 'dddd'), 'current')
+  assert.ok(await cache.find(previous))
+  assert.equal(await cache.find(idle), undefined)
+  kept.set(await put(cache, 'ee'), 'current')
+  assert.equal(await cache.find(previous), undefined)
+  assert.ok(await cache.find(current))
+})
+
+test('a part that a crash left read-only is gone on with', async (t) => {
+  const { cache, directory } = await startCache(t, 1000)
+  const digest = digestOf(Buffer.from('hello'))
+  await writeFile(cache.partialFile(digest), 'hel', { mode: 0o444 })
+  const again = await open(directory, 1000)
+  assert.equal((await stat(again.partialFile(digest))).mode & 0o777, 0o640)
 })
 
 test('a blob larger than the quota is refused in words', async (t) => {
@@ -133,6 +169,23 @@ test('a release is exposed by name; the one before stays as previous, older ones
   const again = await openReleaseStore(join(directory, 'releases'), cache)
   assert.equal(again.current('team/web:latest')?.digest, versions[2])
   assert.equal(again.list().length, 2)
+})
+
+test('an exposure and a withdrawal at once end with what is there, whichever comes first', async (t) => {
+  for (let round = 0; round < 40; round++) {
+    const { cache, directory } = await startCache(t, 1000)
+    const store = await openReleaseStore(join(directory, 'releases'), cache)
+    const [old, fresh] = [await put(cache, 'old'), await put(cache, 'fresh')]
+    const release = (blob: Digest) => [{ digest: blob, sizeBytes: blob === old ? 3 : 5, name: 'file' }]
+    const reference = parseReference('web:latest')
+    await store.expose(reference, digestOf(Buffer.from('one')), release(old), 1)
+    const exposing = store.expose(reference, digestOf(Buffer.from('two')), release(fresh), 1)
+    for (let wait = 0; wait < round % 10; wait++) await stat(directory)
+    await Promise.all([exposing, store.withdraw(old)])
+    const current = store.current('web:latest')
+    assert.equal(await readFile(join(current?.path ?? '', 'file'), 'utf8'), 'fresh')
+    assert.equal(await readFile(join(directory, 'releases/web/latest/current/file'), 'utf8'), 'fresh')
+  }
 })
 
 test('a withdrawn blob takes its exposure with it', async (t) => {

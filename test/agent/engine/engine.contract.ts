@@ -1,14 +1,19 @@
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { readFile, writeFile } from 'node:fs/promises'
+import { connect } from 'node:net'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import type { Engine, EngineConfig, EngineHandle } from '../../../agent/engine/engine.ts'
+import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
 import type { Blob } from './fixtures.ts'
 import {
   blobFile,
   eventually,
+  handshake,
+  message,
   peerAt,
   peerFeed,
   randomBlob,
@@ -294,6 +299,45 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const { peer } = await startSeeder(t, directory, blob)
     peers.push(peer)
     await assertFetched(handle, blob, file)
+  })
+
+  test(`${name}: whatever bytes a stranger sends, at worst its own connection ends`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const { engine, peer } = await startSeeder(t, directory, blob)
+    const before = process.memoryUsage().rss
+    const own = infoHashToBytes(blob.metainfo.infoHash)
+    const extended = (id: number, text: string) =>
+      message(20, Buffer.concat([Buffer.from([id]), Buffer.from(text)]))
+    const request = message(6, Buffer.from([0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0]))
+    const hostile: Record<string, Buffer[]> = {
+      'an extended handshake with a trap, for a torrent that is not here': [
+        handshake(randomBytes(20), { extended: true }),
+        extended(0, 'd1:md1:xd8:toStringi1eeee'),
+      ],
+      'a request for metadata without having offered the extension': [
+        handshake(own, { extended: true }),
+        extended(2, 'd8:msg_typei0e5:piecei0ee'),
+      ],
+      'a message of 2 GiB': [handshake(own), Buffer.from([0x7f, 0xff, 0xff, 0xff]), randomBytes(mebibyte)],
+      'requests without end, unread': [handshake(own), message(2), ...Array<Buffer>(4000).fill(request)],
+      'a bitfield that does not fit': [handshake(own), message(5, randomBytes(1000))],
+      'pieces that nobody asked for': [handshake(own), message(7, randomBytes(2000))],
+      'random bytes': [randomBytes(5000)],
+    }
+    for (const [what, parts] of Object.entries(hostile)) {
+      const socket = connect(engine.port, '127.0.0.1')
+      t.after(() => socket.destroy())
+      socket.on('error', () => undefined)
+      socket.pause()
+      await new Promise((written) => socket.write(Buffer.concat(parts), written))
+      // Its neighbours notice nothing.
+      const file = join(directory, what.replaceAll(/\W/g, '-'))
+      const fetcher = await startEngine(t)
+      await assertFetched(fetch(fetcher, blob, file, { peers: peerFeed(peer) }), blob, file)
+    }
+    const grown = process.memoryUsage().rss - before
+    assert.ok(grown < 200 * mebibyte, `memory has grown by ${Math.round(grown / mebibyte)} MiB`)
   })
 
   test(`${name}: an abort rejects done with its reason and leaves the part`, async (t) => {

@@ -141,14 +141,7 @@ export async function startRawPeer(
         for (let i = 0; i < pieceCount(metainfo); i++)
           bitfield[i >> 3] = (bitfield[i >> 3] ?? 0) | (0x80 >> (i & 7))
         socket.write(
-          Buffer.concat([
-            Buffer.from('\x13BitTorrent protocol', 'latin1'),
-            Buffer.alloc(8),
-            infoHashToBytes(metainfo.infoHash),
-            randomBytes(20),
-            message(5, bitfield),
-            message(1),
-          ]),
+          Buffer.concat([handshake(infoHashToBytes(metainfo.infoHash)), message(5, bitfield), message(1)]),
         )
       }
       while (input.length >= 4) {
@@ -176,7 +169,19 @@ export async function startRawPeer(
   return { port: (server.address() as AddressInfo).port, seen }
 }
 
-function message(id: number, body: Uint8Array = Buffer.alloc(0)): Buffer {
+/** BEP 3's handshake of a new peer, with the extension bit of BEP 10 where it is asked for. */
+export function handshake(infoHash: Uint8Array, { extended = false } = {}): Buffer {
+  const reserved = Buffer.alloc(8)
+  if (extended) reserved[5] = 0x10
+  return Buffer.concat([
+    Buffer.from('\x13BitTorrent protocol', 'latin1'),
+    reserved,
+    infoHash,
+    randomBytes(20),
+  ])
+}
+
+export function message(id: number, body: Uint8Array = Buffer.alloc(0)): Buffer {
   const head = Buffer.alloc(5)
   head.writeUInt32BE(1 + body.length)
   head[4] = id
