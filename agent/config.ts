@@ -95,14 +95,14 @@ export const AgentConfig = z.strictObject({
       quota: size()
         .prefault('20GiB')
         .describe(
-          'Bytes of blobs kept. Least recently used ones go first; what is followed, pinned or in use never goes.',
+          'Bytes of blobs kept. Least recently used ones go first, what only an earlier release needs after all others; the current release of what is followed or pinned, and what is in use, never goes.',
         ),
       reserve: size().prefault('1GiB').describe('Fetches wait while less than this is free on the disk.'),
       releases_kept: z
         .int()
         .min(1)
         .default(2)
-        .describe('Releases of a followed tag that stay exposed, the current one included.'),
+        .describe('Releases of a followed tag that stay exposed, the current one included, while the quota has room for them.'),
     })
     .prefault({})
     .describe('What the host keeps.'),
