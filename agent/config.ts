@@ -102,7 +102,9 @@ export const AgentConfig = z.strictObject({
         .int()
         .min(1)
         .default(2)
-        .describe('Releases of a followed tag that stay exposed, the current one included, while the quota has room for them.'),
+        .describe(
+          'Releases of a followed tag that stay exposed, the current one included, while the quota has room for them.',
+        ),
     })
     .prefault({})
     .describe('What the host keeps.'),
