@@ -78,6 +78,12 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
       return server
     },
   })
+  let closing: Promise<void> | undefined
+  // A server that ends must not be kept by clients that go on asking on connections they have.
+  app.addHook('onSend', (_request, reply, payload, done) => {
+    if (closing !== undefined) void reply.header('connection', 'close')
+    done(null, payload)
+  })
   guardSlowBodies(app, config.request_timeout)
   answerErrors(app, deps.log)
   await new Promise<void>((resolve, reject) => {
@@ -88,7 +94,6 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
     })
   })
   const address = { host, port: (server.address() as AddressInfo).port }
-  let closing: Promise<void> | undefined
   const close = async () => {
     const drained = new Promise((resolve) => server.close(resolve))
     server.closeIdleConnections()

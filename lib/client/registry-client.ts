@@ -32,6 +32,25 @@ const manifestTypes = [
 const triesMax = 8
 
 export function createRegistryClient(http: HttpClient) {
+  /** Whether the server has ever answered: one that never did is not away for a moment, but a wrong address or certificate. */
+  let reached = false
+  /** Tries again, with growing waits, what may go better the next time. */
+  const persist = async <Result>(
+    work: () => Promise<Result>,
+    signal: AbortSignal | undefined,
+  ): Promise<Result> => {
+    const waits = backoff({ firstMs: 200, maxMs: 5000, random: Math.random })
+    for (let tries = 1; ; tries++) {
+      try {
+        const result = await work()
+        reached = true
+        return result
+      } catch (error) {
+        if (!mayPass(error) || !reached || tries >= triesMax) throw error
+        await delay(waits.next().value, signal ?? new AbortController().signal)
+      }
+    }
+  }
   return {
     /** A manifest by tag or digest; its bytes have the digest that is returned. */
     pullManifest: async (
@@ -155,22 +174,6 @@ export function createRegistryClient(http: HttpClient) {
       }, signal)
       return digest
     },
-  }
-}
-
-/** Tries again, with growing waits, what may go better the next time. */
-async function persist<Result>(
-  work: () => Promise<Result>,
-  signal: AbortSignal | undefined,
-): Promise<Result> {
-  const waits = backoff({ firstMs: 200, maxMs: 5000, random: Math.random })
-  for (let tries = 1; ; tries++) {
-    try {
-      return await work()
-    } catch (error) {
-      if (!mayPass(error) || tries >= triesMax) throw error
-      await delay(waits.next().value, signal ?? new AbortController().signal)
-    }
   }
 }
 

@@ -233,6 +233,43 @@ test('API bodies that are too large, not JSON or of the wrong shape get a clear 
   assert.equal((await post('/api/v1/enroll', '{"bootstrapToken":"rsb_x_y","host":"h"}')).status, 401)
 })
 
+test('a report that names what cannot be a name is refused, and the status of releases is still told', async () => {
+  const post = async (path: string, body: object, token?: string) =>
+    fetch(`${server.publicUrl}${path}`, {
+      method: 'POST',
+      headers: {
+        'content-type': 'application/json',
+        ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
+      },
+      body: JSON.stringify(body),
+    })
+  const bootstrapToken = (await readFile(join(server.dataDirectory, 'bootstrap-token'), 'utf8')).trim()
+  const enrolled = await post('/api/v1/enroll', { bootstrapToken, host: 'liar' })
+  const { credential } = (await enrolled.json()) as { credential: string }
+  const report = async (fields: object) =>
+    post(
+      '/api/v1/hosts/self/report',
+      { agentVersion: '1', follow: [], held: [], diskUsedBytes: 0, diskQuotaBytes: 1, ...fields },
+      credential,
+    )
+  const status = await get('/api/v1/releases/status?reference=web:1')
+  const { digest } = (await status.json()) as { digest: string }
+  const held = {
+    digest,
+    state: 'held',
+    bytesDone: 1,
+    bytesTotal: 1,
+    bytes: { ownRack: 1, otherRacks: 0, webseed: 0 },
+    tookMs: 1,
+  }
+  assert.equal((await report({ follow: ['web:1'], held: [{ ...held, reference: 'web:1' }] })).status, 200)
+  for (const name of ['NOT A NAME', '', '../web:1', 'web:1@sha256:0']) {
+    assert.equal((await report({ follow: [name] })).status, 400, `follow ${name}`)
+    assert.equal((await report({ held: [{ ...held, reference: name }] })).status, 400, `held ${name}`)
+    assert.equal((await get('/api/v1/releases/status?reference=web:1')).status, 200, name)
+  }
+})
+
 test('random bytes on the socket are answered or cut, and the server stays', async () => {
   for (let i = 0; i < 50; i++) await raw(randomBytes(1 + ((i * 37) % 900)))
   assert.equal((await get('/v2/')).status, 200)

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -84,6 +85,30 @@ test('clients that send a byte a second are cut, in the head and in the body, an
   await deployctlOk(server, ['publish', build, 'web:1'])
 })
 
+test('a server that ends answers what is under way, and is not kept by connections that stay open', async (t) => {
+  const directory = await temporaryDirectory(t)
+  await using server = await startFleetServer(directory)
+  const admin = (await readFile(server.adminTokenFile, 'utf8')).trim()
+  const headers = { authorization: `Bearer ${admin}` }
+  const started = await fetch(`${server.publicUrl}/v2/web/blobs/uploads/`, { method: 'POST', headers })
+  const { port, pathname } = new URL(started.headers.get('location') ?? '', server.publicUrl)
+  const socket = connect(Number(port), '127.0.0.1')
+  t.after(() => socket.destroy())
+  socket.on('error', () => undefined)
+  socket.write(
+    `PATCH ${pathname} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${admin}\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n`,
+  )
+  const [ready] = (await once(socket, 'data')) as [Buffer]
+  assert.match(ready.toString(), /^HTTP\/1\.1 100 /)
+  server.process.kill('SIGTERM')
+  await refusesConnections(Number(port))
+  const answered = once(socket, 'data') as Promise<[Buffer]>
+  socket.write('build')
+  assert.match((await answered)[0].toString(), /^HTTP\/1\.1 202 [^]*\r\nconnection: close\r\n/i)
+  const code = await Promise.race([server.exited, sleep(5_000, 'still there', { ref: false })])
+  assert.equal(code, 0)
+})
+
 test(
   'a full disk of the server refuses the push, loses nothing, and is over once there is room',
   { skip: process.getuid?.() !== 0 && 'needs root, to mount a small disk' },
@@ -132,6 +157,21 @@ async function trickle(port: number, head: string): Promise<number> {
   clearInterval(timer)
   socket.destroy()
   return (Date.now() - startedAt) / 1000
+}
+
+/** Waits until nothing listens on a port of loopback. */
+async function refusesConnections(port: number): Promise<void> {
+  for (const deadline = Date.now() + 5_000; Date.now() < deadline;) {
+    const probe = connect(port, '127.0.0.1')
+    const refused = await once(probe, 'connect').then(
+      () => false,
+      () => true,
+    )
+    probe.destroy()
+    if (refused) return
+    await sleep(10)
+  }
+  assert.fail(`port ${port} still takes connections`)
 }
 
 function digestOf(bytes: Buffer): string {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdir, mkdtemp, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, readdir, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
@@ -10,7 +10,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { crashServer } from '../soak/crash-server.ts'
 import type { FleetServer } from '../support/fleet.ts'
-import { deployctl, startFleetServer, writeRandomFile } from '../support/fleet.ts'
+import { deployctl, deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
+import { skopeoCopy, writeAuthFile, writeImage } from './oci-image.ts'
 
 const run = promisify(execFile)
 
@@ -18,16 +19,12 @@ test('skopeo pushes an image and pulls the same one back', async (t) => {
   const { server, directory, admin } = await startedServer(t)
   const image = join(directory, 'image')
   const layer = await writeImage(image)
-  const host = new URL(server.publicUrl).host
-  const target = `docker://${host}/team/app:1`
+  const target = `docker://${new URL(server.publicUrl).host}/team/app:1`
   const authFile = join(directory, 'auth.json')
-  const basic = Buffer.from(`token:${admin}`).toString('base64')
-  await writeFile(authFile, JSON.stringify({ auths: { [host]: { auth: basic } } }), { mode: 0o600 })
+  await writeAuthFile(authFile, server.publicUrl, admin)
   const copied = join(directory, 'copied')
-  const copy = (...args: string[]) =>
-    run('skopeo', ['--insecure-policy', 'copy', '--preserve-digests', '--authfile', authFile, ...args])
-  await copy('--dest-tls-verify=false', `oci:${image}:1`, target)
-  await copy('--src-tls-verify=false', target, `oci:${copied}:1`)
+  await skopeoCopy(authFile, '--dest-tls-verify=false', `oci:${image}:1`, target)
+  await skopeoCopy(authFile, '--src-tls-verify=false', target, `oci:${copied}:1`)
   const { stdout } = await run('skopeo', ['inspect', '--authfile', authFile, '--tls-verify=false', target])
   assert.match(stdout, new RegExp(layer))
   const bytes = await readFile(join(copied, 'blobs', 'sha256', layer))
@@ -80,37 +77,75 @@ test('kill -9 of the server in the middle of pushes loses nothing that was ackno
   assert.equal(acknowledged + cut, 6)
 })
 
-test('kill -9 of the server in the middle of a publish: deployctl waits for it and goes on where it stopped', async (t) => {
-  const { server, directory } = await startedServer(t)
-  const build = join(directory, 'build.tar')
-  const sha256 = await writeRandomFile(build, 200 * 1024 * 1024)
-  const publishing = deployctl(server, ['publish', build, 'web:1', '--json'])
-  const uploads = join(server.dataDirectory, 'uploads')
-  const sizeOfUpload = async () => {
-    const names = await readdir(uploads, { recursive: true }).catch(() => [])
-    const sizes = await Promise.all(
-      names.map(async (name) =>
-        stat(join(uploads, name)).then(
-          (found) => (found.isFile() ? found.size : 0),
-          () => 0,
-        ),
-      ),
-    )
-    return Math.max(0, ...sizes)
-  }
-  while ((await sizeOfUpload()) < 20 * 1024 * 1024) await sleep(5)
-  server.process.kill('SIGKILL')
-  await server.exited
-  const http = `addr: 127.0.0.1:${new URL(server.publicUrl).port}`
-  await using again = await startFleetServer(directory, { http })
-  const { code, stderr } = await publishing
-  assert.equal(code, 0, stderr)
-  const admin = (await readFile(again.adminTokenFile, 'utf8')).trim()
-  const response = await fetch(`${again.publicUrl}/v2/web/blobs/sha256:${sha256}`, {
-    headers: { authorization: `Bearer ${admin}` },
+for (const signal of ['SIGKILL', 'SIGTERM'] as const)
+  test(`${signal} to the server in the middle of a publish: deployctl waits for it and goes on where it stopped`, async (t) => {
+    const { server, directory } = await startedServer(t)
+    const build = join(directory, 'build.tar')
+    const sha256 = await writeRandomFile(build, 200 * 1024 * 1024)
+    const publishing = deployctl(server, ['publish', build, 'web:1', '--json'])
+    await uploadReaches(20 * 1024 * 1024, join(server.dataDirectory, 'uploads'))
+    server.process.kill(signal)
+    await server.exited
+    const http = `addr: 127.0.0.1:${new URL(server.publicUrl).port}`
+    await using again = await startFleetServer(directory, { http })
+    const { code, stderr } = await publishing
+    assert.equal(code, 0, stderr)
+    const admin = (await readFile(again.adminTokenFile, 'utf8')).trim()
+    const response = await fetch(`${again.publicUrl}/v2/web/blobs/sha256:${sha256}`, {
+      headers: { authorization: `Bearer ${admin}` },
+    })
+    const bytes = Buffer.from(await response.arrayBuffer())
+    assert.equal(createHash('sha256').update(bytes).digest('hex'), sha256)
   })
-  const bytes = Buffer.from(await response.arrayBuffer())
-  assert.equal(createHash('sha256').update(bytes).digest('hex'), sha256)
+
+test('the end of an upload may be asked for again, where the answer was lost, and the answer is the same', async (t) => {
+  const { server, headers } = await startedServer(t)
+  const bytes = randomBytes(300_000)
+  const digest = `sha256:${createHash('sha256').update(bytes).digest('hex')}`
+  const started = await fetch(`${server.publicUrl}/v2/web/blobs/uploads/`, { method: 'POST', headers })
+  const location = new URL(started.headers.get('location') ?? '', server.publicUrl)
+  assert.equal((await fetch(location, { method: 'PATCH', headers, body: bytes })).status, 202)
+  const finish = async (wanted: string) => {
+    const response = await fetch(`${location.href}?digest=${wanted}`, { method: 'PUT', headers })
+    return [response.status, response.headers.get('docker-content-digest'), response.headers.get('location')]
+  }
+  const first = await finish(digest)
+  assert.deepEqual(first, [201, digest, `/v2/web/blobs/${digest}`])
+  assert.deepEqual(await finish(digest), first)
+  assert.equal((await finish(`sha256:${'0'.repeat(64)}`))[0], 404, 'a blob that never came is not there')
+})
+
+test('a manifest that is pushed and deleted at once leaves no tag that names nothing', async (t) => {
+  const { server, directory, headers } = await startedServer(t)
+  const build = join(directory, 'build.tar')
+  await writeRandomFile(build, 1000)
+  await deployctlOk(server, ['publish', build, 'web:1'])
+  const manifests = `${server.publicUrl}/v2/web/manifests`
+  const published = await fetch(`${manifests}/1`, { headers })
+  const type = published.headers.get('content-type') ?? ''
+  const manifest = (await published.json()) as object
+  const round = async (number: number) => {
+    const body = JSON.stringify({ ...manifest, annotations: { round: String(number) } })
+    const digest = `sha256:${createHash('sha256').update(body).digest('hex')}`
+    let settled = false
+    const pushing = fetch(`${manifests}/round-${number}`, {
+      method: 'PUT',
+      headers: { ...headers, 'content-type': type },
+      body,
+    }).finally(() => (settled = true))
+    // One after another, so that some of them meet the push wherever it stands.
+    while (!settled) {
+      const { status } = await fetch(`${manifests}/${digest}`, { method: 'DELETE', headers })
+      assert.ok([202, 404].includes(status), String(status))
+    }
+    assert.equal((await pushing).status, 201)
+  }
+  for (let first = 0; first < 200; first += 5)
+    await Promise.all(Array.from({ length: 5 }, (_, i) => round(first + i)))
+  const { tags } = (await (await fetch(`${server.publicUrl}/v2/web/tags/list`, { headers })).json()) as {
+    tags: string[]
+  }
+  for (const tag of tags) assert.equal((await fetch(`${manifests}/${tag}`, { headers })).status, 200, tag)
 })
 
 async function startedServer(t: TestContext) {
@@ -122,42 +157,17 @@ async function startedServer(t: TestContext) {
   return { server, directory, admin, headers: { authorization: `Bearer ${admin}` } }
 }
 
-/** An OCI image layout with one random layer. @returns the layer's SHA-256 in hex */
-async function writeImage(directory: string): Promise<string> {
-  const blobs = join(directory, 'blobs', 'sha256')
-  await mkdir(blobs, { recursive: true })
-  const put = async (mediaType: string, bytes: Buffer) => {
-    const hex = createHash('sha256').update(bytes).digest('hex')
-    await writeFile(join(blobs, hex), bytes)
-    return { mediaType, digest: `sha256:${hex}`, size: bytes.length }
+/** Waits until an upload has so many bytes on disk. */
+async function uploadReaches(sizeBytes: number, uploads: string): Promise<void> {
+  const sizeOf = async (name: string) =>
+    stat(join(uploads, name)).then(
+      (found) => (found.isFile() ? found.size : 0),
+      () => 0,
+    )
+  for (const deadline = Date.now() + 60_000; Date.now() < deadline;) {
+    await sleep(5)
+    const names = await readdir(uploads, { recursive: true }).catch(() => [])
+    if (Math.max(0, ...(await Promise.all(names.map(sizeOf)))) >= sizeBytes) return
   }
-  const json = (value: object) => Buffer.from(JSON.stringify(value))
-  const layer = await put('application/vnd.oci.image.layer.v1.tar', randomBytes(700_000))
-  const config = await put(
-    'application/vnd.oci.image.config.v1+json',
-    json({
-      architecture: 'amd64',
-      os: 'linux',
-      config: {},
-      rootfs: { type: 'layers', diff_ids: [layer.digest] },
-    }),
-  )
-  const manifest = await put(
-    'application/vnd.oci.image.manifest.v1+json',
-    json({
-      schemaVersion: 2,
-      mediaType: 'application/vnd.oci.image.manifest.v1+json',
-      config,
-      layers: [layer],
-    }),
-  )
-  await writeFile(join(directory, 'oci-layout'), json({ imageLayoutVersion: '1.0.0' }))
-  await writeFile(
-    join(directory, 'index.json'),
-    json({
-      schemaVersion: 2,
-      manifests: [{ ...manifest, annotations: { 'org.opencontainers.image.ref.name': '1' } }],
-    }),
-  )
-  return layer.digest.slice(7)
+  assert.fail(`no upload had ${sizeBytes} bytes within a minute`)
 }

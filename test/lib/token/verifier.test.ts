@@ -137,6 +137,32 @@ test('a tracker without a registry verifies by a key set, of each algorithm, and
   await check()
 })
 
+test('a key set that gives a new key the name of an old one is believed, by every worker', async (t) => {
+  const { directory, clock, mintElsewhere } = await startAuthority(t)
+  const jwksFile = join(directory, 'jwks.json')
+  const makeKey = async (name: string) => {
+    const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+    const keyFile = join(directory, `${name}.pem`)
+    await writeFile(keyFile, privateKey.export({ type: 'pkcs8', format: 'pem' }))
+    const keySet = JSON.stringify({ keys: [{ ...publicKey.export({ format: 'jwk' }), kid: 'main' }] })
+    return { keySet, mint: () => mintElsewhere({ ttlMs: hour, keyFile, kid: 'main' }) }
+  }
+  const [old, replaced] = [await makeKey('old'), await makeKey('replaced')]
+  await writeFile(jwksFile, old.keySet)
+  const trust = { issuer, audience: issuer, clockToleranceMs: toleranceMs, now: () => clock.now }
+  await using verifier = await openKeySetVerifier({ ...trust, jwksFile })
+  /** Each token is new, so each goes to the next worker. */
+  const faultsOf = async ({ mint }: { mint: () => Promise<string> }) => {
+    const faults = new Set<TokenFault | undefined>()
+    for (let i = 0; i < 8; i++) faults.add(await faultOf(verifier, await mint()))
+    return [...faults]
+  }
+  assert.deepEqual([await faultsOf(old), await faultsOf(replaced)], [[undefined], ['bad_signature']])
+  await writeFile(jwksFile, replaced.keySet)
+  await verifier.reload()
+  assert.deepEqual([await faultsOf(replaced), await faultsOf(old)], [[undefined], ['bad_signature']])
+})
+
 test('no garbage gets through, and each is refused with a fault of the closed set', async (t) => {
   const { authority, mintElsewhere } = await startAuthority(t)
   const good = await mintElsewhere({ ttlMs: hour })

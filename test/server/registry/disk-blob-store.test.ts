@@ -28,6 +28,17 @@ test('disk: uploads that nobody touches give way to new ones at the bound, and c
   assert.equal(resumed?.offset, 5)
 })
 
+test('disk: of many uploads that start at once no more are accepted than may be open', async (t) => {
+  const store = await start(t, await temporaryDirectory(t), { uploadsMax: 5 })
+  const starts = await Promise.allSettled(
+    Array.from({ length: 20 }, () => store.startUpload('web', undefined)),
+  )
+  const refused = starts.filter((one) => one.status === 'rejected')
+  assert.equal(starts.length - refused.length, 5)
+  for (const { reason } of refused) assert.equal((reason as { status?: number }).status, 429)
+  assert.equal(store.uploadsOpen, 5)
+})
+
 test('disk: a blob beyond the largest is refused, declared or not, and an upload that is left is dropped in time', async (t) => {
   const directory = await temporaryDirectory(t)
   let nowMs = Date.now()
