@@ -14,6 +14,7 @@ import {
   writeFileAtomic,
 } from '../lib/runtime/files.ts'
 import type { Logger } from '../lib/runtime/log.ts'
+import { createTurn } from '../lib/runtime/turn.ts'
 
 export interface CachedBlob {
   readonly digest: Digest
@@ -197,12 +198,7 @@ export async function openBlobCache(
     }
   }
   // One at a time: two fetches must not both count on the same free bytes, nor set the same damaged blob aside.
-  let turn: Promise<unknown> = Promise.resolve()
-  const inTurn = async <Result>(work: () => Promise<Result>): Promise<Result> => {
-    const mine = turn.then(work)
-    turn = mine.catch(() => undefined)
-    return mine
-  }
+  const inTurn = createTurn()
 
   /** A blob on disk as it should be; undefined for one that is gone or has another size. */
   const intact = async (digest: Digest, sizeBytes: number | undefined): Promise<CachedBlob | undefined> => {

@@ -11,6 +11,7 @@ import {
   syncDirectory,
   writeFileAtomic,
 } from '../lib/runtime/files.ts'
+import { createTurn } from '../lib/runtime/turn.ts'
 import type { BlobCache } from './blob-cache.ts'
 import type { ManifestBlob } from './manifest.ts'
 
@@ -84,12 +85,7 @@ export async function openReleaseStore(
   }
 
   // One change at a time: an exposure and a withdrawal share directories, links and what is remembered of them.
-  let turn: Promise<unknown> = Promise.resolve()
-  const inTurn = async <Result>(work: () => Promise<Result>): Promise<Result> => {
-    const mine = turn.then(work)
-    turn = mine.catch(() => undefined)
-    return mine
-  }
+  const inTurn = createTurn()
 
   const expose: ReleaseStore['expose'] = async (reference, digest, blobs, keep) => {
     const name = keyOf(reference)
