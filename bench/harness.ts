@@ -22,12 +22,16 @@ export interface Benchmark {
   readonly name: string
   readonly summary: string
   readonly figures: readonly Figure[]
+  /** It moves no build: `--size` says nothing to it, and no page cache is warmed. */
+  readonly ignoresSize?: true
+  /** Each run starts from nothing and warms up what it needs: none is left out. */
+  readonly unwarmed?: true
   /** Starts what the sides need for the whole benchmark; what is put on the stack is disposed at the end. */
   prepare(stack: AsyncDisposableStack, options: BenchOptions): Promise<Side[]>
 }
 
 export interface BenchOptions {
-  /** Bytes to move. */
+  /** Bytes to move; 0 where the benchmark moves none. */
   readonly sizeBytes: number
   readonly directory: string
 }
@@ -61,7 +65,7 @@ export interface Machine {
 /** What is touched before each run, in multiples of the bytes that the benchmark moves. */
 const warmFactor = 3
 
-/** Runs every side in turn, `runs` times over, after one run of each that does not count. */
+/** Runs every side in turn, `runs` times over, after one run of each that does not count (but for `unwarmed`). */
 export async function measure(
   benchmark: Benchmark,
   runs: number,
@@ -71,7 +75,7 @@ export async function measure(
   await using stack = new AsyncDisposableStack()
   const sides = await benchmark.prepare(stack, options)
   const samples: Sample[] = []
-  for (let run = 0; run <= runs; run++) {
+  for (let run = benchmark.unwarmed ? 1 : 0; run <= runs; run++) {
     for (const side of sides) {
       await warmMemory(options)
       const before = await readTotalCpu()
@@ -102,6 +106,7 @@ export async function measure(
  * chance has it. So both sides get memory that was in use a moment ago, as on a machine of its own.
  */
 async function warmMemory({ directory, sizeBytes }: BenchOptions): Promise<void> {
+  if (sizeBytes === 0) return
   const file = join(directory, 'warm')
   {
     await using handle = await open(file, 'w')
@@ -180,6 +185,8 @@ async function describeMachine(): Promise<Machine> {
 }
 
 function spread(values: readonly number[]): string {
+  // Not every side has every figure.
+  if (values.every(Number.isNaN)) return '–'
   const sorted = [...values].sort((a, b) => a - b)
   const at = (index: number) => format(sorted[index] ?? Number.NaN)
   return `${format(median(sorted))} (${at(0)}–${at(sorted.length - 1)})`

@@ -7,10 +7,23 @@ import { size } from '../lib/runtime/config.ts'
 import type { Benchmark } from './harness.ts'
 import { formatReport, measure, saveReport } from './harness.ts'
 import { publish } from './publish.ts'
+import { trackerHttp } from './tracker-http.ts'
+import { trackerLatency } from './tracker-latency.ts'
+import { trackerMemory } from './tracker-memory.ts'
+import { trackerTokens } from './tracker-tokens.ts'
+import { trackerUdp } from './tracker-udp.ts'
 import { transfer } from './transfer.ts'
 
 /** A new engine, store or peer is a new side of one of these; a new question is a new file and a line here. */
-const benchmarks: readonly Benchmark[] = [transfer, publish]
+const benchmarks: readonly Benchmark[] = [
+  transfer,
+  publish,
+  trackerUdp,
+  trackerHttp,
+  trackerTokens,
+  trackerMemory,
+  trackerLatency,
+]
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -24,7 +37,7 @@ const { values, positionals } = parseArgs({
 const benchmark = benchmarks.find(({ name }) => name === positionals[0])
 if (benchmark === undefined || positionals.length !== 1 || !/^[1-9]\d*$/.test(values.runs)) {
   process.stderr.write(
-    `Usage: npm run bench -- NAME [--runs 5] [--size 1GiB] [--json] [--save]\n\n${benchmarks.map(({ name, summary }) => `  ${name.padEnd(10)} ${summary}`).join('\n')}\n`,
+    `Usage: npm run bench -- NAME [--runs 5] [--size 1GiB] [--json] [--save]\n\n${benchmarks.map(({ name, summary }) => `  ${name.padEnd(15)} ${summary}`).join('\n')}\n`,
   )
   process.exit(2)
 }
@@ -39,7 +52,7 @@ try {
   const report = await measure(
     benchmark,
     Number(values.runs),
-    { sizeBytes: size().parse(values.size), directory },
+    { sizeBytes: benchmark.ignoresSize ? 0 : size().parse(values.size), directory },
     command,
   )
   process.stdout.write(values.json ? `${JSON.stringify(report, null, 2)}\n` : `${formatReport(report)}\n`)

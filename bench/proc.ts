@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises'
+import { readFile, readdir } from 'node:fs/promises'
 
 /** USER_HZ of every Linux that Node runs on. */
 const ticksPerSecond = 100
@@ -15,6 +15,22 @@ export async function readProcessCpuSeconds(pid: number): Promise<number> {
 export async function readPeakMemoryMiB(pid: number): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, 'utf8')
   return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1]) / 1024
+}
+
+/** Resident memory of processes now, MiB; what several of them share counts once for each. @throws if one has ended */
+export async function readMemoryMiB(pids: readonly number[]): Promise<number> {
+  const texts = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/smaps_rollup`, 'utf8')))
+  return texts.reduce((sum, text) => sum + Number(/^Rss:\s+(\d+) kB$/m.exec(text)?.[1]) / 1024, 0)
+}
+
+/** A process, its children, and theirs. */
+export async function readDescendants(pid: number): Promise<number[]> {
+  const threads = await readdir(`/proc/${pid}/task`)
+  const children = await Promise.all(
+    threads.map((thread) => readFile(`/proc/${pid}/task/${thread}/children`, 'utf8').catch(() => '')),
+  )
+  const pids = children.flatMap((text) => text.trim().split(' ')).filter((text) => text !== '')
+  return [pid, ...(await Promise.all(pids.map((child) => readDescendants(Number(child))))).flat()]
 }
 
 /** CPU time of the whole machine since it started, all cores together. */

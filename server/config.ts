@@ -1,7 +1,10 @@
 import { z } from 'zod'
 import { parseCidr } from '../lib/protocol/cidr.ts'
+import { parseIp, isLoopback } from '../lib/protocol/address.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
 import { duration, size } from '../lib/runtime/config.ts'
+import { builtInPreHooks } from './tracker/hooks/built-in.ts'
+import { isModulePath } from './tracker/load-module.ts'
 
 /** A text that `parse` accepts; its message becomes the fault. */
 function parsed<Value>(parse: (text: string) => Value) {
@@ -25,20 +28,50 @@ export function listenAddress() {
   })
 }
 
+/** One address or several. */
+function listenAddresses() {
+  return z.union([listenAddress().transform((address) => [address]), z.array(listenAddress())])
+}
+
+/** A route of the tracker: `/announce`, `/t/:name/announce`, `/any/*rest`. */
+function route() {
+  return z.string().regex(/^\/\S*$/, 'need a path such as /announce')
+}
+
 const http = z
   .strictObject({
     addr: listenAddress()
       .prefault('127.0.0.1:6969')
       .describe(
-        'Where the tracker, the registry and the APIs listen. A non-loopback address needs `tls` or `insecure_plaintext`.',
+        'The main port: tracker, registry and APIs. A non-loopback address needs `tls` or `insecure_plaintext`.',
       ),
+    tracker_addr: listenAddresses()
+      .prefault([])
+      .describe(
+        'Further addresses for announces and scrapes alone, as a list; plaintext, or TLS where `tls_addr` names them too. With `roles: [tracker]` the main port is such an address itself.',
+      ),
+    tls_addr: listenAddresses()
+      .prefault([])
+      .describe('Further addresses for announces and scrapes alone, over TLS with the certificate of `tls`.'),
     tls: z
       .strictObject({
         cert: z.string().describe('PEM file with the certificate and its chain.'),
         key: z.string().describe('PEM file with the private key.'),
+        main_port: z
+          .boolean()
+          .default(true)
+          .describe('Off: the main port stays plaintext, and only `tls_addr` speaks TLS.'),
+        client_ca: z
+          .string()
+          .optional()
+          .describe('PEM file with the authorities whose client certificates are accepted.'),
+        client_certificates: z
+          .enum(['optional', 'required'])
+          .default('optional')
+          .describe('With `client_ca`: whether a client without a certificate is turned away.'),
       })
       .optional()
-      .describe('Serves the main port over TLS 1.2 or newer.'),
+      .describe('TLS 1.2 or newer. The files are read again on SIGHUP and when they change.'),
     insecure_plaintext: z
       .boolean()
       .default(false)
@@ -51,6 +84,24 @@ const http = z
       .describe(
         'Networks whose X-Forwarded-For is believed: the right-most hop outside them is the client. Empty: the header is ignored.',
       ),
+    real_ip_header: z
+      .enum(['x-forwarded-for', 'x-real-ip'])
+      .default('x-forwarded-for')
+      .describe('Which header of trusted proxies says who the client is.'),
+    proxy_protocol: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Trusted proxies begin each connection with a PROXY protocol header, version 1 or 2. For addresses that serve the tracker alone.',
+      ),
+    announce_routes: z
+      .array(route())
+      .min(1)
+      .default(['/announce'])
+      .describe(
+        'Paths of announces; `:name` stands for one segment, `*name` at the end for all that follow.',
+      ),
+    scrape_routes: z.array(route()).min(1).default(['/scrape']).describe('Paths of scrapes.'),
     request_timeout: duration()
       .prefault('30s')
       .describe(
@@ -67,6 +118,39 @@ const http = z
   })
   .prefault({})
   .describe('The main port.')
+
+const udp = z
+  .strictObject({
+    addr: listenAddresses()
+      .optional()
+      .describe(
+        'Where the UDP tracker (BEP 15) listens; [] for nowhere. Default: the main address, if that is loopback.',
+      ),
+    insecure_plaintext: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Says that a non-loopback address is meant although tokens travel over it in plaintext; needed with `tracker.approval: token`.',
+      ),
+    private_key: z
+      .string()
+      .min(16, 'need 16 characters or more')
+      .optional()
+      .describe(
+        'Secret of the connection ids. Servers that share it accept the ids of each other. Default: one of its own, in `data_dir`.',
+      ),
+    private_key_file: z.string().optional().describe('A file (0600) with that secret.'),
+    connection_id_lifetime: duration()
+      .prefault('2m')
+      .describe(
+        'How long a connection id is good, 1s to 8h. BEP 15 says two minutes; some clients keep theirs for an hour.',
+      ),
+    max_clock_skew: duration()
+      .prefault('10s')
+      .describe('How far ahead the clock of another server that made a connection id may be.'),
+  })
+  .prefault({})
+  .describe('The UDP tracker.')
 
 const topology = z
   .strictObject({
@@ -121,6 +205,7 @@ const tracker = z
     gateways_per_rack: z
       .int()
       .min(1)
+      .max(8)
       .default(3)
       .describe(
         'Leechers of each rack that are sent to far peers at once, at most (one for every eight); the others hold far peers in reserve. More means more cross-rack bytes, fewer a slower first wave.',
@@ -130,29 +215,68 @@ const tracker = z
       .min(1)
       .default(4)
       .describe('Far peers that everyone gets besides its rack, so that no rack is an island.'),
+    trusted_announcers: z
+      .array(parsed(parseCidr))
+      .default([])
+      .describe(
+        'Networks whose announces may say which address they are for (`ip`, `ipv4`, `ipv6`, the IP field over UDP).',
+      ),
+    scrape_networks: z
+      .array(parsed(parseCidr))
+      .default([])
+      .describe('Networks that may scrape without a token, over UDP too.'),
+    full_scrape_networks: z
+      .array(parsed(parseCidr))
+      .default([])
+      .describe('Networks that may ask for all swarms at once: a scrape without infohash.'),
   })
   .prefault({})
   .describe('What the tracker answers.')
 
 const storage = z
   .strictObject({
-    name: z.literal('memory').default('memory').describe('Where swarms are kept.'),
+    name: z
+      .string()
+      .default('memory')
+      .describe('Where swarms are kept: `memory`, or the path of a module that makes a store.'),
     config: z
-      .strictObject({
-        peers_max: z
-          .int()
-          .positive()
-          .default(5_000_000)
-          .describe('Peers kept; announces beyond it are answered but not stored.'),
-        swarms_max: z
-          .int()
-          .positive()
-          .default(1_000_000)
-          .describe('Swarms kept, those remembered for their `downloaded` count included.'),
-      })
-      .prefault({}),
+      .record(z.string(), z.json())
+      .prefault({})
+      .describe('Settings of the store; those of `memory`: docs/operations.md.'),
   })
   .prefault({})
+  .describe('Where swarms are kept.')
+
+/** What `storage.config` may say of the memory store. */
+export const MemoryStorage = z.strictObject({
+  peers_max: z
+    .int()
+    .positive()
+    .max(100_000_000)
+    .default(5_000_000)
+    .describe('Peers kept; announces beyond it are answered but not stored. Memory is used as peers come.'),
+  swarms_max: z
+    .int()
+    .positive()
+    .max(100_000_000)
+    .default(1_000_000)
+    .describe('Swarms kept, those remembered for their `downloaded` count included.'),
+  snapshot: z
+    .boolean()
+    .default(true)
+    .describe('Keeps the swarms in `data_dir/swarms.snapshot`, so that a restart does not lose them.'),
+  snapshot_interval: duration()
+    .prefault('1m')
+    .describe(
+      'Between two snapshots: what you trade is the news of that long, after a crash, against the disk.',
+    ),
+})
+
+/** A hook that ships with the tracker, by its name, or one of somebody else's, by the path of its module. */
+const hook = z.strictObject({
+  name: z.string().min(1).describe('Its name, or the path of a module: ./hook.js, /etc/rackswarm/hook.js.'),
+  options: z.record(z.string(), z.json()).prefault({}).describe('Its options.'),
+})
 
 const tokens = z
   .strictObject({
@@ -183,7 +307,27 @@ const tokens = z
       .string()
       .optional()
       .describe(
-        'For a tracker without a registry: a JWKS file with the public keys of the registry, read again on SIGHUP.',
+        'For a tracker without a registry: a JWKS file with the public keys of the registry, read again when it changes and on SIGHUP.',
+      ),
+    keys_url: z
+      .url({ protocol: /^https?$/ })
+      .optional()
+      .describe('The same from a URL: `https://registry.example.com/.well-known/jwks.json`.'),
+    keys_ca: z.string().optional().describe('PEM file with the authority of that URL, if it is your own.'),
+    keys_refresh: duration()
+      .prefault('5m')
+      .describe('How often the URL is fetched; an unknown key is looked for at once, at most every 10 s.'),
+    compat: z
+      .enum(['none', 'chihaya'])
+      .default('none')
+      .describe(
+        '`chihaya`: also takes announce tokens as Quay signed them for chihaya: RS256, without an end. Such a token is good as long as its key.',
+      ),
+    ticket_secret_file: z
+      .string()
+      .optional()
+      .describe(
+        'A file (0600) with the secret of the tickets that spare a restarted server the signatures; servers that share it share them. Default: one of its own, in `data_dir`.',
       ),
   })
   .prefault({})
@@ -241,8 +385,7 @@ const enrolment = z
   .prefault({})
   .describe('How hosts join.')
 
-/** server.yaml. */
-export const ServerConfig = z.strictObject({
+const Settings = z.strictObject({
   roles: z
     .array(z.enum(['tracker', 'registry']))
     .min(1)
@@ -263,19 +406,118 @@ export const ServerConfig = z.strictObject({
     .enum(['trace', 'debug', 'info', 'warn', 'error'])
     .default('info')
     .describe('Least severe log line that is written.'),
-  metrics_addr: listenAddress()
+  metrics_addr: z
+    .union([z.literal('none'), listenAddress()])
     .prefault('127.0.0.1:6880')
     .describe('/metrics, /livez, /readyz and /stats.json; no authentication, so keep it private.'),
   announce_interval: duration()
     .prefault('5m')
     .describe('Longest interval between announces; young swarms get shorter ones.'),
   min_announce_interval: duration().prefault('5s').describe('Shortest interval between announces.'),
+  workers: z
+    .int()
+    .min(1)
+    .max(64)
+    .default(1)
+    .describe(
+      'Threads that answer announces, on the same ports and the same swarms. More than one needs `roles: [tracker]`, and ports that are theirs alone.',
+    ),
   http,
+  udp,
   tracker,
+  prehooks: z
+    .array(hook)
+    .default([])
+    .describe(
+      'What an announce or scrape must pass, in order, after its token. Those that ship: docs/hooks.md.',
+    ),
+  posthooks: z.array(hook).default([]).describe('What is told of announces once they are answered.'),
   storage,
   topology,
   tokens,
   registry,
   enrolment,
 })
+type Settings = z.output<typeof Settings>
+
+/** server.yaml. */
+export const ServerConfig = Settings.check(checkTogether)
 export type ServerConfig = z.output<typeof ServerConfig>
+
+/** The longest interval that the store's wheel holds the life of a peer for. */
+const announceIntervalMaxMs = 3 * 60 * 60 * 1000
+
+/** What no setting says alone. */
+function checkTogether({ value: config, issues }: { value: Settings; issues: z.core.$ZodRawIssue[] }): void {
+  const fault = (path: (string | number)[], message: string) => {
+    issues.push({ code: 'custom', path, message, input: config })
+  }
+  const isLocal = (host: string) => {
+    const ip = parseIp(host)
+    return host === 'localhost' || (ip !== undefined && isLoopback(ip))
+  }
+  const { http, udp, tracker, tokens, roles } = config
+  const plaintext = [
+    ...(http.tls?.main_port === true ? [] : [{ path: ['http', 'addr'], host: http.addr.host }]),
+    ...http.tracker_addr.map(({ host }) => ({ path: ['http', 'tracker_addr'], host })),
+  ]
+  for (const { path, host } of plaintext)
+    if (!isLocal(host) && !http.insecure_plaintext)
+      fault(
+        path,
+        `${host} is reachable from outside, where plaintext shows every token: set http.tls, or http.insecure_plaintext: true if something in front speaks TLS`,
+      )
+  for (const { host } of udp.addr ?? [])
+    if (!isLocal(host) && tracker.approval === 'token' && !udp.insecure_plaintext)
+      fault(
+        ['udp', 'addr'],
+        `${host} is reachable from outside, and UDP shows every token: set udp.insecure_plaintext: true if that is meant`,
+      )
+  if (http.tls_addr.length > 0 && http.tls === undefined)
+    fault(['http', 'tls_addr'], 'needs a certificate: set http.tls')
+  if (udp.private_key !== undefined && udp.private_key_file !== undefined)
+    fault(['udp', 'private_key_file'], 'the secret is in udp.private_key already: leave one of them out')
+  if (udp.connection_id_lifetime < 1000 || udp.connection_id_lifetime > 28_800_000)
+    fault(['udp', 'connection_id_lifetime'], 'need 1s to 8h')
+  if (udp.max_clock_skew > 28_800_000) fault(['udp', 'max_clock_skew'], 'need 8h or less')
+  if (config.announce_interval > announceIntervalMaxMs) fault(['announce_interval'], 'need 3h or less')
+  if (config.min_announce_interval > config.announce_interval)
+    fault(['min_announce_interval'], 'is longer than announce_interval')
+  if (tokens.keys_file !== undefined && tokens.keys_url !== undefined)
+    fault(['tokens', 'keys_url'], 'the keys come from tokens.keys_file already: leave one of them out')
+  const nested = (path: (string | number)[], schema: z.ZodType, value: unknown) => {
+    for (const issue of schema.safeParse(value).error?.issues ?? [])
+      for (const { at, message } of flattened(issue)) fault([...path, ...at], message)
+  }
+  if (config.storage.name === 'memory') nested(['storage', 'config'], MemoryStorage, config.storage.config)
+  else if (!isModulePath(config.storage.name))
+    fault(
+      ['storage', 'name'],
+      'there is no such store: need memory, or the path of a module such as ./store.js',
+    )
+  for (const [i, { name, options }] of config.prehooks.entries()) {
+    const known = builtInPreHooks.find((definition) => definition.name === name)
+    if (known) nested(['prehooks', i, 'options'], known.options, options)
+    else if (!isModulePath(name))
+      fault(
+        ['prehooks', i, 'name'],
+        `there is no such hook: need ${builtInPreHooks.map((definition) => definition.name).join(', ')}, or the path of a module such as ./hook.js`,
+      )
+  }
+  for (const [i, { name }] of config.posthooks.entries())
+    if (!isModulePath(name))
+      fault(
+        ['posthooks', i, 'name'],
+        'none ship with the tracker: need the path of a module such as ./hook.js',
+      )
+  if (config.workers > 1 && roles.includes('registry'))
+    fault(['workers'], 'more than one needs roles: [tracker]; run the registry as a server of its own')
+}
+
+/** An unknown key is named by itself, as the reader of the file does it. */
+function flattened(issue: z.core.$ZodIssue): { at: (string | number)[]; message: string }[] {
+  const at = issue.path.map((key) => (typeof key === 'symbol' ? String(key) : key))
+  if (issue.code === 'unrecognized_keys')
+    return issue.keys.map((key) => ({ at: [...at, key], message: 'there is no such setting' }))
+  return [{ at, message: issue.message }]
+}

@@ -1,20 +1,17 @@
-import { readFile } from 'node:fs/promises'
 import type { Server as HttpServer, IncomingMessage } from 'node:http'
 import { createServer as createPlainServer } from 'node:http'
-import { createServer as createTlsServer } from 'node:https'
+import { Server as HttpsServer, createServer as createTlsServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import type { FastifyInstance, FastifyRequest, RawServerDefault } from 'fastify'
 import { fastify } from 'fastify'
 import type { Ip } from '../lib/protocol/address.ts'
-import { formatIp, isLoopback, parseIp } from '../lib/protocol/address.ts'
-import type { Cidr } from '../lib/protocol/cidr.ts'
-import { cidrContains } from '../lib/protocol/cidr.ts'
 import { ClientError } from '../lib/protocol/errors.ts'
-import { ConfigError } from '../lib/runtime/config.ts'
 import type { Logger } from '../lib/runtime/log.ts'
 import type { ServerConfig } from './config.ts'
 import { lingerOnClose } from './lingering-close.ts'
 import { ApiError } from './registry/api-error.ts'
+import { clientAddress, socketAddress } from './tracker/client-address.ts'
+import type { TlsMaterial } from './tracker/http-tls.ts'
 
 /**
  * The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. Disposed, it
@@ -29,6 +26,8 @@ export interface MainPort extends AsyncDisposable {
   readonly sourceOf: (request: FastifyRequest) => Ip
   /** Call when all routes are registered. */
   open(): Promise<void>
+  /** Trusts other proxies, and shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
+  reload(config: ServerConfig['http'], tls: TlsMaterial | undefined): void
 }
 
 /** JSON bodies of our own APIs; streams of blobs do not pass here. */
@@ -41,18 +40,14 @@ const drainMs = 10_000
 /**
  * Binds the main port.
  *
- * @throws ConfigError when the address is reachable from outside and neither TLS nor `insecure_plaintext` is set
+ * @throws ConfigError when the certificate cannot be used
  */
-export async function startMainPort(config: ServerConfig['http'], deps: { log: Logger }): Promise<MainPort> {
+export async function startMainPort(
+  config: ServerConfig['http'],
+  deps: { tls: TlsMaterial | undefined; log: Logger },
+): Promise<MainPort> {
   const { host, port } = config.addr
-  const ip = parseIp(host)
-  const local = host === 'localhost' || (ip !== undefined && isLoopback(ip))
-  if (!local && config.tls === undefined && !config.insecure_plaintext) {
-    throw new ConfigError([
-      `http.addr: ${host} is reachable from outside, where plaintext shows every token: set http.tls, or http.insecure_plaintext: true if something in front speaks TLS`,
-    ])
-  }
-  const server = await createHttpServer(config)
+  const server = createHttpServer(config, deps.tls)
   server.headersTimeout = config.request_timeout
   server.requestTimeout = 0
   server.keepAliveTimeout = config.idle_timeout
@@ -61,6 +56,7 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
   server.setTimeout(config.idle_timeout, (socket: { destroy(): void }) => {
     socket.destroy()
   })
+  let current = config
   let opened = false
   const app = fastify<RawServerDefault>({
     logger: false,
@@ -108,8 +104,12 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
   return {
     app,
     address,
-    origin: `${config.tls ? 'https' : 'http'}://${shown}:${address.port}`,
-    sourceOf: (request) => clientAddress(request.raw, config.trusted_proxies),
+    origin: `${deps.tls ? 'https' : 'http'}://${shown}:${address.port}`,
+    sourceOf: (request) => sourceOf(request.raw, current),
+    reload: (next, material) => {
+      if (material && server instanceof HttpsServer) server.setSecureContext(secureContextOf(material))
+      current = next
+    },
     open: async () => {
       await app.ready()
       opened = true
@@ -118,44 +118,48 @@ export async function startMainPort(config: ServerConfig['http'], deps: { log: L
   }
 }
 
-async function createHttpServer({ tls, request_timeout }: ServerConfig['http']): Promise<HttpServer> {
+function createHttpServer(
+  { request_timeout }: ServerConfig['http'],
+  tls: TlsMaterial | undefined,
+): HttpServer | HttpsServer {
   // How often Node looks for heads that are late; its own 30 s would be most of their time.
   const connectionsCheckingInterval = Math.min(request_timeout, 1000)
   if (!tls) return createPlainServer({ connectionsCheckingInterval })
-  const read = async (file: string, key: string) =>
-    readFile(file).catch((cause: unknown) => {
-      throw new ConfigError([`http.tls.${key}: cannot read ${file}: ${(cause as Error).message}`], { cause })
-    })
-  const [cert, key] = [await read(tls.cert, 'cert'), await read(tls.key, 'key')]
-  try {
-    return createTlsServer({ cert, key, minVersion: 'TLSv1.2', connectionsCheckingInterval })
-  } catch (cause) {
-    throw new ConfigError([`http.tls: cannot use ${tls.cert} and ${tls.key}: ${(cause as Error).message}`], {
-      cause,
-    })
+  const server = createTlsServer({ ...secureContextOf(tls), connectionsCheckingInterval })
+  server.on('secureConnection', (socket) => {
+    // Where a certificate is optional, a wrong one is still wrong.
+    if (tls.clientCertificates !== undefined && !socket.authorized && socket.getPeerX509Certificate())
+      socket.destroy()
+  })
+  return server
+}
+
+function secureContextOf({ cert, key, clientCa, clientCertificates }: TlsMaterial) {
+  return {
+    cert,
+    key,
+    minVersion: 'TLSv1.2' as const,
+    requestCert: clientCertificates !== undefined,
+    rejectUnauthorized: clientCertificates === 'required',
+    ...(clientCa && { ca: clientCa }),
   }
 }
 
-/** The right-most hop that is not a trusted proxy: everything left of it was written by someone else. */
-function clientAddress(request: IncomingMessage, trusted: readonly Cidr[]): Ip {
-  let current = parseIp(request.socket.remoteAddress?.replace(/%.*$/, '') ?? '')
+function sourceOf(
+  { socket, headers }: IncomingMessage,
+  { trusted_proxies, real_ip_header }: ServerConfig['http'],
+): Ip {
+  const peer = socketAddress(socket.remoteAddress)
   // The socket was closed while the request waited; the answer goes nowhere.
-  if (current === undefined) throw new ClientError('gone', 'the connection is closed')
-  const isTrusted = (ip: Ip) => trusted.some((cidr) => cidrContains(cidr, ip))
-  if (trusted.length === 0) return current
-  const hops = [request.headers['x-forwarded-for'] ?? []].flat().join(',').split(',')
-  while (isTrusted(current)) {
-    const text = hops.pop()?.trim()
-    if (text === undefined || text === '') return current
-    const hop = parseIp(text)
-    if (!hop)
-      throw new ClientError(
-        'bad_forwarded_for',
-        `Cannot read X-Forwarded-For after ${formatIp(current)}: need addresses`,
-      )
-    current = hop
-  }
-  return current
+  if (peer === undefined) throw new ClientError('gone', 'the connection is closed')
+  if (trusted_proxies.length === 0) return peer
+  const values = [headers[real_ip_header] ?? []].flat()
+  return clientAddress(
+    peer,
+    values.length > 0 ? values.join(',') : undefined,
+    real_ip_header,
+    trusted_proxies,
+  )
 }
 
 /** Node bounds the head of a request; this bounds the patience with its body. */

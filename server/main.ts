@@ -1,3 +1,4 @@
+import { dirname, resolve } from 'node:path'
 import { createLog } from '../lib/runtime/log.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
 import { runDaemon } from '../lib/runtime/program.ts'
@@ -16,20 +17,24 @@ export async function main(argv: string[]): Promise<void> {
       version,
       schema: ServerConfig,
       defaultConfig: defaultPaths('server').config,
-      start: async (config) => {
+      start: async (config, _signal, file) => {
         log.level = config.log_level
-        server = await startServer(config, { log, now: Date.now, random: Math.random })
+        const directory = file === undefined ? undefined : dirname(resolve(file))
+        server = await startServer(config, { log, now: Date.now, random: Math.random, directory })
         return server
       },
-      reload: () => {
-        server?.reload().then(
-          () => {
-            log.info('reloaded')
-          },
-          (error: unknown) => {
-            log.error({ err: error }, 'reload failed; what was in force stays')
-          },
-        )
+      reload: (next) => {
+        const failed = (error: unknown) => {
+          log.error({ err: error }, 'reload failed; what was in force stays')
+        }
+        if (next instanceof Error) {
+          failed(next)
+          return
+        }
+        log.level = next.log_level
+        server?.reload(next).then((needRestart) => {
+          log.info(needRestart.length > 0 ? { needRestart } : {}, 'reloaded')
+        }, failed)
       },
       started: (addresses) => {
         log.info({ version, ...addresses }, 'server is listening')

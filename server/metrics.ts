@@ -1,19 +1,18 @@
-import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client'
-import type { TokenFault } from '../lib/token/claims.ts'
+import type { Metric } from 'prom-client'
+import { Counter, Gauge, Registry, collectDefaultMetrics } from 'prom-client'
 import type { TokenAuthority } from '../lib/token/token-authority.ts'
 import type { BlobStore } from './registry/blob-store.ts'
 import type { Fleet } from './registry/fleet.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
-import type { PeerStore } from './tracker/peer-store.ts'
-import type { TrackerObserver } from './tracker/tracker.ts'
+import type { CounterMemory } from './tracker/counters.ts'
+import { durationBuckets, readCounters } from './tracker/counters.ts'
+import type { TrackerService } from './tracker/tracker-service.ts'
 
 /** Every metric of the server. Labels come from closed sets: never an infohash, a host or an address. */
 export interface ServerMetrics {
   readonly registry: Registry
-  readonly tracker: TrackerObserver
   readonly webseed: WebseedObserver
-  readonly tokenRefused: (fault: TokenFault | 'missing') => void
-  watchStore(store: PeerStore): void
+  watchTracker(tracker: TrackerService): void
   watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority }): void
   watchFleet(fleet: Fleet): void
 }
@@ -22,19 +21,6 @@ export function createServerMetrics(): ServerMetrics {
   const registry = new Registry()
   collectDefaultMetrics({ register: registry })
   const registers = [registry]
-  const requests = new Histogram({
-    name: 'rackswarm_tracker_request_duration_seconds',
-    help: 'How long the tracker took to answer, by action, address family and outcome.',
-    labelNames: ['action', 'family', 'outcome'] as const,
-    buckets: [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1],
-    registers,
-  })
-  const refused = new Counter({
-    name: 'rackswarm_tracker_refused_total',
-    help: 'Announces and scrapes refused by token approval, by reason.',
-    labelNames: ['reason'] as const,
-    registers,
-  })
   const webseedBytes = new Counter({
     name: 'rackswarm_webseed_bytes_total',
     help: 'Bytes served as a webseed.',
@@ -59,13 +45,20 @@ export function createServerMetrics(): ServerMetrics {
         this.set(read())
       },
     })
+  /** A counter that is kept elsewhere, by reason; the empty reason has no label. */
+  const counted = (name: string, help: string, read: () => ReadonlyMap<string, number>) =>
+    new Counter({
+      name,
+      help,
+      labelNames: ['reason'] as const,
+      registers,
+      collect() {
+        this.reset()
+        for (const [reason, count] of read()) this.inc(reason === '' ? {} : { reason }, count)
+      },
+    })
   return {
     registry,
-    tracker: {
-      handled: (action, family, outcome, seconds) => {
-        requests.observe({ action, family: family === 4 ? 'ipv4' : 'ipv6', outcome }, seconds)
-      },
-    },
     webseed: {
       served: (bytes) => {
         webseedBytes.inc(bytes)
@@ -77,10 +70,28 @@ export function createServerMetrics(): ServerMetrics {
         webseedReplies.set(count)
       },
     },
-    tokenRefused: (reason) => {
-      refused.inc({ reason })
-    },
-    watchStore: (store) => {
+    watchTracker: ({ first, store, snapshots, counters }) => {
+      registry.registerMetric(durations(counters))
+      counted(
+        'rackswarm_tracker_refused_total',
+        'Announces and scrapes refused, by reason.',
+        () => readCounters(counters).refusals,
+      )
+      counted(
+        'rackswarm_tracker_token_refused_total',
+        'Tokens refused, by the exact reason.',
+        () => readCounters(counters).tokenFaults,
+      )
+      counted(
+        'rackswarm_tracker_udp_dropped_total',
+        'UDP packets that got no reply, or only an error.',
+        () => readCounters(counters).drops,
+      )
+      counted(
+        'rackswarm_tracker_udp_connects_total',
+        'UDP connection ids given out.',
+        () => new Map([['', readCounters(counters).connects]]),
+      )
       gauge('rackswarm_tracker_swarms', 'Swarms known.', () => store.totals().swarms)
       gauge('rackswarm_tracker_seeders', 'Peers that have everything.', () => store.totals().seeders)
       gauge('rackswarm_tracker_leechers', 'Peers that fetch.', () => store.totals().leechers)
@@ -89,6 +100,51 @@ export function createServerMetrics(): ServerMetrics {
         'Announces not stored since the start because the store was full.',
         () => store.totals().refused,
       )
+      gauge(
+        'rackswarm_tracker_http_connections',
+        'Connections open on the addresses of the tracker alone; bounded by http.connections_max.',
+        () => first.connections().open,
+      )
+      counted(
+        'rackswarm_tracker_http_connections_refused_total',
+        'Connections closed as they came, because too many were open.',
+        () => new Map([['', first.connections().refused]]),
+      )
+      if (snapshots)
+        gauge('rackswarm_tracker_snapshot_age_seconds', 'Since the swarms were last saved.', () =>
+          snapshots.ageSeconds(),
+        )
+      const { keySet, postHooks } = first
+      if (keySet) {
+        gauge('rackswarm_jwks_keys', 'Keys that tokens are checked with.', () => keySet.keySetStatus().keys)
+        gauge(
+          'rackswarm_jwks_age_seconds',
+          'Since the key set was last known to be what its source says; -1 before the first time.',
+          () => keySet.keySetStatus().ageSeconds ?? -1,
+        )
+        gauge(
+          'rackswarm_token_cache_entries',
+          'Tokens that are known to be good; bounded.',
+          () => keySet.verifierStats().cachedTokens,
+        )
+        gauge(
+          'rackswarm_token_verifications_waiting',
+          'Signatures that wait to be verified; when 20,000 wait, further tokens are refused.',
+          () => keySet.verifierStats().waiting,
+        )
+      }
+      if (postHooks) {
+        gauge(
+          'rackswarm_tracker_post_hooks_waiting',
+          'Announces that post-hooks have not been told of yet; at most 10,000.',
+          () => postHooks.waiting,
+        )
+        counted(
+          'rackswarm_tracker_post_hooks_dropped_total',
+          'Announces that post-hooks are never told of, because too many waited.',
+          () => new Map([['', postHooks.dropped]]),
+        )
+      }
     },
     watchRegistry: ({ blobs, authority }) => {
       gauge(
@@ -106,4 +162,33 @@ export function createServerMetrics(): ServerMetrics {
       gauge('rackswarm_fleet_hosts', 'Hosts heard in the last minute.', () => fleet.present().length)
     },
   }
+}
+
+/** The histogram of what the tracker's threads have counted. */
+function durations(counters: CounterMemory): Metric {
+  const name = 'rackswarm_tracker_request_duration_seconds'
+  const help = 'How long the tracker took to answer, by frontend, action, address family and outcome.'
+  const get = async () => ({
+    name,
+    help,
+    type: 'histogram',
+    aggregator: 'sum',
+    values: readCounters(counters).durations.flatMap(({ labels, buckets, sumSeconds }) => {
+      const total = buckets.reduce((sum, count) => sum + count, 0)
+      if (total === 0) return []
+      let below = 0
+      return [
+        ...durationBuckets.map((le, i) => ({
+          metricName: `${name}_bucket`,
+          labels: { ...labels, le },
+          value: (below += buckets[i] ?? 0),
+        })),
+        { metricName: `${name}_bucket`, labels: { ...labels, le: '+Inf' }, value: total },
+        { metricName: `${name}_sum`, labels, value: sumSeconds },
+        { metricName: `${name}_count`, labels, value: total },
+      ]
+    }),
+  })
+  // prom-client renders whatever has a name and get(); its own histogram would have to be told of every request.
+  return { name, help, get, reset: () => undefined } as unknown as Metric
 }

@@ -10,8 +10,10 @@ import { defaultPaths } from '../lib/runtime/paths.ts'
 import type { Daemon } from '../lib/runtime/program.ts'
 import { version } from '../lib/runtime/version.ts'
 import { formatIp } from '../lib/protocol/address.ts'
-import type { TokenVerifier } from '../lib/token/claims.ts'
-import { openKeySetVerifier, openTokenAuthority } from '../lib/token/token-authority.ts'
+import { openTokenAuthority } from '../lib/token/token-authority.ts'
+import type { KeySetSource } from '../lib/token/key-set.ts'
+import { createTickets } from '../lib/token/ticket.ts'
+import { monotonicMs } from '../lib/runtime/clock.ts'
 import type { ServerConfig } from './config.ts'
 import type { ReadinessCheck } from './health.ts'
 import { startHealthPort } from './health.ts'
@@ -33,13 +35,21 @@ import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
-import { tokenApproval } from './tracker/hooks/token.ts'
+import type { TrackerSecrets } from './tracker-settings.ts'
+import {
+  openTrackerSecrets,
+  readTlsMaterial,
+  storageSettings,
+  topologyOf,
+  trackerSettings,
+} from './tracker-settings.ts'
+import { readCounters } from './tracker/counters.ts'
 import { registerTrackerRoutes } from './tracker/http-frontend.ts'
-import { createMemoryPeerStore } from './tracker/memory-peer-store.ts'
+import type { TlsMaterial } from './tracker/http-tls.ts'
 import type { Topology } from './tracker/topology.ts'
 import { createTopology } from './tracker/topology.ts'
-import type { Tracker } from './tracker/tracker.ts'
-import { createTracker } from './tracker/tracker.ts'
+import type { TrackerService } from './tracker/tracker-service.ts'
+import { startTrackerService } from './tracker/tracker-service.ts'
 
 export interface ServerDeps {
   readonly log: Logger
@@ -47,17 +57,38 @@ export interface ServerDeps {
   readonly now: () => number
   /** 0 ≤ random() < 1. */
   readonly random: () => number
+  /** Where relative paths of modules begin: where the configuration lies. Default: the working directory. */
+  readonly directory?: string | undefined
 }
 
 export interface Server extends Daemon {
   readonly addresses: {
     readonly publicUrl: string
     readonly http: { readonly host: string; readonly port: number }
-    readonly metricsUrl: string
+    /** Where announces and scrapes alone are answered. */
+    readonly tracker: readonly { readonly host: string; readonly port: number }[]
+    readonly udp: readonly { readonly host: string; readonly port: number }[]
+    readonly metricsUrl: string | undefined
   }
-  /** Reads again what may change without a restart: the key set of a tracker without a registry. */
-  reload(): Promise<void>
+  /**
+   * Puts another configuration in force without closing a socket or losing a swarm: hooks and their lists, topology, limits, routes,
+   * certificates, keys. Rejects where it cannot be used; what was in force stays.
+   *
+   * @returns the settings that only count after a restart, and are others now
+   */
+  reload(config: ServerConfig): Promise<string[]>
 }
+
+/** What takes a restart to change. */
+const fixedSettings = [
+  'roles',
+  'public_url',
+  'data_dir',
+  'metrics_addr',
+  'workers',
+  'storage',
+  'posthooks',
+] as const
 
 /**
  * Starts all that the roles ask for; what it returns is listening.
@@ -68,11 +99,15 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
   await using started = new AsyncDisposableStack()
   const directory = config.data_dir ?? defaultPaths('server').data
   await makeDirectory(directory, 0o700)
-  const main = started.use(await startMainPort(config.http, deps))
-  const publicUrl = config.public_url ?? main.origin
+  const hasRegistry = config.roles.includes('registry')
+  openTopology(config)
+  const tls = await readTlsMaterial(config.http)
+  const main = hasRegistry
+    ? started.use(await openMainPort(config, config.http.tls?.main_port === true ? tls : undefined, deps))
+    : undefined
+  const publicUrl = config.public_url ?? main?.origin ?? originOf(config)
   const metrics = createServerMetrics()
   const epoch = randomBytes(8).toString('hex')
-  const topology = openTopology(config)
   const checks: Record<string, ReadinessCheck> = {}
   const trust = {
     issuer: config.tokens.issuer ?? publicUrl,
@@ -80,51 +115,73 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
     clockToleranceMs: config.tokens.clock_tolerance,
     now: deps.now,
   }
-  const common = {
-    config,
-    deps,
-    started,
-    main,
-    publicUrl,
-    metrics,
-    epoch,
-    topology,
-    trust,
-    directory,
-    checks,
-  }
+  const secrets = await openTrackerSecrets(config, directory, process.env)
+  const common = { config, deps, started, publicUrl, metrics, epoch, trust, directory, checks, tls, secrets }
 
   // The registry has the keys, the tracker checks with them; the registry asks the tracker what its swarms hold.
-  const swarms: { tracker: Tracker | undefined } = { tracker: undefined }
-  const registry = config.roles.includes('registry') ? await startRegistry({ ...common, swarms }) : undefined
-  const keySet =
-    registry === undefined && config.tracker.approval === 'token'
-      ? started.use(await openKeySet(common))
-      : undefined
-  if (config.roles.includes('tracker'))
-    swarms.tracker = startTracker({ ...common, verifier: registry?.verifier ?? keySet })
-
-  await main.open()
-  const health = started.use(
-    await startHealthPort({
-      address: config.metrics_addr,
-      registry: metrics.registry,
-      checks,
-      stats: () => ({
-        version,
-        epoch,
-        roles: config.roles,
-        ...swarms.tracker?.totals(),
-        hosts: registry?.hostsPresent(),
+  const swarms: { tracker: TrackerService | undefined } = { tracker: undefined }
+  const registry = main ? await startRegistry({ ...common, main, swarms }) : undefined
+  const keySet = registry === undefined ? keySetOf(config, directory) : undefined
+  const settingsOf = (next: ServerConfig, material: TlsMaterial | undefined) =>
+    trackerSettings(next, {
+      mainPort: main === undefined,
+      trust: { ...trust, keySet },
+      tls: material,
+      secrets,
+      epoch,
+      modulesDirectory: deps.directory ?? process.cwd(),
+    })
+  if (config.roles.includes('tracker')) {
+    const tracker = started.use(
+      await startTrackerService(settingsOf(config, tls), {
+        ...deps,
+        monotonic: monotonicMs,
+        threads: config.workers,
+        storage: storageSettings(config, directory),
+        verifier: registry?.verifier,
       }),
-    }),
-  )
+    )
+    swarms.tracker = tracker
+    metrics.watchTracker(tracker)
+    if (main)
+      registerTrackerRoutes(main.app, {
+        tracker: tracker.first.tracker,
+        sourceOf: main.sourceOf,
+        routes: { announce: config.http.announce_routes, scrape: config.http.scrape_routes },
+      })
+    const { keySet: keys } = tracker.first
+    if (keys)
+      checks['keys'] = () =>
+        keys.keySetStatus().keys > 0 ? undefined : (keys.keySetStatus().lastError ?? 'no keys')
+  }
+
+  await main?.open()
+  const stats = () => statsOf(common, swarms.tracker, registry)
+  const health =
+    config.metrics_addr === 'none'
+      ? undefined
+      : started.use(
+          await startHealthPort({ address: config.metrics_addr, registry: metrics.registry, checks, stats }),
+        )
   // First at the end: what is under way still needs the parts that were started after the port.
-  started.use(main)
+  if (main) started.use(main)
+  const { addresses } = swarms.tracker?.first ?? {}
   const owned = started.move()
   return {
-    addresses: { publicUrl, http: main.address, metricsUrl: health.origin },
-    reload: async () => keySet?.reload(),
+    addresses: {
+      publicUrl,
+      http: main?.address ?? addresses?.http[0] ?? config.http.addr,
+      tracker: addresses?.http ?? [],
+      udp: addresses?.udp ?? [],
+      metricsUrl: health?.origin,
+    },
+    reload: async (next) => {
+      const material = await readTlsMaterial(next.http)
+      await swarms.tracker?.reload(settingsOf(next, material))
+      main?.reload(next.http, next.http.tls?.main_port === true ? material : undefined)
+      registry?.replaceTopology(openTopology(next))
+      return fixedSettings.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(config[key]))
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
@@ -133,56 +190,90 @@ interface Common {
   readonly config: ServerConfig
   readonly deps: ServerDeps
   readonly started: AsyncDisposableStack
-  readonly main: MainPort
   readonly publicUrl: string
   readonly metrics: ServerMetrics
   readonly epoch: string
-  readonly topology: Topology
   readonly trust: { issuer: string; audience: string; clockToleranceMs: number; now: () => number }
   readonly directory: string
   readonly checks: Record<string, ReadinessCheck>
+  readonly secrets: TrackerSecrets
 }
 
-function startTracker({
-  config,
-  deps,
-  started,
-  main,
-  metrics,
-  epoch,
-  topology,
-  verifier,
-}: Common & { verifier: TokenVerifier | undefined }): Tracker {
-  const { peers_max: peersMax, swarms_max: swarmsMax } = config.storage.config
-  const store = started.use(createMemoryPeerStore({ peersMax, swarmsMax, ...deps }))
-  metrics.watchStore(store)
-  const hooks =
-    config.tracker.approval === 'token' && verifier
-      ? [tokenApproval({ verifier, refused: metrics.tokenRefused, log: deps.log })]
-      : []
-  const tracker = createTracker({
-    store,
-    topology,
-    hooks,
-    config: {
-      announceIntervalMs: config.announce_interval,
-      minAnnounceIntervalMs: config.min_announce_interval,
-      numwantDefault: config.tracker.numwant_default,
-      numwantMax: config.tracker.numwant_max,
-      scrapeMax: config.tracker.scrape_max,
-      gatewaysPerRack: config.tracker.gateways_per_rack,
-      reservePeers: config.tracker.reserve_peers,
-      trustedAnnouncers: [],
-    },
+async function openMainPort(
+  config: ServerConfig,
+  tls: TlsMaterial | undefined,
+  { log }: ServerDeps,
+): Promise<MainPort> {
+  try {
+    return await startMainPort(config.http, { tls, log })
+  } catch (cause) {
+    if (tls === undefined || config.http.tls === undefined || !isTlsError(cause)) throw cause
+    const { cert, key } = config.http.tls
+    throw new ConfigError([`http.tls: cannot use ${cert} and ${key}: ${(cause as Error).message}`], { cause })
+  }
+}
+
+function isTlsError(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && String(error.code).startsWith('ERR_OSSL')
+}
+
+/** What the address of a tracker alone says; with port 0, which it is not bound to yet, only for tests and trials. */
+function originOf({ http }: ServerConfig): string {
+  const { host, port } = http.addr
+  return `${http.tls?.main_port === true ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`
+}
+
+function keySetOf({ tokens, tracker }: ServerConfig, directory: string): KeySetSource | undefined {
+  if (tracker.approval === 'none') return undefined
+  if (tokens.keys_file !== undefined) return { file: tokens.keys_file }
+  if (tokens.keys_url !== undefined)
+    return {
+      url: tokens.keys_url,
+      refreshIntervalMs: tokens.keys_refresh,
+      cacheFile: join(directory, 'keys-cache.json'),
+    }
+  throw new ConfigError([
+    'tokens.keys_file: a tracker without a registry needs the public keys of one, from tokens.keys_file or tokens.keys_url, or tracker.approval: none',
+  ])
+}
+
+/** What /stats.json shows. */
+function statsOf(
+  { config, epoch }: Common,
+  tracker: TrackerService | undefined,
+  registry: { hostsPresent(): number } | undefined,
+) {
+  const counters = tracker && readCounters(tracker.counters)
+  return {
+    version,
     epoch,
-    observer: metrics.tracker,
-    ...deps,
-  })
-  registerTrackerRoutes(main.app, { tracker, sourceOf: main.sourceOf })
-  return tracker
+    roles: config.roles,
+    ...tracker?.store.totals(),
+    ...(tracker && counters
+      ? {
+          requests: counters.durations
+            .map(({ labels, buckets }) => ({
+              ...labels,
+              count: buckets.reduce((sum, count) => sum + count, 0),
+            }))
+            .filter(({ count }) => count > 0),
+          refused: Object.fromEntries([...counters.refusals].filter(([, count]) => count > 0)),
+          tokensRefused: Object.fromEntries([...counters.tokenFaults].filter(([, count]) => count > 0)),
+          udp: {
+            connects: counters.connects,
+            dropped: Object.fromEntries([...counters.drops].filter(([, count]) => count > 0)),
+          },
+          keys: tracker.first.keySet?.keySetStatus(),
+          snapshotAgeSeconds: tracker.snapshots?.ageSeconds(),
+        }
+      : {}),
+    hosts: registry?.hostsPresent(),
+  }
 }
 
-async function startRegistry(common: Common & { swarms: { tracker: Tracker | undefined } }) {
+async function startRegistry(
+  common: Common & { main: MainPort; swarms: { tracker: TrackerService | undefined } },
+) {
   const {
     config,
     deps,
@@ -191,14 +282,15 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
     publicUrl,
     metrics,
     epoch,
-    topology,
     trust,
     directory,
     checks,
     swarms,
+    secrets,
   } = common
   const { app, sourceOf } = main
   const { now, log } = deps
+  let topology = openTopology(config)
   const state = started.use(await openSqliteStateStore({ file: join(directory, 'state.sqlite') }))
   const revocations = started.use(
     await loadRevocations({ state, clockToleranceMs: trust.clockToleranceMs, now, log }),
@@ -208,6 +300,8 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
       ...trust,
       keysDirectory: join(directory, 'keys'),
       algorithm: config.tokens.algorithm,
+      tickets: createTickets(secrets.ticketSecret),
+      acceptChihaya: config.tokens.compat === 'chihaya',
       isRevoked: (id) => revocations.isRevoked(id),
     }),
   )
@@ -286,8 +380,7 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
     tags,
     epoch,
     reportIntervalMs: config.enrolment.report_interval,
-    placeOf: (place, source) =>
-      topology.nameOf(place === undefined ? topology.placeOfAddress(source) : topology.idOf(place)),
+    placeOf: (place, source) => place ?? topology.nameOfAddress(source),
   })
   const { webseed } = config.registry
   registerGrantRoutes(app, {
@@ -296,7 +389,7 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
     agentTtlMs: config.tokens.agent_ttl,
     cidrOf,
     swarmCounts: (infoHash) =>
-      swarms.tracker?.counts(infoHash) ?? { complete: 0, incomplete: 0, downloaded: 0 },
+      swarms.tracker?.store.scrape(infoHash) ?? { complete: 0, incomplete: 0, downloaded: 0 },
   })
   registerWebseedRoutes(app, {
     ...shared,
@@ -308,7 +401,13 @@ async function startRegistry(common: Common & { swarms: { tracker: Tracker | und
   app.get('/api/v1/server', async (request): Promise<ServerInfo> => serverInfo(request, common, controlled))
   checks['state'] = async () => describeFailure(state.get('hosts/'))
   checks['blobs'] = async () => describeFailure(access(directory, constants.W_OK))
-  return { verifier, hostsPresent: () => fleet.present().length }
+  return {
+    verifier,
+    hostsPresent: () => fleet.present().length,
+    replaceTopology: (next: Topology) => {
+      topology = next
+    },
+  }
 }
 
 async function serverInfo(
@@ -332,25 +431,10 @@ async function serverInfo(
   }
 }
 
-async function openKeySet({ config, trust }: Common) {
-  const jwksFile = config.tokens.keys_file
-  if (jwksFile === undefined) {
-    throw new ConfigError([
-      'tokens.keys_file: a tracker without a registry needs the public keys of one, or tracker.approval: none',
-    ])
-  }
-  return openKeySetVerifier({ ...trust, jwksFile })
-}
-
-function openTopology({ topology }: ServerConfig): Topology {
+/** @throws ConfigError naming what is wrong with the topology */
+function openTopology(config: ServerConfig): Topology {
   try {
-    return createTopology({
-      levels: topology.levels,
-      places: topology.places,
-      prefixes: topology.prefixes,
-      ipv4PrefixLength: topology.ipv4_prefix_length,
-      ipv6PrefixLength: topology.ipv6_prefix_length,
-    })
+    return createTopology(topologyOf(config))
   } catch (cause) {
     throw new ConfigError((cause as Error).message.split('\n'), { cause })
   }

@@ -93,12 +93,25 @@ export function parseCompactPeers(bytes: Uint8Array, family: Family): Endpoint[]
 }
 
 function parseIpv4(text: string): Uint8Array | undefined {
-  const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/.exec(text)
-  if (!match) return undefined
-  const octets = match.slice(1)
-  if (octets.some((octet) => Number(octet) > 255 || (octet.length > 1 && octet.startsWith('0'))))
-    return undefined
-  return Uint8Array.from(octets, Number)
+  const bytes = new Uint8Array(4)
+  let octet = 0
+  let digits = 0
+  let value = 0
+  for (let i = 0; i <= text.length; i++) {
+    const code = i === text.length ? 0x2e : text.charCodeAt(i)
+    if (code === 0x2e) {
+      if (digits === 0 || octet === 4) return undefined
+      bytes[octet++] = value
+      digits = value = 0
+    } else if (code >= 0x30 && code <= 0x39 && (digits === 0 || value > 0)) {
+      value = value * 10 + code - 0x30
+      digits++
+      if (value > 255) return undefined
+    } else {
+      return undefined
+    }
+  }
+  return octet === 4 ? bytes : undefined
 }
 
 function parseIpv6(text: string): Uint8Array | undefined {

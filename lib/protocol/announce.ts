@@ -1,4 +1,4 @@
-import type { Endpoint } from './address.ts'
+import type { Endpoint, Family } from './address.ts'
 import { endpointIp, endpointPort, formatIp, parseCompactPeers } from './address.ts'
 import type { Bencodable, BencodedDictionary } from './bencode.ts'
 import { decode, encode } from './bencode.ts'
@@ -178,6 +178,68 @@ export function writeAnnounceReply(reply: AnnounceReply, compact: boolean): Buff
     },
     'tracker id': reply.trackerId,
   })
+}
+
+/** Peers as a reply carries them: endpoints in a row, 6 bytes each (BEP 23) or 18 (BEP 7), and a byte of distance for each. */
+export interface CompactPeers {
+  readonly compact: Readonly<Record<Family, Uint8Array>>
+  readonly distances: Readonly<Record<Family, Uint8Array>>
+  /** How many of each family there are. */
+  readonly lengths: Readonly<Record<Family, number>>
+}
+
+/** The same bytes as `writeAnnounceReply` for a compact reply, without an object for each peer: the tracker's hot path. */
+export function writeCompactAnnounceReply(reply: Omit<AnnounceReply, 'peers'>, peers: CompactPeers): Buffer {
+  const { externalIp, rackswarm: hints, trackerId } = reply
+  const [count4, count6] = [peers.lengths[4], peers.lengths[6]]
+  const head = `d8:completei${reply.complete}e10:downloadedi${reply.downloaded}e`
+  const middle = `10:incompletei${reply.incomplete}e8:intervali${reply.intervalSeconds}e12:min intervali${reply.minIntervalSeconds}e5:peers${count4 * 6}:`
+  // What follows the endpoints is rare; its parts are short.
+  const epoch = hints ? Buffer.from(hints.epoch) : undefined
+  const id = trackerId === undefined ? undefined : Buffer.from(trackerId)
+  const target = Buffer.allocUnsafe(
+    head.length +
+      middle.length +
+      (externalIp ? 17 + externalIp.length : 0) +
+      count4 * 7 +
+      count6 * 19 +
+      (epoch ? 100 + epoch.length : 0) +
+      (id ? 30 + id.length : 0) +
+      30,
+  )
+  let at = target.write(head, 0, 'latin1')
+  if (externalIp) {
+    at += target.write(`11:external ip${externalIp.length}:`, at, 'latin1')
+    target.set(externalIp, at)
+    at += externalIp.length
+  }
+  at += target.write(middle, at, 'latin1')
+  at = copy(peers.compact[4], count4 * 6, target, at)
+  if (count6 > 0) {
+    at += target.write(`6:peers6${count6 * 18}:`, at, 'latin1')
+    at = copy(peers.compact[6], count6 * 18, target, at)
+  }
+  if (hints && epoch) {
+    at += target.write(`9:rackswarmd1:d${count4}:`, at, 'latin1')
+    at = copy(peers.distances[4], count4, target, at)
+    at += target.write(`2:d6${count6}:`, at, 'latin1')
+    at = copy(peers.distances[6], count6, target, at)
+    at += target.write(`5:epoch${epoch.length}:`, at, 'latin1')
+    at = copy(epoch, epoch.length, target, at)
+    at += target.write(`7:gatewayi${hints.gateway ? 1 : 0}e1:vi1ee`, at, 'latin1')
+  }
+  if (id) {
+    at += target.write(`10:tracker id${id.length}:`, at, 'latin1')
+    at = copy(id, id.length, target, at)
+  }
+  target[at++] = 0x65
+  return target.subarray(0, at)
+}
+
+/** Copies the first `length` bytes. @returns where they end */
+function copy(source: Uint8Array, length: number, target: Uint8Array, at: number): number {
+  for (let i = 0; i < length; i++) target[at + i] = source[i] ?? 0
+  return at + length
 }
 
 /** `d14:failure reason…e`; with BEP 31 `retry in`, minutes, where asking again later may help. */

@@ -33,7 +33,7 @@ export function parseCidr(text: string): Cidr {
   if (network.family !== (bits === 32 ? 4 : 6)) wrong(text, 'write an IPv4-mapped network as IPv4')
   if (Buffer.compare(network.bytes, given.bytes) !== 0)
     wrong(text, `host bits are set; did you mean ${block.base}/${block.bitmask}?`)
-  return { family: network.family, bytes: network.bytes, length: block.bitmask }
+  return { family: network.family, bytes: network.bytes, length: Number(block.bitmask) }
 }
 
 export function cidrContains({ family, bytes, length }: Cidr, ip: Ip): boolean {

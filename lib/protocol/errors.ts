@@ -5,9 +5,12 @@
 export class ClientError extends Error {
   override readonly name = 'ClientError'
   readonly code: string
+  /** BEP 31: minutes after which asking again may help. */
+  readonly retryInMinutes: number | undefined
 
-  constructor(code: string, message: string, options?: ErrorOptions) {
+  constructor(code: string, message: string, options?: ErrorOptions & { retryInMinutes?: number }) {
     super(message, options)
     this.code = code
+    this.retryInMinutes = options?.retryInMinutes
   }
 }

@@ -25,6 +25,11 @@ export function infoHashFromHex(hex: string): InfoHash {
   return hex.toLowerCase() as InfoHash
 }
 
+/** The 20 bytes at `at`, which must be there: what `infoHashFromBytes` makes of a view of them, at half the cost. */
+export function infoHashAt(bytes: Buffer, at: number): InfoHash {
+  return bytes.toString('hex', at, at + 20) as InfoHash
+}
+
 /** The SHA-1 of a bencoded `info` dictionary, as its bytes stand in the torrent. */
 export function infoHashOf(info: Uint8Array): InfoHash {
   return createHash('sha1').update(info).digest('hex') as InfoHash

@@ -23,14 +23,17 @@ export function parseQuery(raw: string): Query {
   const values = new Map<string, string>()
   const infoHashes: string[] = []
   let pairs = 0
+  // Searched natively: a token of 700 characters is not worth a step of ours for each.
+  const alternative = raw.includes(';')
   for (let start = 0; start < raw.length;) {
-    let end = start
-    let equals = -1
-    for (; end < raw.length; end++) {
-      const code = raw.charCodeAt(end)
-      if (code === 0x26 || code === 0x3b) break
-      if (code === 0x3d && equals < 0) equals = end
+    let end = raw.indexOf('&', start)
+    if (end < 0) end = raw.length
+    if (alternative) {
+      const semicolon = raw.indexOf(';', start)
+      if (semicolon >= 0 && semicolon < end) end = semicolon
     }
+    const found = raw.indexOf('=', start)
+    const equals = found < end ? found : -1
     if (end > start) {
       if (++pairs > pairsMax) throw new ClientError('bad_query', 'too many query parameters')
       const key = unescape(raw.slice(start, equals < 0 ? end : equals))

@@ -19,13 +19,12 @@ export interface SwarmCounts {
   readonly downloaded: number
 }
 
-/** Reads the query of `/scrape`. @throws ClientError whose message is the reply's `failure reason` */
+/** Reads the query of `/scrape`; without an infohash it asks for all swarms. @throws ClientError whose message is the reply's `failure reason` */
 export function parseScrape(rawQuery: string): Scrape {
   const query = parseQuery(rawQuery)
   for (const value of query.infoHashes) {
     if (value.length !== 20) throw new ClientError('bad_infohash', 'provided invalid infohash')
   }
-  if (query.infoHashes.length === 0) throw new ClientError('bad_infohash', 'no info_hash parameter supplied')
   return {
     infoHashes: query.infoHashes.map((value) => infoHashFromBytes(Buffer.from(value, 'latin1'))),
     jwt: query.values.get('jwt'),

@@ -15,11 +15,16 @@ export interface DaemonProgram<Schema extends z.ZodType> {
   readonly schema: Schema
   /** Read when `--config` is not given and the file is there. */
   readonly defaultConfig: string
-  start(config: z.output<Schema>, signal: AbortSignal): Promise<Daemon>
+  /** `file` is where the configuration was read from. */
+  start(config: z.output<Schema>, signal: AbortSignal, file: string | undefined): Promise<Daemon>
   /** Called with where it listens. */
   started(addresses: Daemon['addresses']): void
-  /** Called at SIGHUP, if the daemon can reload. */
-  reload?(): void
+  /** Called at SIGHUP, if the daemon can reload, with the configuration as it is now, or with why it cannot be used. */
+  reload?(config: z.output<Schema> | Error): void
+  /** Further first words: `rackswarm-server selftest`. They get the other arguments, and say how it ended. */
+  readonly commands?: Readonly<
+    Record<string, { readonly summary: string; run(argv: readonly string[]): Promise<number> }>
+  >
 }
 
 /**
@@ -30,6 +35,11 @@ export async function runDaemon<Schema extends z.ZodType>(
   program: DaemonProgram<Schema>,
   argv: readonly string[],
 ): Promise<void> {
+  const command = program.commands?.[argv[0] ?? '']
+  if (command) {
+    process.exitCode = await command.run(argv.slice(1))
+    return
+  }
   let options: ReturnType<typeof parseArguments>
   try {
     options = parseArguments(argv)
@@ -41,13 +51,14 @@ export async function runDaemon<Schema extends z.ZodType>(
   if (options.version) return void process.stdout.write(`${program.name} ${program.version}\n`)
   const file = options.config ?? (existsSync(program.defaultConfig) ? program.defaultConfig : undefined)
   try {
-    const config =
+    const read = async () =>
       file === undefined
         ? parseConfig(program.schema, '', '(no file)')
         : await loadConfig(program.schema, file)
+    const config = await read()
     if (options['print-config']) return void process.stdout.write(await printConfig(program.schema, file))
     if (options.check) return void process.stdout.write(`${file ?? 'The default configuration'} is good\n`)
-    await runUntilSignal(program, config)
+    await runUntilSignal(program, { config, file, read })
   } catch (error) {
     if (error instanceof ConfigError) fail(78, `${program.name}: ${error.message}\n`)
     else fail(1, `${program.name}: ${error instanceof Error ? describe(error) : String(error)}\n`)
@@ -56,7 +67,11 @@ export async function runDaemon<Schema extends z.ZodType>(
 
 async function runUntilSignal<Schema extends z.ZodType>(
   program: DaemonProgram<Schema>,
-  config: z.output<Schema>,
+  {
+    config,
+    file,
+    read,
+  }: { config: z.output<Schema>; file: string | undefined; read: () => Promise<z.output<Schema>> },
 ): Promise<void> {
   const stop = new AbortController()
   const stopped = new Promise<void>((resolve) => {
@@ -71,11 +86,14 @@ async function runUntilSignal<Schema extends z.ZodType>(
     })
   }
   process.on('SIGHUP', () => {
-    program.reload?.()
+    read().then(
+      (next) => program.reload?.(next),
+      (error: unknown) => program.reload?.(error instanceof Error ? error : new Error(String(error))),
+    )
   })
   let daemon: Daemon
   try {
-    daemon = await program.start(config, stop.signal)
+    daemon = await program.start(config, stop.signal, file)
   } catch (error) {
     if (stop.signal.aborted) return
     throw error
@@ -99,14 +117,19 @@ function parseArguments(argv: readonly string[]) {
   }).values
 }
 
-function usage({ name, defaultConfig }: Pick<DaemonProgram<z.ZodType>, 'name' | 'defaultConfig'>): string {
+function usage({
+  name,
+  defaultConfig,
+  commands = {},
+}: Pick<DaemonProgram<z.ZodType>, 'name' | 'defaultConfig' | 'commands'>): string {
+  const others = Object.entries(commands)
   return `Usage: ${name} [--config FILE] [--check | --print-config | --version | --help]
-
+${others.map(([command]) => `       ${name} ${command} --help\n`).join('')}
   --config FILE   the configuration (default: ${defaultConfig}, if it is there)
   --check         say whether the configuration is good, and end
   --print-config  print the configuration in force, defaults included, and end
   --version       print the version, and end
-
+${others.map(([command, { summary }]) => `  ${command.padEnd(14)}  ${summary}\n`).join('')}
 Exit codes: 0 ended in order, 1 failed, 2 wrong arguments, 78 unusable configuration.
 `
 }

@@ -1,3 +1,4 @@
+import type { Ip } from '../protocol/address.ts'
 import type { Cidr } from '../protocol/cidr.ts'
 import type { InfoHash } from '../protocol/infohash.ts'
 import type { Place } from '../protocol/place.ts'
@@ -19,6 +20,8 @@ export type TokenFault =
   | 'wrong_infohash'
   | 'wrong_address'
   | 'wrong_scope'
+  /** Not looked at: too many others were waiting. */
+  | 'busy'
 
 export class TokenError extends Error {
   override readonly name = 'TokenError'
@@ -86,11 +89,32 @@ export interface AccessClaims {
 export type Claims = AnnounceClaims | HostClaims | ApiClaims | AccessClaims
 export type ClaimsOf<Kind extends Claims['kind']> = Extract<Claims, { kind: Kind }>
 
+/** What may make a check cheaper, or fair. */
+export interface VerifyHints {
+  /** Who asks: each network gets its share of the signature checks. */
+  readonly from?: Ip | undefined
+  /** What this server, or a sibling, gave for the token before. One that is wrong is as good as none. */
+  readonly ticket?: string | undefined
+}
+
+/** An announce token that was accepted. */
+export interface Admission {
+  readonly claims: AnnounceClaims
+  /** To be brought along with the same token the next time; undefined where there are no tickets. */
+  readonly ticket: string | undefined
+}
+
 /**
  * Checks tokens: signature by the recorded algorithm of the `kid`'s key, type, issuer, audience, times, revocation.
  * A token seen before is answered from a bounded cache without a promise.
  */
 export interface TokenVerifier {
   /** @throws TokenError (or rejects with it) */
-  verify<Kind extends Claims['kind']>(token: string, kind: Kind): ClaimsOf<Kind> | Promise<ClaimsOf<Kind>>
+  verify<Kind extends Claims['kind']>(
+    token: string,
+    kind: Kind,
+    hints?: VerifyHints,
+  ): ClaimsOf<Kind> | Promise<ClaimsOf<Kind>>
+  /** The same for an announce token, with the ticket for it. @throws TokenError (or rejects with it) */
+  admit(token: string, hints: VerifyHints): Admission | Promise<Admission>
 }

@@ -1,17 +1,21 @@
 import { randomUUID } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
-import type { JWK } from 'jose'
-import { SignJWT, calculateJwkThumbprint, importJWK } from 'jose'
+import { SignJWT, importJWK } from 'jose'
 import { ClientError } from '../protocol/errors.ts'
 import type { InfoHash } from '../protocol/infohash.ts'
 import { infoHashToHex } from '../protocol/infohash.ts'
+import type { Logger } from '../runtime/log.ts'
+import { silentLog } from '../runtime/log.ts'
 import type { Algorithm } from './algorithms.ts'
-import { algorithmOf } from './algorithms.ts'
 import type { AccessClaims, AnnounceScope, Claims, TokenVerifier } from './claims.ts'
+import type { KeySetStatus } from './current-keys.ts'
+import type { KeySetSource } from './key-set.ts'
+import { openKeySet } from './key-set.ts'
 import { readClaims, types } from './read-claims.ts'
 import type { PublicJwk } from './signing-keys.ts'
 import { activeKey, openSigningKeys, publicJwk } from './signing-keys.ts'
-import type { VerificationKey } from './verifier.ts'
+import type { Tickets } from './ticket.ts'
+import { importVerificationKey } from './verification-key.ts'
+import type { VerifierStats } from './verifier.ts'
 import { createVerifier, tokenCharactersMax } from './verifier.ts'
 import { createVerifyPool } from './verify-pool.ts'
 
@@ -54,6 +58,7 @@ export interface TokenAuthority extends AsyncDisposable {
   readonly verifier: TokenVerifier
   /** Signatures that wait or are being checked; bounded. */
   readonly verificationsWaiting: number
+  verifierStats(): VerifierStats
   /** RFC 7517, public parts only. */
   jwks(): { keys: PublicJwk[] }
 }
@@ -64,6 +69,10 @@ interface Trust {
   readonly clockToleranceMs: number
   readonly now: () => number
   readonly isRevoked?: (id: string) => boolean
+  /** Default: none are given, and none taken. */
+  readonly tickets?: Tickets | undefined
+  /** Takes announce tokens as Quay signed them for chihaya. */
+  readonly acceptChihaya?: boolean | undefined
 }
 
 /** Opens the signing keys of a directory, making the first. @throws Error naming a key file that cannot be used */
@@ -76,12 +85,16 @@ export async function openTokenAuthority(
   const signingKey = await importJWK(signer.privateJwk, signer.algorithm)
   const pool = createVerifyPool()
   const verificationKeys = new Map(
-    keys.map((key): [string, VerificationKey] => [
-      key.kid,
-      { kid: key.kid, algorithm: key.algorithm, jwk: publicJwk(key) },
-    ]),
+    keys.map((key) => [key.kid, importVerificationKey(publicJwk(key))] as const),
   )
-  const verifier = createVerifier({ isRevoked: () => false, ...options, keys: () => verificationKeys, pool })
+  const signerKey = verificationKeys.get(signer.kid)
+  if (!signerKey) throw new Error(`Cannot sign: key ${signer.kid} is not among those that verify`)
+  const verifier = createVerifier({
+    isRevoked: () => false,
+    ...options,
+    keySource: { keys: verificationKeys },
+    pool,
+  })
 
   const mint = async (
     kind: Claims['kind'],
@@ -110,7 +123,7 @@ export async function openTokenAuthority(
         'TOKEN_TOO_LONG',
         `Cannot make the token: it would have ${token.length} characters, at most ${tokenCharactersMax} are accepted; name fewer repositories, or a prefix such as team/*`,
       )
-    verifier.remember(token, readClaims(payload, kind, { ...options, nowMs: now() }))
+    verifier.remember(token, readClaims(payload, kind, { ...options, nowMs: now() }), signerKey)
     return { token, id, expiresAt }
   }
 
@@ -119,6 +132,7 @@ export async function openTokenAuthority(
     get verificationsWaiting() {
       return pool.waiting
     },
+    verifierStats: () => verifier.stats(),
     minter: {
       mintAnnounce: ({ infoHash, subject, scopes, rack, cidr, ttlMs }) =>
         mint('announce', subject, ttlMs, {
@@ -140,39 +154,39 @@ export async function openTokenAuthority(
   }
 }
 
-/** A verifier for a tracker without a registry, from a JWKS file. `reload` keeps the last good set when the new one is bad. */
-export async function openKeySetVerifier(
-  options: Trust & { jwksFile: string },
-): Promise<TokenVerifier & AsyncDisposable & { reload(): Promise<void> }> {
-  let keys = await readKeySet(options.jwksFile)
-  const pool = createVerifyPool()
-  const verifier = createVerifier({ isRevoked: () => false, ...options, keys: () => keys, pool })
-  return {
-    verify: (token, kind) => verifier.verify(token, kind),
-    reload: async () => {
-      keys = await readKeySet(options.jwksFile)
-      verifier.clear()
-    },
-    [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose](),
-  }
+/** A verifier for a tracker without a registry. */
+export interface KeySetVerifier extends TokenVerifier, AsyncDisposable {
+  /** Reads the keys again. Rejects with what is wrong, and keeps the last good set. */
+  reload(): Promise<void>
+  keySetStatus(): KeySetStatus
+  verifierStats(): VerifierStats
 }
 
-/** @throws Error naming the file and what is wrong; a key of a foreign kind is passed over, an empty set is not accepted */
-async function readKeySet(file: string): Promise<Map<string, VerificationKey>> {
-  let keys: unknown
-  try {
-    keys = (JSON.parse(await readFile(file, 'utf8')) as { keys?: unknown }).keys
-  } catch (cause) {
-    throw new Error(`Cannot read key set ${file}: ${(cause as Error).message}`, { cause })
+/**
+ * Opens a verifier by a key set from elsewhere: a JWKS file, or a URL.
+ *
+ * @throws Error naming the file that holds no key set; a URL that is down does not keep it from opening
+ */
+export async function openKeySetVerifier(
+  options: Trust &
+    ({ jwksFile: string } | { keySet: KeySetSource }) & { log?: Logger; random?: () => number },
+): Promise<KeySetVerifier> {
+  const keySet = await openKeySet('keySet' in options ? options.keySet : { file: options.jwksFile }, {
+    log: silentLog(),
+    random: Math.random,
+    ...options,
+  })
+  const pool = createVerifyPool()
+  const verifier = createVerifier({ isRevoked: () => false, ...options, keySource: keySet, pool })
+  return {
+    verify: (token, kind, hints) => verifier.verify(token, kind, hints),
+    admit: (token, hints) => verifier.admit(token, hints),
+    reload: () => keySet.reload(),
+    keySetStatus: () => keySet.status(),
+    verifierStats: () => verifier.stats(),
+    [Symbol.asyncDispose]: async () => {
+      await keySet[Symbol.asyncDispose]()
+      await pool[Symbol.asyncDispose]()
+    },
   }
-  if (!Array.isArray(keys)) throw new Error(`Cannot read key set ${file}: need {"keys": [...]}`)
-  const usable = new Map<string, VerificationKey>()
-  for (const jwk of keys as JWK[]) {
-    const algorithm = algorithmOf(jwk)
-    if (algorithm === undefined) continue
-    const kid = jwk.kid ?? (await calculateJwkThumbprint(jwk))
-    usable.set(kid, { kid, algorithm, jwk })
-  }
-  if (usable.size === 0) throw new Error(`Cannot read key set ${file}: it has no ES256, Ed25519 or RS256 key`)
-  return usable
 }

@@ -1,133 +1,244 @@
-import { createHash } from 'node:crypto'
-import type { JWK } from 'jose'
 import { LRUCache } from 'lru-cache'
-import type { Algorithm } from './algorithms.ts'
 import { namesAlgorithm } from './algorithms.ts'
-import type { Claims, ClaimsOf, TokenFault, TokenVerifier } from './claims.ts'
+import type { Admission, AnnounceClaims, Claims, ClaimsOf, TokenVerifier, VerifyHints } from './claims.ts'
 import { TokenError } from './claims.ts'
-import { readClaims, types } from './read-claims.ts'
+import type { Expected, Payload } from './read-claims.ts'
+import { readChihayaClaims, readClaims, types } from './read-claims.ts'
+import type { Tickets } from './ticket.ts'
+import type { KeySource, VerificationKey } from './verification-key.ts'
 import type { VerifyPool } from './verify-pool.ts'
 
-export interface VerificationKey {
-  readonly kid: string
-  readonly algorithm: Algorithm
-  readonly jwk: JWK
-}
-
 export interface VerifierOptions {
-  /** The keys in force; called for each token that is not in the cache. */
-  readonly keys: () => ReadonlyMap<string, VerificationKey>
+  readonly keySource: KeySource
   readonly pool: VerifyPool
   readonly issuer: string
   readonly audience: string
   readonly clockToleranceMs: number
   readonly now: () => number
   readonly isRevoked: (id: string) => boolean
+  /** Default: none are given, and none taken. */
+  readonly tickets?: Tickets | undefined
+  /** Takes announce tokens as Quay signed them for chihaya: RS256, without `typ`, and without `exp`. */
+  readonly acceptChihaya?: boolean | undefined
+}
+
+export interface VerifierStats {
+  /** Accepted tokens that are remembered, at most `cachedTokensMax`. */
+  readonly cachedTokens: number
+  /** What their text takes, at most `cachedBytesMax`. */
+  readonly cachedBytes: number
+  /** Signatures that wait or are being checked. */
+  readonly waiting: number
 }
 
 export interface CachingVerifier extends TokenVerifier {
   /** Enters a token that this process has just signed, so that its first use costs no signature check. */
-  remember(token: string, claims: Claims): void
-  /** Forgets all: the key set has changed. */
-  clear(): void
+  remember(token: string, claims: Claims, key: VerificationKey): void
+  stats(): VerifierStats
 }
 
 /** Our usual tokens have some 700 characters, Quay's RS256 ones 900; a longer one is neither made nor looked at. */
 export const tokenCharactersMax = 4096
-/** Tokens remembered. 100,000 hosts × a few swarms fit; each costs some 500 bytes. */
-const cacheMax = 200_000
-/** Refused tokens are remembered shortly and separately, so that garbage cannot push out good ones. */
+/** 100,000 hosts × a swarm or two. The claims of a token cost about as much again as its text. */
+export const cachedTokensMax = 200_000
+export const cachedBytesMax = 96 * 1024 * 1024
+/** Tokens whose signature was wrong are remembered shortly and separately, so that they cannot push out good ones. */
 const refusedMax = 10_000
+const refusedBytesMax = 8 * 1024 * 1024
 const refusedForMs = 5_000
+/** Tokens that wait for a key set to be fetched again. */
+const awaitingKeyMax = 5_000
 
-/** A verifier with a cache by token hash. Hits answer without a promise; misses share one check. */
+interface Accepted {
+  readonly claims: Claims
+  /** What proved it: once that is no longer in force, the token is looked at anew. */
+  readonly key: VerificationKey
+  /** Made when it is first asked for. */
+  ticket: string | undefined
+}
+
+/**
+ * A verifier with a cache. Hits answer without a promise, and so do tokens with a ticket; other misses share one check.
+ * The cache is by the whole text of a token: a shorter name, such as a hash that is fast, could be made to collide.
+ */
 export function createVerifier(options: VerifierOptions): CachingVerifier {
-  const { clockToleranceMs, now, isRevoked } = options
-  const accepted = new LRUCache<string, Claims>({ max: cacheMax })
-  const refused = new LRUCache<string, { fault: TokenFault; untilMs: number }>({ max: refusedMax })
-  const underWay = new Map<string, Promise<Claims>>()
+  const { keySource, pool, tickets, issuer, audience, clockToleranceMs, now, isRevoked } = options
+  const accepted = new LRUCache<string, Accepted>({
+    max: cachedTokensMax,
+    maxSize: cachedBytesMax,
+    sizeCalculation: (_, token) => token.length,
+  })
+  const refused = new LRUCache<string, { key: VerificationKey; untilMs: number }>({
+    max: refusedMax,
+    maxSize: refusedBytesMax,
+    sizeCalculation: (_, token) => token.length,
+  })
+  const underWay = new Map<string, Promise<Accepted>>()
+  let awaitingKey = 0
 
-  const check = async (token: string, cacheKey: string): Promise<Claims> => {
-    try {
-      const { key, kind, payload } = peek(token, options.keys())
-      const claims = readClaims(payload, kind, { ...options, nowMs: now() })
-      if (!(await options.pool.verify({ token, jwk: key.jwk, algorithm: key.algorithm })))
-        throw new TokenError('bad_signature')
-      accepted.set(cacheKey, claims)
-      return claims
-    } catch (error) {
-      const fault = error instanceof TokenError ? error.fault : 'malformed'
-      // A clock catches up; everything else about a token stays as it is.
-      if (fault !== 'not_yet_valid') refused.set(cacheKey, { fault, untilMs: now() + refusedForMs })
-      throw error instanceof TokenError ? error : new TokenError('malformed', { cause: error })
+  const isInForce = (key: VerificationKey) => keySource.keys.get(key.kid) === key
+
+  const find = (token: string, kind: Claims['kind'], hints: VerifyHints): Accepted | Promise<Accepted> => {
+    if (token.length > tokenCharactersMax) throw new TokenError('malformed')
+    const known = accepted.get(token)
+    if (known) {
+      if (isInForce(known.key)) return known
+      accepted.delete(token)
     }
+    const bad = refused.get(token)
+    if (bad && bad.untilMs > now() && isInForce(bad.key)) throw new TokenError('bad_signature')
+    return underWay.get(token) ?? check(token, kind, hints)
   }
 
-  const admit = <Kind extends Claims['kind']>(claims: Claims, kind: Kind): ClaimsOf<Kind> => {
+  /** Most of what is wrong is found before the first wait. */
+  const check = (token: string, kind: Claims['kind'], hints: VerifyHints): Accepted | Promise<Accepted> => {
+    const unproven = readToken(token, options.acceptChihaya === true)
+    const key = keyOf(unproven, keySource)
+    const claims = claimsOf(unproven, { issuer, audience, clockToleranceMs, nowMs: now() })
     if (claims.kind !== kind) throw new TokenError('wrong_type')
+    if (key) return prove(token, claims, key, hints)
+    const looking = unproven.kid === undefined ? undefined : keySource.lookAgain?.()
+    if (!looking) throw new TokenError('unknown_key')
+    if (awaitingKey >= awaitingKeyMax) throw new TokenError('busy')
+    awaitingKey++
+    return share(token, async () => {
+      await looking.finally(() => awaitingKey--)
+      const late = keyOf(unproven, keySource)
+      if (!late) throw new TokenError('unknown_key')
+      return prove(token, claims, late, hints)
+    })
+  }
+
+  const prove = (
+    token: string,
+    claims: Claims,
+    key: VerificationKey,
+    { from, ticket }: VerifyHints,
+  ): Accepted | Promise<Accepted> => {
+    const good = ticket === undefined ? undefined : tickets?.check(token, key, ticket)
+    if (good !== undefined) return accept(token, { claims, key, ticket: good })
+    return share(token, async () => {
+      if (await pool.verify({ token, key, from })) return accept(token, { claims, key, ticket: undefined })
+      refused.set(ownText(token), { key, untilMs: now() + refusedForMs })
+      throw new TokenError('bad_signature')
+    })
+  }
+
+  const accept = (token: string, entry: Accepted): Accepted => {
+    accepted.set(ownText(token), entry)
+    return entry
+  }
+
+  /** A token that many ask for is checked once. */
+  const share = (token: string, work: () => Promise<Accepted>): Promise<Accepted> => {
+    const run = async () => {
+      try {
+        return await work()
+      } finally {
+        // Not when the work has handed over to other work.
+        if (underWay.get(token) === checking) underWay.delete(token)
+      }
+    }
+    const checking = run()
+    underWay.set(token, checking)
+    return checking
+  }
+
+  const allow = ({ claims, key }: Accepted, kind: Claims['kind']): void => {
+    if (claims.kind !== kind) throw new TokenError('wrong_type')
+    if (!isInForce(key)) throw new TokenError('unknown_key')
     if (now() - clockToleranceMs >= claims.expiresAt.getTime()) throw new TokenError('expired')
     if (isRevoked(claims.id) || (claims.kind === 'access' && claims.parent && isRevoked(claims.parent.id)))
       throw new TokenError('revoked')
-    return claims as ClaimsOf<Kind>
+  }
+
+  const allowed = <Kind extends Claims['kind']>(entry: Accepted, kind: Kind): ClaimsOf<Kind> => {
+    allow(entry, kind)
+    return entry.claims as ClaimsOf<Kind>
+  }
+
+  const admitted = (entry: Accepted, token: string): Admission => {
+    allow(entry, 'announce')
+    if (tickets && entry.ticket === undefined) entry.ticket = tickets.issue(token, entry.key)
+    return entry as Accepted & { claims: AnnounceClaims }
   }
 
   return {
-    verify: (token, kind) => {
-      if (token.length > tokenCharactersMax) throw new TokenError('malformed')
-      const cacheKey = hashOf(token)
-      const known = accepted.get(cacheKey)
-      if (known) return admit(known, kind)
-      const bad = refused.get(cacheKey)
-      if (bad && bad.untilMs > now()) throw new TokenError(bad.fault)
-      let checking = underWay.get(cacheKey)
-      if (!checking) {
-        // Most garbage is refused before the first wait: the entry must end after it was made.
-        checking = check(token, cacheKey).finally(() => underWay.delete(cacheKey))
-        underWay.set(cacheKey, checking)
-      }
-      return checking.then((claims) => admit(claims, kind))
+    verify: (token, kind, hints = {}) => {
+      const entry = find(token, kind, hints)
+      return entry instanceof Promise ? entry.then((late) => allowed(late, kind)) : allowed(entry, kind)
     },
-    remember: (token, claims) => {
-      accepted.set(hashOf(token), claims)
+    admit: (token, hints) => {
+      const entry = find(token, 'announce', hints)
+      return entry instanceof Promise ? entry.then((late) => admitted(late, token)) : admitted(entry, token)
     },
-    clear: () => {
-      accepted.clear()
-      refused.clear()
+    remember: (token, claims, key) => {
+      accept(token, { claims, key, ticket: undefined })
     },
+    stats: () => ({
+      cachedTokens: accepted.size,
+      cachedBytes: accepted.calculatedSize,
+      waiting: pool.waiting + awaitingKey,
+    }),
   }
 }
 
-/** What a token says of itself, all of it unproven: enough to refuse most garbage before a signature is checked. */
-function peek(
-  token: string,
-  keys: ReadonlyMap<string, VerificationKey>,
-): { key: VerificationKey; kind: Claims['kind']; payload: unknown } {
-  const parts = token.split('.')
-  if (parts.length !== 3) throw new TokenError('malformed')
-  const header = parsePart(parts[0])
-  const payload = parsePart(parts[1])
-  const kind = (Object.keys(types) as Claims['kind'][]).find(
-    (candidate) => types[candidate] === header['typ'],
-  )
-  if (kind === undefined) throw new TokenError('wrong_type')
-  const kid = header['kid']
-  const key = typeof kid === 'string' ? keys.get(kid) : undefined
-  if (!key) throw new TokenError('unknown_key')
-  if (!namesAlgorithm(header['alg'], key.algorithm)) throw new TokenError('wrong_algorithm')
-  return { key, kind, payload }
+/** What a token says of itself, all of it unproven. */
+interface Unproven {
+  readonly alg: unknown
+  readonly kid: string | undefined
+  /** `chihaya`: an announce token that does not say so. */
+  readonly shape: Claims['kind'] | 'chihaya'
+  readonly payload: Payload
 }
 
-function parsePart(part: string | undefined): Record<string, unknown> {
+const kinds = new Map<unknown, Claims['kind']>(
+  (Object.keys(types) as Claims['kind'][]).map((kind) => [types[kind], kind]),
+)
+
+/** Any other letter could stand for one of these in the bytes that are signed. */
+const compactForm = /^[\w-]+\.[\w-]+\.[\w-]*$/
+
+function readToken(token: string, acceptChihaya: boolean): Unproven {
+  if (!compactForm.test(token)) throw new TokenError('malformed')
+  const first = token.indexOf('.')
+  const header = readPart(token.slice(0, first))
+  // RFC 7515 section 4.1.11: what it names must be understood, and nothing is.
+  if (header['crit'] !== undefined) throw new TokenError('malformed')
+  const { alg, kid, typ } = header
+  const chihaya = acceptChihaya && alg === 'RS256' && (typ === undefined || typ === 'JWT')
+  const shape = chihaya ? 'chihaya' : kinds.get(typ)
+  if (shape === undefined) throw new TokenError('wrong_type')
+  return {
+    alg,
+    kid: typeof kid === 'string' ? kid : undefined,
+    shape,
+    payload: readPart(token.slice(first + 1, token.lastIndexOf('.'))),
+  }
+}
+
+/** Undefined when there is none of that name. */
+function keyOf({ kid, alg }: Unproven, { keys }: KeySource): VerificationKey | undefined {
+  const key = kid === undefined ? undefined : keys.get(kid)
+  if (key && !namesAlgorithm(alg, key.algorithm)) throw new TokenError('wrong_algorithm')
+  return key
+}
+
+function claimsOf({ shape, payload }: Unproven, expected: Expected): Claims {
+  return shape === 'chihaya' ? readChihayaClaims(payload, expected) : readClaims(payload, shape, expected)
+}
+
+function readPart(part: string): Payload {
   try {
-    const value: unknown = JSON.parse(Buffer.from(part ?? '', 'base64url').toString())
-    if (typeof value === 'object' && value !== null && !Array.isArray(value))
-      return value as Record<string, unknown>
+    const value: unknown = JSON.parse(Buffer.from(part, 'base64url').toString())
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Payload
   } catch (cause) {
     throw new TokenError('malformed', { cause })
   }
   throw new TokenError('malformed')
 }
 
-function hashOf(token: string): string {
-  return createHash('sha256').update(token).digest('latin1')
+/** A copy that keeps nothing else alive: what comes in is a slice of a request, which may be 16 KB long. */
+function ownText(token: string): string {
+  return Buffer.from(token, 'latin1').toString('latin1')
 }

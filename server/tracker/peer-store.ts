@@ -1,54 +1,112 @@
-import type { Endpoint } from '../../lib/protocol/address.ts'
-import type { AnnounceEvent } from '../../lib/protocol/announce.ts'
+import type { Family, Ip } from '../../lib/protocol/address.ts'
+import type { AnnounceEvent, CompactPeers, ReplyPeer } from '../../lib/protocol/announce.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import type { SwarmCounts } from '../../lib/protocol/scrape.ts'
-import type { PlaceId } from './topology.ts'
+import type { Plan } from './selection.ts'
+import type { Ancestor, PlaceId } from './topology.ts'
 
-/** One announce as a store sees it: who, where, how far, and what it wants to hear of. */
+/** One announce as a store sees it: who, where, and what it wants to hear of. */
 export interface StoreAnnounce {
   readonly infoHash: InfoHash
-  /** The peer's identity: a new peer_id at the same address and port replaces the old one. */
-  readonly endpoint: Endpoint
+  /** With the port the peer's identity: a new peer_id there replaces the old one. */
+  readonly source: Ip
+  readonly port: number
   /** 20 bytes. */
   readonly peerId: Uint8Array
   readonly place: PlaceId
+  /** The nodes above the place, nearest first, the root last. */
+  readonly ancestors: readonly Ancestor[]
   /** Bytes missing; 0 means a seeder. */
   readonly left: number
   readonly event: AnnounceEvent | undefined
+  /** Peers of the announcer's family alone: a UDP reply has no room for the other. */
+  readonly ownFamilyOnly: boolean
+  /** The reply names the peer ids. */
+  readonly withPeerIds: boolean
   /** How long the peer is kept unless it announces again; called once, with the counts that include it. */
-  readonly lifetimeMs: (counts: SwarmCounts) => number
-  /** How far each place is from the announcer: 0 its own rack, 1 the next level … 255 unknown. */
-  readonly distanceTo: (place: PlaceId) => number
-  /** Peers wanted of each kind (seeders, leechers) at each distance; 0 to hear only counts. */
-  readonly perLevelMax: number
+  lifetimeMs(counts: SwarmCounts): number
+  /** How many of whom it is to hear of; called once with what there is, not at all for a peer that stops. */
+  choose(view: SwarmView): Plan
 }
 
-export interface SampledPeer {
-  readonly endpoint: Endpoint
-  readonly peerId: Uint8Array
-  readonly place: PlaceId
-}
-
-/** A random sample of the peers at one distance; every peer of that distance is equally likely to be in it. */
-export interface LevelSample {
+/** Peers at one distance from the announcer, itself not counted: 0 its own rack, 1 the next level …, the last the rest of the swarm. */
+export interface LevelCounts {
   readonly distance: number
-  readonly seeders: readonly SampledPeer[]
-  readonly leechers: readonly SampledPeer[]
+  readonly seeders: number
+  readonly leechers: number
 }
 
-/** What a store answers to an announce. */
+/** What a store knows of a swarm when it records an announce. Valid only during the call it is given to. */
 export interface SwarmView {
-  /** The whole swarm, the announcer included (unless it stopped). */
+  /** The whole swarm, the announcer included. */
   readonly counts: SwarmCounts
-  /** The announcer's place, the announcer not included. */
-  readonly rack: { readonly seeders: number; readonly leechers: number }
   /**
-   * How many leechers of the announcer's place come before it in the order of their rendezvous hash
-   * (of infohash, place and endpoint, so that every server gives the same answer). Gateways are those with the lowest.
+   * How many leechers of the announcer's place come before it in the order of their rendezvous hash (of infohash, place and
+   * endpoint, so that every server gives the same answer). Gateways are those with the lowest. Exact where it is below eight.
    */
   readonly gatewayRank: number
-  /** Nearest first; distances without peers are left out; the announcer is never in it. */
-  readonly levels: readonly LevelSample[]
+  /** Nearest first, the announcer's own place always the first; other distances without peers may be left out. */
+  readonly levels: readonly LevelCounts[]
+}
+
+/**
+ * Peers for a reply, as it will carry them: compact endpoints (BEP 23, BEP 7) in a row, nearest first. A store fills one table over
+ * and over; it is valid until the next announce.
+ */
+export class PeerSample implements CompactPeers {
+  readonly compact: Readonly<Record<Family, Uint8Array>>
+  readonly distances: Readonly<Record<Family, Uint8Array>>
+  /** 20 bytes each; filled only where the announce asked `withPeerIds`. */
+  readonly peerIds: Readonly<Record<Family, Uint8Array>>
+  readonly lengths: Record<Family, number> = { 4: 0, 6: 0 }
+
+  constructor(peersMax: number) {
+    const table = (bytes: number) => new Uint8Array(peersMax * bytes)
+    this.compact = { 4: table(6), 6: table(18) }
+    this.distances = { 4: table(1), 6: table(1) }
+    this.peerIds = { 4: table(20), 6: table(20) }
+  }
+
+  clear(): void {
+    this.lengths[4] = 0
+    this.lengths[6] = 0
+  }
+
+  /** As objects, IPv4 first; for replies that name peer ids, and for hooks that shape the list. */
+  toPeers(): ReplyPeer[] {
+    return ([4, 6] as const).flatMap((family) => {
+      const size = family === 4 ? 6 : 18
+      return Array.from({ length: this.lengths[family] }, (_, i) => ({
+        endpoint: { family, compact: this.compact[family].slice(i * size, (i + 1) * size) },
+        peerId: this.peerIds[family].slice(i * 20, (i + 1) * 20),
+        distance: this.distances[family][i] ?? 0,
+      }))
+    })
+  }
+
+  /** The other way round; cut to what the table holds. */
+  fill(peers: readonly ReplyPeer[]): void {
+    this.clear()
+    for (const { endpoint: peer, peerId, distance } of peers) {
+      const { family, compact } = peer
+      const at = this.lengths[family]
+      if (at >= this.distances[family].length) continue
+      this.compact[family].set(compact, at * compact.length)
+      this.peerIds[family].set(peerId, at * 20)
+      this.distances[family][at] = distance
+      this.lengths[family] = at + 1
+    }
+  }
+}
+
+/** Peers in a reply at most, whatever the configuration says. */
+export const samplePeersMax = 1000
+
+/** What a store answers to an announce. */
+export interface StoreReply {
+  /** The whole swarm, the announcer included (unless it stopped). */
+  readonly counts: SwarmCounts
+  readonly peers: PeerSample
 }
 
 /**
@@ -57,16 +115,19 @@ export interface SwarmView {
  *
  * - `announce` is one operation: it records the announcer, then counts, then samples without it. A `stopped`
  *   announce removes the peer and samples nothing.
- * - A peer is its endpoint. It is a seeder or a leecher, never both; it moves when `left` says so.
+ * - A peer is its address and port. It is a seeder or a leecher, never both; it moves when `left` says so.
+ * - Each peer of a level is as likely to be in its sample as any other; nobody is in it twice.
  * - `downloaded` counts a peer's change from leecher to `completed` or `left` 0, once.
  * - A peer is gone its lifetime after its last announce, without anyone scanning for it on the announce path;
  *   a swarm is gone with its last peer, but its `downloaded` count is kept while memory bounds allow.
- * - Memory is bounded by `peersMax`; an announce beyond it is answered, not stored, and counted as refused.
+ * - Memory is bounded; an announce beyond it is answered, not stored, and counted as refused.
  */
 export interface PeerStore extends AsyncDisposable {
-  announce(announce: StoreAnnounce): SwarmView | Promise<SwarmView>
+  announce(announce: StoreAnnounce): StoreReply | Promise<StoreReply>
   /** Counts of one swarm; zeros where it is unknown. */
   scrape(infoHash: InfoHash): SwarmCounts | Promise<SwarmCounts>
+  /** All swarms and their counts, a part at a time, for a full scrape. */
+  swarms(): AsyncIterable<readonly (readonly [InfoHash, SwarmCounts])[]>
   /** Totals for metrics; may be up to a second old. */
   totals(): StoreTotals
 }

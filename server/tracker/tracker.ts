@@ -1,27 +1,54 @@
-import type { Ip } from '../../lib/protocol/address.ts'
+import type { Family, Ip } from '../../lib/protocol/address.ts'
 import { endpoint, isUnspecified, parseIp } from '../../lib/protocol/address.ts'
-import type { Announce } from '../../lib/protocol/announce.ts'
-import { parseAnnounce, writeAnnounceReply, writeFailure } from '../../lib/protocol/announce.ts'
+import type { Announce, AnnounceReply } from '../../lib/protocol/announce.ts'
+import {
+  parseAnnounce,
+  writeAnnounceReply,
+  writeCompactAnnounceReply,
+  writeFailure,
+} from '../../lib/protocol/announce.ts'
 import type { Cidr } from '../../lib/protocol/cidr.ts'
 import { cidrContains } from '../../lib/protocol/cidr.ts'
 import { ClientError } from '../../lib/protocol/errors.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import type { Scrape, SwarmCounts } from '../../lib/protocol/scrape.ts'
 import { parseScrape, writeScrapeReply } from '../../lib/protocol/scrape.ts'
+import {
+  parseUdpAnnounce,
+  parseUdpScrape,
+  readUdpTransactionId,
+  udpActions,
+  udpReplyMax,
+  writeUdpAnnounceHeader,
+  writeUdpError,
+  writeUdpScrapeReply,
+} from '../../lib/protocol/udp.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
-import type { AnnounceRequest, PreHook, ScrapeRequest } from './hooks.ts'
+import type { AnnounceRequest, Frontend, PreHook, ScrapeRequest } from './hooks.ts'
 import type { IntervalConfig } from './intervals.ts'
 import { announceIntervalMs, lifetimeMs } from './intervals.ts'
-import type { PeerStore, StoreTotals, SwarmView } from './peer-store.ts'
-import { selectPeers } from './selection.ts'
-import type { Topology } from './topology.ts'
+import type { PeerStore, StoreAnnounce, StoreReply, StoreTotals, SwarmView } from './peer-store.ts'
+import type { PostHookQueue } from './post-hooks.ts'
+import type { Plan } from './selection.ts'
+import { planSelection } from './selection.ts'
+import type { Ancestor, PlaceId, Topology } from './topology.ts'
+
+export type TrackerAction = 'announce' | 'scrape'
 
 /** How a request ended: labels of a metric. */
 export type TrackerOutcome = 'ok' | 'refused' | 'error'
 
 /** Told of each request; implemented by the program's metrics. */
 export interface TrackerObserver {
-  handled(action: 'announce' | 'scrape', family: 4 | 6, outcome: TrackerOutcome, seconds: number): void
+  handled(
+    frontend: Frontend,
+    action: TrackerAction,
+    family: Family,
+    outcome: TrackerOutcome,
+    seconds: number,
+  ): void
+  /** Why a request was refused: a ClientError's code. */
+  refused(code: string): void
 }
 
 export interface TrackerConfig extends IntervalConfig {
@@ -32,52 +59,74 @@ export interface TrackerConfig extends IntervalConfig {
   readonly reservePeers: number
   /** Networks whose `ip=`, `ipv4=` and `ipv6=` count. */
   readonly trustedAnnouncers: readonly Cidr[]
+  /** Networks that may ask for all swarms at once. */
+  readonly fullScrapeNetworks: readonly Cidr[]
+}
+
+/** What may be exchanged while the tracker answers. */
+export interface TrackerRules {
+  readonly topology: Topology
+  readonly hooks: readonly PreHook[]
+  readonly config: TrackerConfig
 }
 
 export interface TrackerDeps {
   readonly store: PeerStore
-  readonly topology: Topology
-  readonly hooks: readonly PreHook[]
-  readonly config: TrackerConfig
+  readonly rules: TrackerRules
+  /** Told of each announce after its reply; undefined where nobody wants to know. */
+  readonly after: PostHookQueue | undefined
   /** Random for each start: agents that see a new one announce all they hold again. */
   readonly epoch: string
   readonly random: () => number
+  /** Milliseconds of a clock that never goes back, with a fraction. */
   readonly now: () => number
   readonly observer: TrackerObserver
   readonly log: Logger
 }
 
 /**
- * The tracker without its frontends: a raw query and a source address become reply bytes. Never throws: a peer's
- * fault is a `failure reason` (BEP 3), anything else is logged and answered with "internal server error".
- * Synchronous wherever hooks and store are.
+ * The tracker without its frontends: a raw query or packet and a source address become reply bytes. Never throws: a peer's
+ * fault is a `failure reason` (BEP 3) or an error packet (BEP 15), anything else is logged and answered with "internal server
+ * error". Synchronous wherever hooks and store are.
  */
 export interface Tracker {
   readonly epoch: string
   announce(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
   scrape(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
+  /** An announce or scrape packet whose connection id has been found good. */
+  packet(packet: Buffer, action: TrackerAction, source: Ip): Buffer | Promise<Buffer>
   /** Counts of one swarm, for the registry. */
   counts(infoHash: InfoHash): SwarmCounts | Promise<SwarmCounts>
   /** All swarms together. */
   totals(): StoreTotals
+  /** Exchanges the rules between two requests; those under way end by the old ones. */
+  replaceRules(rules: TrackerRules): void
 }
 
 export function createTracker(deps: TrackerDeps): Tracker {
-  const { store, hooks, observer, now } = deps
+  const { store, observer, now } = deps
+  let rules = sortHooks(deps.rules)
+  let fullScrapes = 0
+
   const answer = (
-    action: 'announce' | 'scrape',
+    frontend: Frontend,
+    action: TrackerAction,
     source: Ip,
     work: () => Buffer | Promise<Buffer>,
+    writeError: (message: string, retryInMinutes?: number) => Buffer,
   ): Buffer | Promise<Buffer> => {
     const startMs = now()
     const done = (outcome: TrackerOutcome, bytes: Buffer) => {
-      observer.handled(action, source.family, outcome, (now() - startMs) / 1000)
+      observer.handled(frontend, action, source.family, outcome, (now() - startMs) / 1000)
       return bytes
     }
     const failed = (error: unknown) => {
-      if (error instanceof ClientError) return done('refused', writeFailure(error.message))
+      if (error instanceof ClientError) {
+        observer.refused(error.code)
+        return done('refused', writeError(error.message, error.retryInMinutes))
+      }
       deps.log.error({ err: error, action }, 'request failed')
-      return done('error', writeFailure('internal server error'))
+      return done('error', writeError('internal server error'))
     }
     try {
       const bytes = work()
@@ -86,34 +135,102 @@ export function createTracker(deps: TrackerDeps): Tracker {
       return failed(error)
     }
   }
+
+  const scrape = (request: ScrapeRequest, write: (files: SwarmFiles) => Buffer) => {
+    const { infoHashes } = request.scrape
+    const max = rules.config.scrapeMax
+    if (infoHashes.length > max)
+      throw new ClientError('bad_scrape', `too many infohashes: at most ${max} in one scrape`)
+    const waiting = runHooks(rules.scrapeHooks, (hook) => hook.scrape?.(request))
+    return waiting
+      ? waiting.then(async () => scrapeReply(infoHashes, store, write))
+      : scrapeReply(infoHashes, store, write)
+  }
+
+  /** All swarms, for those who may ask; one at a time, since it may be 100 MB. */
+  const fullScrape = async (source: Ip): Promise<Buffer> => {
+    if (!rules.config.fullScrapeNetworks.some((cidr) => cidrContains(cidr, source)))
+      throw new ClientError('bad_infohash', 'no info_hash parameter supplied')
+    if (fullScrapes > 0)
+      throw new ClientError('busy', 'another full scrape is under way', { retryInMinutes: 1 })
+    fullScrapes++
+    try {
+      const files = new Map<InfoHash, SwarmCounts>()
+      for await (const part of store.swarms())
+        for (const [infoHash, counts] of part) files.set(infoHash, counts)
+      return writeScrapeReply(files)
+    } finally {
+      fullScrapes--
+    }
+  }
+
   return {
     epoch: deps.epoch,
     announce: (rawQuery, source) =>
-      answer('announce', source, () => {
-        const announce = parseAnnounce(rawQuery)
-        const request: AnnounceRequest = {
-          announce,
-          source: addressOf(announce, source, deps.config),
-          place: undefined,
-        }
-        const waiting = runHooks(hooks, (hook) => hook.announce?.(request))
-        return waiting ? waiting.then(() => storeAndReply(request, deps)) : storeAndReply(request, deps)
-      }),
+      answer(
+        'http',
+        'announce',
+        source,
+        () => handleAnnounce('http', parseAnnounce(rawQuery), source, rules, deps, writeHttp),
+        writeFailure,
+      ),
     scrape: (rawQuery, source) =>
-      answer('scrape', source, () => {
-        const scrape = parseScrape(rawQuery)
-        if (scrape.infoHashes.length > deps.config.scrapeMax) {
-          throw new ClientError(
-            'bad_scrape',
-            `too many infohashes: at most ${deps.config.scrapeMax} in one scrape`,
+      answer(
+        'http',
+        'scrape',
+        source,
+        () => {
+          const parsed = parseScrape(rawQuery)
+          if (parsed.infoHashes.length === 0) return fullScrape(source)
+          return scrape({ frontend: 'http', scrape: parsed, source }, writeScrapeReply)
+        },
+        writeFailure,
+      ),
+    packet: (packet, action, source) =>
+      answer(
+        'udp',
+        action,
+        source,
+        () => {
+          if (action === 'scrape') {
+            const parsed = parseUdpScrape(packet, rules.config.scrapeMax)
+            return scrape({ frontend: 'udp', scrape: parsed, source }, (files) =>
+              writeUdpScrape(packet, parsed, files),
+            )
+          }
+          return handleAnnounce(
+            'udp',
+            parseUdpAnnounce(packet, source.family),
+            source,
+            rules,
+            deps,
+            (reply) => writeUdp(packet, reply),
           )
-        }
-        const request: ScrapeRequest = { scrape, source }
-        const waiting = runHooks(hooks, (hook) => hook.scrape?.(request))
-        return waiting ? waiting.then(async () => scrapeReply(scrape, store)) : scrapeReply(scrape, store)
-      }),
+        },
+        (message) => writeUdpFailure(packet, message, source.family),
+      ),
     counts: (infoHash) => store.scrape(infoHash),
     totals: () => store.totals(),
+    replaceRules: (next) => {
+      rules = sortHooks(next)
+    },
+  }
+}
+
+/** Rules with the hooks that have something to do, by what they do. */
+interface SortedRules extends TrackerRules {
+  readonly announceHooks: readonly PreHook[]
+  readonly scrapeHooks: readonly PreHook[]
+  readonly peerHooks: readonly PreHook[]
+}
+
+function sortHooks(rules: TrackerRules): SortedRules {
+  const { hooks } = rules
+  return {
+    ...rules,
+    announceHooks: hooks.filter((hook) => hook.announce !== undefined),
+    scrapeHooks: hooks.filter((hook) => hook.scrape !== undefined),
+    peerHooks: hooks.filter((hook) => hook.peers !== undefined),
   }
 }
 
@@ -122,8 +239,9 @@ function runHooks(
   hooks: readonly PreHook[],
   run: (hook: PreHook) => void | Promise<void>,
 ): Promise<void> | undefined {
-  for (const [i, hook] of hooks.entries()) {
-    const waiting = run(hook)
+  for (let i = 0; i < hooks.length; i++) {
+    const hook = hooks[i]
+    const waiting = hook && run(hook)
     if (waiting) {
       return waiting.then(async () => {
         for (const later of hooks.slice(i + 1)) await run(later)
@@ -131,6 +249,39 @@ function runHooks(
     }
   }
   return undefined
+}
+
+/** What a reply is written of. Valid only until the next announce. */
+interface Answer {
+  readonly announce: Announce
+  readonly source: Ip
+  readonly reply: Omit<AnnounceReply, 'peers'>
+  readonly peers: StoreReply['peers']
+}
+
+type WriteAnswer = (answer: Answer) => Buffer
+
+function handleAnnounce(
+  frontend: Frontend,
+  announce: Announce,
+  source: Ip,
+  rules: SortedRules,
+  deps: TrackerDeps,
+  write: WriteAnswer,
+): Buffer | Promise<Buffer> {
+  const request: AnnounceRequest = {
+    frontend,
+    announce,
+    source: addressOf(announce, source, rules.config),
+    place: undefined,
+    trackerId: undefined,
+    extraIntervalSeconds: 0,
+    extraMinIntervalSeconds: 0,
+  }
+  const waiting = runHooks(rules.announceHooks, (hook) => hook.announce?.(request))
+  return waiting
+    ? waiting.then(() => storeAndReply(request, rules, deps, write))
+    : storeAndReply(request, rules, deps, write)
 }
 
 /** What a peer says of its address counts only from networks that were configured for it; 0.0.0.0 means the source. */
@@ -142,55 +293,168 @@ function addressOf(announce: Announce, source: Ip, { trustedAnnouncers }: Tracke
   return isUnspecified(ip) ? source : ip
 }
 
-function storeAndReply(request: AnnounceRequest, deps: TrackerDeps): Buffer | Promise<Buffer> {
-  const { announce, source } = request
-  const { store, topology, config, random } = deps
-  const place = request.place === undefined ? topology.placeOfAddress(source) : topology.idOf(request.place)
-  const numwant =
-    announce.event === 'stopped' ? 0 : Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax)
-  // Chosen once the store knows the counts; the peer is then kept for as long as that interval wants.
-  let intervalMs = config.announceIntervalMs
-  const view = store.announce({
-    infoHash: announce.infoHash,
-    endpoint: endpoint(source, announce.port),
-    peerId: announce.peerId,
-    place,
-    left: announce.left,
-    event: announce.event,
-    lifetimeMs: (counts) => {
-      intervalMs = announceIntervalMs({ ...counts, seeding: announce.left === 0 }, config, random)
-      return lifetimeMs(intervalMs)
-    },
-    distanceTo: (other) => topology.distance(place, other),
-    perLevelMax: numwant,
-  })
-  return view instanceof Promise
-    ? view.then((late) => reply(request, late, { numwant, intervalMs }, deps))
-    : reply(request, view, { numwant, intervalMs }, deps)
+function storeAndReply(
+  request: AnnounceRequest,
+  rules: SortedRules,
+  deps: TrackerDeps,
+  write: WriteAnswer,
+): Buffer | Promise<Buffer> {
+  const work = new AnnounceWork(request, rules, deps.random)
+  const reply = deps.store.announce(work)
+  return reply instanceof Promise
+    ? reply.then((late) => write(answerOf(request, work, late, rules, deps)))
+    : write(answerOf(request, work, reply, rules, deps))
 }
 
-function reply(
-  { announce, source }: AnnounceRequest,
-  view: SwarmView,
-  { numwant, intervalMs }: { numwant: number; intervalMs: number },
-  { config, random, epoch }: TrackerDeps,
-): Buffer {
-  const { peers, gateway } = selectPeers({ view, seeding: announce.left === 0, numwant, random, ...config })
-  return writeAnnounceReply(
-    {
-      ...view.counts,
-      intervalSeconds: Math.max(1, Math.round(intervalMs / 1000)),
-      minIntervalSeconds: Math.max(1, Math.round(config.minAnnounceIntervalMs / 1000)),
-      peers,
+/** One announce as the store sees it, and what it has chosen with what the store told it. */
+class AnnounceWork implements StoreAnnounce {
+  readonly infoHash: InfoHash
+  readonly source: Ip
+  readonly port: number
+  readonly peerId: Uint8Array
+  readonly place: PlaceId
+  readonly ancestors: readonly Ancestor[]
+  readonly left: number
+  readonly event: Announce['event']
+  readonly ownFamilyOnly: boolean
+  readonly withPeerIds: boolean
+  intervalMs: number
+  gateway = false
+  readonly #numwant: number
+  readonly #config: TrackerConfig
+  readonly #random: () => number
+
+  constructor(
+    { announce, source, place, frontend }: AnnounceRequest,
+    { topology, config, peerHooks }: SortedRules,
+    random: () => number,
+  ) {
+    this.infoHash = announce.infoHash
+    this.source = source
+    this.port = announce.port
+    this.peerId = announce.peerId
+    this.place = place === undefined ? topology.placeOfAddress(source) : topology.idOf(place)
+    this.ancestors = topology.ancestorsOf(this.place)
+    this.left = announce.left
+    this.event = announce.event
+    this.ownFamilyOnly = frontend === 'udp'
+    this.withPeerIds = !announce.compact || peerHooks.length > 0
+    this.intervalMs = config.announceIntervalMs
+    const fits = frontend === 'udp' ? udpPeersMax[source.family] : config.numwantMax
+    this.#numwant = Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax, fits)
+    this.#config = config
+    this.#random = random
+  }
+
+  lifetimeMs({ complete, incomplete }: SwarmCounts): number {
+    this.intervalMs = announceIntervalMs(
+      { complete, incomplete, seeding: this.left === 0 },
+      this.#config,
+      this.#random,
+    )
+    return lifetimeMs(this.intervalMs)
+  }
+
+  choose(view: SwarmView): Plan {
+    const { gatewaysPerRack, reservePeers } = this.#config
+    const plan = planSelection({
+      view,
+      seeding: this.left === 0,
+      numwant: this.#numwant,
+      gatewaysPerRack,
+      reservePeers,
+      random: this.#random,
+    })
+    this.gateway = plan.gateway
+    return plan
+  }
+}
+
+const udpReplyHeadBytes = 20
+/** Peers that fit one datagram. */
+const udpPeersMax = {
+  4: Math.floor((udpReplyMax[4] - udpReplyHeadBytes) / 6),
+  6: Math.floor((udpReplyMax[6] - udpReplyHeadBytes) / 18),
+}
+
+function answerOf(
+  request: AnnounceRequest,
+  work: AnnounceWork,
+  { counts, peers }: StoreReply,
+  { config, peerHooks }: SortedRules,
+  { epoch, after }: TrackerDeps,
+): Answer {
+  const { announce, source } = request
+  if (peerHooks.length > 0) {
+    let shaped: ReturnType<NonNullable<PreHook['peers']>> = peers.toPeers()
+    for (const hook of peerHooks) shaped = hook.peers?.(request, shaped) ?? shaped
+    peers.fill(shaped)
+  }
+  after?.add({ announce, endpoint: endpoint(source, announce.port), counts })
+  return {
+    announce,
+    source,
+    peers,
+    reply: {
+      complete: counts.complete,
+      incomplete: counts.incomplete,
+      downloaded: counts.downloaded,
+      intervalSeconds: Math.max(1, Math.round(work.intervalMs / 1000)) + request.extraIntervalSeconds,
+      minIntervalSeconds:
+        Math.max(1, Math.round(config.minAnnounceIntervalMs / 1000)) + request.extraMinIntervalSeconds,
       externalIp: source.bytes,
-      trackerId: undefined,
-      rackswarm: announce.rackswarm ? { epoch, gateway } : undefined,
+      trackerId: request.trackerId,
+      rackswarm: announce.rackswarm ? { epoch, gateway: work.gateway } : undefined,
     },
-    announce.compact,
+  }
+}
+
+function writeHttp({ announce, reply, peers }: Answer): Buffer {
+  return announce.compact
+    ? writeCompactAnnounceReply(reply, peers)
+    : writeAnnounceReply({ ...reply, peers: peers.toPeers() }, false)
+}
+
+/** The reply has the family of the packet, whatever address the peer is registered under. */
+function writeUdp(packet: Buffer, { source, reply, peers }: Answer): Buffer {
+  const { family } = source
+  const bytes = peers.lengths[family] * (family === 4 ? 6 : 18)
+  const target = Buffer.allocUnsafe(udpReplyHeadBytes + bytes)
+  writeUdpAnnounceHeader(target, 0, {
+    action: packet[11] === udpActions.oldIpv6Announce ? udpActions.oldIpv6Announce : udpActions.announce,
+    transactionId: readUdpTransactionId(packet),
+    intervalSeconds: reply.intervalSeconds,
+    leechers: reply.incomplete,
+    seeders: reply.complete,
+  })
+  const compact = peers.compact[family]
+  for (let i = 0; i < bytes; i++) target[udpReplyHeadBytes + i] = compact[i] ?? 0
+  return target
+}
+
+function writeUdpFailure(packet: Buffer, message: string, family: Family): Buffer {
+  const target = Buffer.allocUnsafe(udpReplyMax[family])
+  return target.subarray(
+    0,
+    writeUdpError(target, 0, readUdpTransactionId(packet), message, udpReplyMax[family]),
   )
 }
 
-function scrapeReply({ infoHashes }: Scrape, store: PeerStore): Buffer | Promise<Buffer> {
+type SwarmFiles = ReadonlyMap<InfoHash, SwarmCounts>
+
+function writeUdpScrape(packet: Buffer, { infoHashes }: Scrape, files: SwarmFiles): Buffer {
+  const counts = infoHashes.map(
+    (infoHash) => files.get(infoHash) ?? { complete: 0, incomplete: 0, downloaded: 0 },
+  )
+  const target = Buffer.allocUnsafe(8 + 12 * counts.length)
+  return target.subarray(0, writeUdpScrapeReply(target, 0, readUdpTransactionId(packet), counts))
+}
+
+function scrapeReply(
+  infoHashes: readonly InfoHash[],
+  store: PeerStore,
+  write: (files: SwarmFiles) => Buffer,
+): Buffer | Promise<Buffer> {
   const files = new Map<InfoHash, SwarmCounts>()
   const late: Promise<void>[] = []
   for (const infoHash of infoHashes) {
@@ -198,5 +462,5 @@ function scrapeReply({ infoHashes }: Scrape, store: PeerStore): Buffer | Promise
     if (counts instanceof Promise) late.push(counts.then((known) => void files.set(infoHash, known)))
     else files.set(infoHash, counts)
   }
-  return late.length === 0 ? writeScrapeReply(files) : Promise.all(late).then(() => writeScrapeReply(files))
+  return late.length === 0 ? write(files) : Promise.all(late).then(() => write(files))
 }

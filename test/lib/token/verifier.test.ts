@@ -10,6 +10,14 @@ import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
 import type { Claims, TokenFault, TokenVerifier } from '../../../lib/token/claims.ts'
 import { TokenError } from '../../../lib/token/claims.ts'
 import { mintOffline } from '../../../lib/token/offline.ts'
+import { importVerificationKey } from '../../../lib/token/verification-key.ts'
+import {
+  cachedBytesMax,
+  cachedTokensMax,
+  createVerifier,
+  tokenCharactersMax,
+} from '../../../lib/token/verifier.ts'
+import { createVerifyPool } from '../../../lib/token/verify-pool.ts'
 import { openKeySetVerifier, openTokenAuthority } from '../../../lib/token/token-authority.ts'
 import { fuzzRuns } from '../../support/fuzz.ts'
 
@@ -161,6 +169,53 @@ test('a key set that gives a new key the name of an old one is believed, by ever
   await writeFile(jwksFile, replaced.keySet)
   await verifier.reload()
   assert.deepEqual([await faultsOf(replaced), await faultsOf(old)], [[undefined], ['bad_signature']])
+})
+
+test('the cache is bounded by the number of tokens, and by their text', async (t) => {
+  const { publicKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+  const key = importVerificationKey(publicKey.export({ format: 'jwk' }))
+  const claims: Claims = {
+    kind: 'api',
+    name: 'a',
+    scopes: [],
+    id: 'a',
+    expiresAt: new Date(8_640_000_000_000_000),
+  }
+  const start = () => {
+    const pool = createVerifyPool(1)
+    t.after(() => pool[Symbol.asyncDispose]())
+    return createVerifier({
+      keySource: { keys: new Map([[key.kid, key]]) },
+      pool,
+      issuer,
+      audience: issuer,
+      clockToleranceMs: toleranceMs,
+      now: Date.now,
+      isRevoked: () => false,
+    })
+  }
+  const [many, long] = [start(), start()]
+  for (let i = 0; i < cachedTokensMax + 10; i++) many.remember(`a.b.${i}`, claims, key)
+  assert.equal(many.stats().cachedTokens, cachedTokensMax)
+  const last = `a.b.${cachedTokensMax + 9}`
+  assert.equal(many.verify(last, 'api'), claims)
+  assert.equal(await faultOf(many, 'a.b.0', 'api'), 'malformed', 'the oldest has gone')
+  const tail = '.b.'.padEnd(tokenCharactersMax - 8, 'x')
+  const fitting = Math.floor(cachedBytesMax / tokenCharactersMax)
+  for (let i = 0; i < fitting + 10; i++) long.remember(`${10_000_000 + i}${tail}`, claims, key)
+  const { cachedTokens, cachedBytes, waiting } = long.stats()
+  assert.deepEqual([cachedTokens, cachedBytes, waiting], [fitting, fitting * tokenCharactersMax, 0])
+})
+
+test('a token that many ask for at once is checked once', async (t) => {
+  const { authority, mintElsewhere } = await startAuthority(t)
+  const token = await mintElsewhere({ ttlMs: hour })
+  const answers = Array.from({ length: 100 }, () => authority.verifier.verify(token, 'announce'))
+  assert.equal(authority.verificationsWaiting, 1)
+  const [first, ...others] = await Promise.all(answers.map(async (answer) => answer))
+  assert.ok(others.every((claims) => claims === first))
+  assert.equal(authority.verificationsWaiting, 0)
+  assert.equal(authority.verifierStats().cachedTokens, 1)
 })
 
 test('no garbage gets through, and each is refused with a fault of the closed set', async (t) => {

@@ -1,67 +1,71 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { endpoint } from '../../../lib/protocol/address.ts'
-import type { InfoHash } from '../../../lib/protocol/infohash.ts'
-import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
-import { createMemoryPeerStore } from '../../../server/tracker/memory-peer-store.ts'
-import type { StoreAnnounce } from '../../../server/tracker/peer-store.ts'
-import { peerStoreContract } from './peer-store.contract.ts'
+import { createMemoryPeerStore } from '../../../server/tracker/memory/memory-peer-store.ts'
+import { announceOf, peerStoreContract } from './peer-store.contract.ts'
 
-peerStoreContract('memory', async (clock) =>
-  createMemoryPeerStore({ peersMax: 1000, swarmsMax: 100, random: Math.random, now: () => clock.nowMs }),
-)
+const open = (clock: { nowMs: number }, bounds: { peersMax?: number; swarmsMax?: number } = {}) =>
+  createMemoryPeerStore({
+    peersMax: 1000,
+    swarmsMax: 100,
+    levels: 2,
+    sampleMax: 1000,
+    random: Math.random,
+    now: () => clock.nowMs,
+    ...bounds,
+  })
 
-const announce = (fields: Partial<StoreAnnounce>): StoreAnnounce => ({
-  infoHash: infoHashOf(0),
-  endpoint: endpoint({ family: 4, bytes: Uint8Array.of(10, 0, 0, 1) }, 6881),
-  peerId: Buffer.alloc(20),
-  place: 0,
-  left: 1,
-  event: 'started',
-  lifetimeMs: () => 60_000,
-  distanceTo: () => 0,
-  perLevelMax: 10,
-  ...fields,
-})
+peerStoreContract('memory', async (clock) => open(clock))
 
 test('memory: an announce beyond the bound is answered, not stored, and counted', async () => {
-  await using store = createMemoryPeerStore({ peersMax: 2, swarmsMax: 10, random: Math.random, now: () => 0 })
+  await using store = open({ nowMs: 0 }, { peersMax: 2 })
   for (let peer = 1; peer <= 5; peer++) {
-    const view = await store.announce(
-      announce({ endpoint: endpoint({ family: 4, bytes: Uint8Array.of(10, 0, 0, peer) }, 6881) }),
-    )
-    assert.ok(view.levels.length <= 1)
+    const { announce, seen } = announceOf({ peer, place: 1 })
+    store.announce(announce)
+    const [rack] = seen.view?.levels ?? []
+    assert.equal(rack?.leechers, Math.min(peer - 1, 2))
   }
   const { leechers, refused } = store.totals()
   assert.deepEqual({ leechers, refused }, { leechers: 2, refused: 3 })
 })
 
 test('memory: a new swarm takes the place of one that is empty, however many that have peers are older', async () => {
-  await using store = createMemoryPeerStore({
-    peersMax: 1000,
-    swarmsMax: 100,
-    random: Math.random,
-    now: () => 0,
-  })
-  for (let swarm = 0; swarm < 70; swarm++) await store.announce(announce({ infoHash: infoHashOf(swarm) }))
+  await using store = open({ nowMs: 0 })
+  const announce = (fields: Partial<Parameters<typeof announceOf>[0]>) =>
+    store.announce(announceOf({ peer: 1, ...fields }).announce)
+  for (let swarm = 0; swarm < 70; swarm++) announce({ swarm })
   for (let swarm = 70; swarm < 100; swarm++) {
-    const infoHash = infoHashOf(swarm)
-    await store.announce(announce({ infoHash }))
-    await store.announce(announce({ infoHash, left: 0, event: 'completed' }))
-    await store.announce(announce({ infoHash, left: 0, event: 'stopped' }))
+    announce({ swarm })
+    announce({ swarm, left: 0, event: 'completed' })
+    announce({ swarm, left: 0, event: 'stopped' })
   }
   for (let swarm = 100; swarm < 130; swarm++) {
-    const { counts } = await store.announce(announce({ infoHash: infoHashOf(swarm) }))
+    const { counts } = announce({ swarm })
     assert.equal(counts.complete + counts.incomplete, 1)
   }
-  const { refused } = store.totals()
-  assert.equal(refused, 0)
+  assert.equal(store.totals().refused, 0)
   // All that is left has peers.
-  await store.announce(announce({ infoHash: infoHashOf(130) }))
-  const { swarms, refused: refusedThen } = store.totals()
-  assert.deepEqual({ swarms, refused: refusedThen }, { swarms: 100, refused: 1 })
+  announce({ swarm: 130 })
+  const { swarms, refused } = store.totals()
+  assert.deepEqual({ swarms, refused }, { swarms: 100, refused: 1 })
 })
 
-function infoHashOf(swarm: number): InfoHash {
-  return infoHashFromHex(String(swarm).padStart(40, '0'))
-}
+test('memory: a store that was full and emptied takes as many peers again, time after time', async () => {
+  const clock = { nowMs: 1_000_000 }
+  await using store = open(clock, { peersMax: 300, swarmsMax: 300 })
+  for (let round = 0; round < 20; round++) {
+    for (let peer = 0; peer < 300; peer++)
+      store.announce(
+        announceOf({ peer, swarm: round % 2 === 0 ? peer : peer % 7, place: (peer % (round + 1)) + 1 })
+          .announce,
+      )
+    assert.deepEqual(store.totals(), {
+      swarms: round % 2 === 0 ? 300 : 7,
+      seeders: 0,
+      leechers: 300,
+      refused: 0,
+    })
+    clock.nowMs += 70_000
+    while (store.totals().leechers > 0) store.announce(announceOf({ peer: 1, event: 'stopped' }).announce)
+    assert.equal(store.totals().swarms, 0)
+  }
+})

@@ -1,28 +1,17 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { endpoint } from '../../../lib/protocol/address.ts'
-import type { LevelSample, SampledPeer } from '../../../server/tracker/peer-store.ts'
-import { selectPeers } from '../../../server/tracker/selection.ts'
-
-let nextPort = 1
-const peers = (count: number): SampledPeer[] =>
-  Array.from({ length: count }, () => ({
-    endpoint: endpoint({ family: 4, bytes: Uint8Array.of(10, 0, 0, 1) }, (nextPort++ % 65_535) + 1),
-    peerId: new Uint8Array(20),
-    place: 0,
-  }))
+import type { LevelCounts } from '../../../server/tracker/peer-store.ts'
+import { planSelection } from '../../../server/tracker/selection.ts'
 
 const level = (distance: number) =>
   // Often nobody holds all, nearby or anywhere: that is when selection matters.
-  fc.tuple(fc.oneof(fc.constant(0), fc.nat(60)), fc.nat(60)).map(([seeders, leechers]): LevelSample => ({
-    distance,
-    seeders: peers(seeders),
-    leechers: peers(leechers),
-  }))
+  fc
+    .tuple(fc.oneof(fc.constant(0), fc.nat(60)), fc.nat(60))
+    .map(([seeders, leechers]): LevelCounts => ({ distance, seeders, leechers }))
 
 const input = fc.record({
-  levels: fc.tuple(level(0), level(1), level(2), level(255)),
+  levels: fc.tuple(level(0), level(1), level(2), level(3)),
   numwant: fc.nat(100),
   gatewayRank: fc.nat(20),
   seeding: fc.boolean(),
@@ -31,67 +20,72 @@ const input = fc.record({
   seed: fc.infiniteStream(fc.double({ min: 0, max: 0.999, noNaN: true })),
 })
 
-test('selectPeers(): never more than wanted, nearest first, nobody twice, and no rack nor row is an island', () => {
+const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0)
+
+test('planSelection(): as many as wanted, no more than there are, and no rack nor row is an island', () => {
   fc.assert(
     fc.property(input, ({ levels, seed, gatewayRank, ...rest }) => {
-      const rack = { seeders: levels[0].seeders.length, leechers: levels[0].leechers.length }
-      const view = { counts: { complete: 0, incomplete: 0, downloaded: 0 }, rack, gatewayRank, levels }
+      const view = { counts: { complete: 0, incomplete: 0, downloaded: 0 }, gatewayRank, levels }
       const random = () => Number(seed.next().value)
-      const { peers: chosen, gateway } = selectPeers({ view, random, ...rest })
-      assert.ok(chosen.length <= rest.numwant)
-      const distances = chosen.map(({ distance }) => distance)
-      assert.deepEqual(
-        distances,
-        [...distances].sort((a, b) => a - b),
-      )
-      assert.equal(
-        new Set(chosen.map(({ endpoint: { compact } }) => Buffer.from(compact).toString('hex'))).size,
-        chosen.length,
-      )
+      const { seeders, leechers, gateway } = planSelection({ view, random, ...rest })
+      for (const [i, there] of levels.entries()) {
+        const [seedersChosen, leechersChosen] = [seeders[i] ?? assert.fail(), leechers[i] ?? assert.fail()]
+        assert.ok(seedersChosen >= 0 && seedersChosen <= there.seeders, 'seeders that are not there')
+        assert.ok(leechersChosen >= 0 && leechersChosen <= there.leechers, 'leechers that are not there')
+      }
+      const available = sum(levels.map((there) => there.leechers + (rest.seeding ? 0 : there.seeders)))
+      assert.equal(sum(seeders) + sum(leechers), Math.min(rest.numwant, available))
       if (rest.seeding) {
         assert.equal(gateway, false)
+        assert.equal(sum(seeders), 0)
         return
       }
-      const farThere = levels.slice(1).some(({ seeders, leechers }) => seeders.length + leechers.length > 0)
-      if (rest.numwant >= 2 && farThere)
-        assert.ok(
-          distances.some((distance) => distance > 0),
-          'an island',
-        )
-      const holding = levels.slice(1).find(({ seeders }) => seeders.length > 0)
-      if (rest.numwant >= 2 && holding)
-        assert.ok(
-          chosen.some(
-            (peer) =>
-              peer.distance === holding.distance &&
-              holding.seeders.some((seeder) => seeder.endpoint === peer.endpoint),
-          ),
-          'nobody that holds all, though there is one',
-        )
-      const nearThere = rack.seeders + rack.leechers > 0
-      if (rest.numwant >= 2 && nearThere) assert.equal(distances[0], 0, 'the own rack was left out')
-      // As many as wanted, where there are as many.
-      const available = levels.reduce(
-        (sum, { seeders, leechers }) => sum + seeders.length + leechers.length,
-        0,
-      )
-      assert.equal(chosen.length, Math.min(rest.numwant, available))
+      if (rest.numwant < 2) return
+      const far = levels.slice(1)
+      const farChosen = sum(seeders.slice(1)) + sum(leechers.slice(1))
+      if (far.some((there) => there.seeders + there.leechers > 0)) assert.ok(farChosen > 0, 'an island')
+      const holding = far.findIndex((there) => there.seeders > 0)
+      if (holding >= 0)
+        assert.ok((seeders[holding + 1] ?? 0) > 0, 'nobody that holds all, though there is one')
+      if (levels[0].seeders + levels[0].leechers > 0)
+        assert.ok((seeders[0] ?? 0) + (leechers[0] ?? 0) > 0, 'the own rack was left out')
     }),
     { numRuns: 2000 },
   )
 })
 
-test('a rack has one gateway for every eight leechers, up to the maximum', () => {
-  const gateways = (leechers: number) => {
-    const view = (gatewayRank: number) => ({
-      counts: { complete: 0, incomplete: leechers, downloaded: 0 },
-      rack: { seeders: 0, leechers: leechers - 1 },
-      gatewayRank,
-      levels: [],
+test('planSelection(): in the own rack each peer is as likely to be chosen, whether it holds all or not', () => {
+  const view = {
+    counts: { complete: 0, incomplete: 0, downloaded: 0 },
+    gatewayRank: 8,
+    levels: [{ distance: 0, seeders: 30, leechers: 90 }],
+  }
+  let seeders = 0
+  const rounds = 4000
+  for (let i = 0; i < rounds; i++) {
+    const plan = planSelection({
+      view,
+      seeding: false,
+      numwant: 20,
+      gatewaysPerRack: 3,
+      reservePeers: 4,
+      random: Math.random,
     })
-    return Array.from({ length: leechers }, (_, rank) =>
-      selectPeers({
-        view: view(rank),
+    seeders += plan.seeders[0] ?? 0
+  }
+  // 20 × 30/120 of each round; its σ is below 1.8.
+  assert.ok(Math.abs(seeders / rounds - 5) < 0.15, String(seeders / rounds))
+})
+
+test('a rack has one gateway for every eight leechers, up to the maximum', () => {
+  const gateways = (leechers: number) =>
+    Array.from({ length: leechers }, (_, gatewayRank) =>
+      planSelection({
+        view: {
+          counts: { complete: 0, incomplete: leechers, downloaded: 0 },
+          gatewayRank,
+          levels: [{ distance: 0, seeders: 0, leechers: leechers - 1 }],
+        },
         seeding: false,
         numwant: 50,
         gatewaysPerRack: 3,
@@ -99,6 +93,5 @@ test('a rack has one gateway for every eight leechers, up to the maximum', () =>
         random: Math.random,
       }),
     ).filter(({ gateway }) => gateway).length
-  }
   assert.deepEqual([1, 2, 8, 9, 17, 40].map(gateways), [1, 1, 1, 2, 3, 3])
 })

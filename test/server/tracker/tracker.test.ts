@@ -8,7 +8,7 @@ import { parseCidr } from '../../../lib/protocol/cidr.ts'
 import { parsePlace } from '../../../lib/protocol/place.ts'
 import { silentLog } from '../../../lib/runtime/log.ts'
 import type { PreHook } from '../../../server/tracker/hooks.ts'
-import { createMemoryPeerStore } from '../../../server/tracker/memory-peer-store.ts'
+import { createMemoryPeerStore } from '../../../server/tracker/memory/memory-peer-store.ts'
 import { createTopology } from '../../../server/tracker/topology.ts'
 import { createTracker } from '../../../server/tracker/tracker.ts'
 
@@ -20,44 +20,56 @@ function start({
 }: { hooks?: readonly PreHook[]; trusted?: readonly string[] } = {}) {
   const clock = { now: 1_000_000 }
   const outcomes: string[] = []
+  const topology = createTopology({
+    levels: ['rack', 'row'],
+    places: {
+      'rack-1': { parents: ['row-1'] },
+      'rack-2': { parents: ['row-1'] },
+      'rack-3': { parents: ['row-2'] },
+    },
+    prefixes: [
+      { cidr: parseCidr('10.1.0.0/16'), place: parsePlace('rack-1') },
+      { cidr: parseCidr('10.2.0.0/16'), place: parsePlace('rack-2') },
+      { cidr: parseCidr('10.3.0.0/16'), place: parsePlace('rack-3') },
+      { cidr: parseCidr('fd00::/16'), place: parsePlace('rack-1') },
+    ],
+    ipv4PrefixLength: 24,
+    ipv6PrefixLength: 64,
+  })
+  const now = () => clock.now
   const tracker = createTracker({
     store: createMemoryPeerStore({
       peersMax: 10_000,
       swarmsMax: 100,
+      levels: topology.levels,
+      sampleMax: 100,
       random: Math.random,
-      now: () => clock.now,
+      now,
     }),
-    topology: createTopology({
-      levels: ['rack', 'row'],
-      places: {
-        'rack-1': { parents: ['row-1'] },
-        'rack-2': { parents: ['row-1'] },
-        'rack-3': { parents: ['row-2'] },
+    rules: {
+      topology,
+      hooks,
+      config: {
+        announceIntervalMs: 1_800_000,
+        minAnnounceIntervalMs: 10_000,
+        numwantDefault: 50,
+        numwantMax: 100,
+        scrapeMax: 3,
+        gatewaysPerRack: 3,
+        reservePeers: 2,
+        trustedAnnouncers: trusted.map(parseCidr),
+        fullScrapeNetworks: [parseCidr('10.250.0.0/16')],
       },
-      prefixes: [
-        { cidr: parseCidr('10.1.0.0/16'), place: parsePlace('rack-1') },
-        { cidr: parseCidr('10.2.0.0/16'), place: parsePlace('rack-2') },
-        { cidr: parseCidr('10.3.0.0/16'), place: parsePlace('rack-3') },
-        { cidr: parseCidr('fd00::/16'), place: parsePlace('rack-1') },
-      ],
-      ipv4PrefixLength: 24,
-      ipv6PrefixLength: 64,
-    }),
-    hooks,
-    config: {
-      announceIntervalMs: 1_800_000,
-      minAnnounceIntervalMs: 10_000,
-      numwantDefault: 50,
-      numwantMax: 100,
-      scrapeMax: 3,
-      gatewaysPerRack: 3,
-      reservePeers: 2,
-      trustedAnnouncers: trusted.map(parseCidr),
     },
+    after: undefined,
     epoch: 'epoch-1',
     random: Math.random,
-    now: () => clock.now,
-    observer: { handled: (action, family, outcome) => outcomes.push(`${action} ${family} ${outcome}`) },
+    now,
+    observer: {
+      handled: (frontend, action, family, outcome) =>
+        outcomes.push(`${frontend} ${action} ${family} ${outcome}`),
+      refused: () => undefined,
+    },
     log: silentLog(),
   })
   const announce = async (source: string, options: Record<string, string | number> = {}) => {
@@ -214,7 +226,7 @@ test('each malformed announce and scrape gets the words that chihaya has for it'
     assert.equal(text(reply['failure reason']), reason, raw)
     assert.deepEqual(Object.keys(reply), ['failure reason'])
   }
-  assert.deepEqual(new Set(outcomes), new Set(['announce 4 refused']))
+  assert.deepEqual(new Set(outcomes), new Set(['http announce 4 refused']))
   assert.equal(tracker.totals().leechers, 0, 'none of them is in a swarm')
 })
 

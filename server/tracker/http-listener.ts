@@ -1,0 +1,263 @@
+import type { AddressInfo, Socket } from 'node:net'
+import { createServer } from 'node:net'
+import type { TLSSocket } from 'node:tls'
+import type { Ip } from '../../lib/protocol/address.ts'
+import type { Cidr } from '../../lib/protocol/cidr.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
+import type { ForwardedHeader } from './client-address.ts'
+import { isTrusted, socketAddress } from './client-address.ts'
+import type { TrackerHandlers } from './http-connection.ts'
+import { HttpConnection } from './http-connection.ts'
+import type { TrackerRoutes } from './http-routes.ts'
+import { compileRoutes } from './http-routes.ts'
+import type { TlsMaterial } from './http-tls.ts'
+import { createTlsHandshaker } from './http-tls.ts'
+import { readProxyHeader } from './proxy-protocol.ts'
+
+/** What may change while the listener runs. */
+export interface HttpListenerSettings {
+  readonly routes: TrackerRoutes
+  /** More connections than this are closed as they come. */
+  readonly connectionsMax: number
+  /** For a whole head; for a PROXY protocol header and a TLS handshake together. */
+  readonly headTimeoutMs: number
+  /** Between two requests, and for a client that does not read its replies. */
+  readonly idleTimeoutMs: number
+  /** Networks whose forwarded header, and whose PROXY protocol header, says who the client is. */
+  readonly trustedProxies: readonly Cidr[]
+  readonly forwardedHeader: ForwardedHeader
+}
+
+export interface HttpListenerOptions extends HttpListenerSettings {
+  readonly host: string
+  readonly port: number
+  /** Other processes may listen on the port too; the kernel spreads connections over them. */
+  readonly reusePort?: boolean
+  readonly tls?: TlsMaterial | undefined
+  /** Connections from trusted proxies must start with a PROXY protocol header; it comes before TLS. */
+  readonly proxyProtocol?: boolean
+  /** How long requests under way may take to end once the listener is disposed. */
+  readonly drainTimeoutMs?: number
+  readonly tracker: TrackerHandlers
+  readonly log: Logger
+}
+
+/**
+ * A port for announces and scrapes alone: HTTP/1.1 on bare sockets, several times as fast as node:http. Disposed, it takes no more
+ * connections, closes the idle ones and waits for the requests under way; once more does nothing.
+ */
+export interface HttpListener extends AsyncDisposable {
+  readonly address: { readonly host: string; readonly port: number }
+  /** Those whose handshake is under way included. */
+  readonly connections: number
+  /** Connections that were closed as they came, because too many were there. */
+  readonly refused: number
+  /**
+   * For new connections; those that are there go on as they began.
+   *
+   * @throws Error when the material cannot be used, or the listener speaks no TLS; then nothing has changed
+   */
+  setTls(material: TlsMaterial): void
+  /** @throws Error naming a route that cannot be used; then nothing has changed */
+  update(settings: Partial<HttpListenerSettings>): void
+}
+
+/** A connection in front of HTTP: its PROXY protocol header or its handshake is under way. */
+interface Arrival {
+  readonly socket: Socket
+  readonly deadline: number
+  peer: Ip | undefined
+}
+
+/** Between two looks for connections that are late; timeouts are kept to a quarter or to this. */
+const sweepMsMax = 1_000
+/** Without file descriptors the same line would be logged for every connection. */
+const acceptLogMs = 10_000
+/** Linux cuts it to net.core.somaxconn. node's own 511 overflows when thousands of clients come at once. */
+const backlog = 4096
+
+/** @throws Error when the address, a route or the TLS material cannot be used */
+export async function startHttpListener(options: HttpListenerOptions): Promise<HttpListener> {
+  const { host, log, proxyProtocol = false, drainTimeoutMs = 10_000 } = options
+  const context = { ...contextOf(options), tracker: options.tracker, log, now: 0, closing: false }
+  const connections = new Set<HttpConnection>()
+  const arrivals = new Map<string, Arrival>()
+  let refused = 0
+
+  const forget = (connection: HttpConnection) => {
+    connections.delete(connection)
+  }
+  const serve = (socket: Socket, peer: Ip | undefined) => {
+    const connection = new HttpConnection(context, socket, peer, forget)
+    connections.add(connection)
+    return connection
+  }
+  const arrive = (socket: Socket) => {
+    const address = socketAddress(socket.remoteAddress)
+    if (address === undefined) {
+      socket.destroy()
+      return
+    }
+    const key = socketKey(socket)
+    const arrival: Arrival = { socket, deadline: context.now + context.headTimeoutMs, peer: undefined }
+    arrivals.set(key, arrival)
+    socket.on('error', ignore)
+    socket.once('close', () => {
+      if (arrivals.get(key) === arrival) arrivals.delete(key)
+    })
+    if (!proxyProtocol || !isTrusted(address, context.trustedProxies)) {
+      enter(key, arrival, Buffer.alloc(0))
+      return
+    }
+    readNamed(socket, (named) => {
+      if ('message' in named) {
+        log.debug({ reason: named.message }, 'connection refused')
+        socket.destroy()
+        return
+      }
+      arrival.peer = named.source
+      enter(key, arrival, named.rest)
+    })
+  }
+  const enter = (key: string, arrival: Arrival, rest: Buffer) => {
+    const { socket, peer } = arrival
+    if (handshaker !== undefined) {
+      if (rest.length > 0) socket.unshift(rest)
+      handshaker.emit('connection', socket)
+      return
+    }
+    arrivals.delete(key)
+    const connection = serve(socket, peer)
+    if (rest.length > 0) connection.received(rest)
+    socket.resume()
+  }
+  const secured = (socket: TLSSocket) => {
+    const key = socketKey(socket)
+    const arrival = arrivals.get(key)
+    arrivals.delete(key)
+    if (arrival === undefined || context.closing) socket.destroy()
+    else serve(socket, arrival.peer)
+  }
+  let handshaker = options.tls && createTlsHandshaker(options.tls, secured)
+
+  const server = createServer({ allowHalfOpen: true, noDelay: true })
+  server.maxConnections = options.connectionsMax
+  server.on('connection', (socket) => {
+    if (context.closing) socket.destroy()
+    else if (proxyProtocol || handshaker !== undefined) arrive(socket)
+    else serve(socket, undefined)
+  })
+  server.on('drop', () => {
+    refused++
+  })
+  await listen(server, options)
+  let loggedAt = -Infinity
+  server.on('error', (error) => {
+    refused++
+    if (performance.now() - loggedAt < acceptLogMs) return
+    loggedAt = performance.now()
+    log.warn({ err: error }, 'cannot take connections')
+  })
+
+  const sweep = () => {
+    context.now = performance.now()
+    for (const connection of connections) connection.sweep()
+    for (const { socket, deadline } of arrivals.values()) if (deadline <= context.now) socket.destroy()
+  }
+  sweep()
+  let sweeping = setInterval(sweep, sweepMs(context)).unref()
+
+  const close = async () => {
+    context.closing = true
+    const closed = new Promise((resolve) => server.close(resolve))
+    for (const { socket } of arrivals.values()) socket.destroy()
+    for (const connection of connections) connection.retire()
+    const cut = setTimeout(() => {
+      for (const connection of connections) connection.destroy()
+    }, drainTimeoutMs)
+    await closed
+    clearTimeout(cut)
+    clearInterval(sweeping)
+  }
+  let closing: Promise<void> | undefined
+  return {
+    address: { host, port: (server.address() as AddressInfo).port },
+    get connections() {
+      return connections.size + arrivals.size
+    },
+    get refused() {
+      return refused
+    },
+    setTls: (material) => {
+      if (handshaker === undefined) throw new Error('Cannot set certificates: this listener speaks no TLS')
+      handshaker = createTlsHandshaker(material, secured)
+    },
+    update: (settings) => {
+      const next = { ...options, ...settings }
+      Object.assign(context, contextOf(next))
+      options = next
+      server.maxConnections = next.connectionsMax
+      clearInterval(sweeping)
+      sweeping = setInterval(sweep, sweepMs(context)).unref()
+    },
+    [Symbol.asyncDispose]: () => (closing ??= close()),
+  }
+}
+
+/** The settings as connections use them. */
+function contextOf({
+  routes,
+  headTimeoutMs,
+  idleTimeoutMs,
+  trustedProxies,
+  forwardedHeader,
+}: HttpListenerSettings) {
+  return { match: compileRoutes(routes), headTimeoutMs, idleTimeoutMs, trustedProxies, forwardedHeader }
+}
+
+function sweepMs({ headTimeoutMs, idleTimeoutMs }: { headTimeoutMs: number; idleTimeoutMs: number }): number {
+  return Math.max(10, Math.min(sweepMsMax, headTimeoutMs / 4, idleTimeoutMs / 4))
+}
+
+function listen(
+  server: ReturnType<typeof createServer>,
+  { host, port, reusePort = false }: HttpListenerOptions,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject)
+    server.listen({ host, port, reusePort, backlog }, () => {
+      server.off('error', reject)
+      resolve()
+    })
+  })
+}
+
+/** Tells the connections of a listener apart; a TLS socket has the key of the socket it was made of. */
+function socketKey({ remoteAddress = '', remotePort = 0, localAddress = '' }: Socket): string {
+  return `${remoteAddress} ${remotePort} ${localAddress}`
+}
+
+type Named = { readonly source: Ip | undefined; readonly rest: Buffer } | { readonly message: string }
+
+/** Reads the PROXY protocol header; then the socket is paused and `rest` is what came behind it. */
+function readNamed(socket: Socket, done: (named: Named) => void): void {
+  let bytes: Buffer = Buffer.alloc(0)
+  const finish = (named: Named) => {
+    socket.off('data', read).off('end', ended).pause()
+    done(named)
+  }
+  const read = (chunk: Buffer) => {
+    bytes = bytes.length === 0 ? chunk : Buffer.concat([bytes, chunk])
+    const header = readProxyHeader(bytes)
+    if (header.kind === 'broken') finish(header)
+    if (header.kind === 'header') finish({ source: header.source, rest: bytes.subarray(header.length) })
+  }
+  const ended = () => {
+    finish({ message: 'the connection ended within its PROXY protocol header' })
+  }
+  socket.on('data', read).on('end', ended)
+}
+
+function ignore(): void {
+  // 'close' follows.
+}

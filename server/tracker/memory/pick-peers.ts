@@ -1,0 +1,158 @@
+import type { Family } from '../../../lib/protocol/address.ts'
+import type { PeerSample, StoreAnnounce } from '../peer-store.ts'
+import type { Plan } from '../selection.ts'
+import { drawOf } from '../selection.ts'
+import type { FamilySwarms, Kind } from './family-swarms.ts'
+import { leecher, seeder } from './family-swarms.ts'
+
+/** Where fewer than one draw in this many would meet a peer that counts, they are listed instead. */
+const drawsPerPeerMax = 8
+/** Blocks are nearly empty where every peer is alone in its place; even then so many draws are sure to meet one. */
+const drawTries = 1024
+/** Beyond twice as many as are wanted (and a few), drawing again what was drawn before is rare enough. */
+const listedAnyway = 16
+
+/**
+ * Draws the peers of a plan and writes them to the sample, nearest first, in random order within a level.
+ *
+ * @returns a function of the swarm, the announce, the plan, and the announcer's handle or -1
+ */
+export function pickPeers({
+  families,
+  sample,
+  sampleMax,
+  random,
+}: {
+  families: Readonly<Record<Family, FamilySwarms>>
+  sample: PeerSample
+  sampleMax: number
+  random: () => number
+}): (swarm: number, announce: StoreAnnounce, plan: Plan, self: number) => void {
+  const chosen = new Uint32Array(sampleMax)
+  const listed = new Uint32Array(Math.max(512, sampleMax * 4))
+  const drawn = createDrawnSet(sampleMax)
+  let length = 0
+
+  /** Chooses as many of a kind as are wanted of one level, all equally likely. */
+  const choose = (peers: FamilySwarms, { group, below, available, want }: Side, kind: Kind, self: number) => {
+    if (want[kind] <= 0) return
+    const end = length + want[kind]
+    const rejectionPays = available[kind] * drawsPerPeerMax >= peers.count(group, kind)
+    if (available[kind] > 2 * want[kind] + listedAnyway && rejectionPays) {
+      drawn.clear()
+      while (length < end) {
+        const handle = peers.draw(group, below, kind, random, drawTries)
+        if (handle < 0) return
+        if (handle !== self && drawn.add(handle)) chosen[length++] = handle
+      }
+      return
+    }
+    let there = peers.collect(group, below, kind, listed)
+    while (length < end && there > 0) {
+      const at = Math.floor(random() * there)
+      const handle = listed[at] ?? 0
+      listed[at] = listed[--there] ?? 0
+      if (handle !== self) chosen[length++] = handle
+    }
+  }
+
+  const write = (family: Family, distance: number, withPeerIds: boolean) => {
+    const peers = families[family]
+    const size = peers.endpointBytes
+    const { endpoints } = peers
+    const compact = sample.compact[family]
+    let index = sample.lengths[family]
+    for (let i = 0; i < length; i++) {
+      const handle = chosen[i] ?? 0
+      const [from, to] = [handle * size, index * size]
+      for (let byte = 0; byte < size; byte++) compact[to + byte] = endpoints[from + byte] ?? 0
+      if (withPeerIds)
+        sample.peerIds[family].set(peers.peerIds.subarray(handle * 20, handle * 20 + 20), index * 20)
+      sample.distances[family][index] = distance
+      index++
+    }
+    sample.lengths[family] = index
+  }
+
+  return (swarm, announce, plan, self) => {
+    const own = announce.source.family
+    const level: Record<Family, Side> = { 4: emptySide(), 6: emptySide() }
+    for (let i = 0; i <= announce.ancestors.length; i++) {
+      const ancestor = i === 0 ? undefined : announce.ancestors[i - 1]
+      for (const family of bothFamilies) {
+        if (announce.ownFamilyOnly && family !== own) continue
+        const peers = families[family]
+        const { group: below } = level[family]
+        const group = peers.groupAt(swarm, ancestor?.node ?? announce.place)
+        const there = (kind: Kind) => peers.count(group, kind) - peers.count(below, kind)
+        level[family] = { group, below, available: [there(seeder), there(leecher)], want: [0, 0] }
+      }
+      if (i === 0 && self >= 0) level[own].available[families[own].kindOf(self)]--
+      share(level, seeder, plan.seeders[i] ?? 0)
+      share(level, leecher, plan.leechers[i] ?? 0)
+      for (const family of bothFamilies) {
+        length = 0
+        const skip = family === own ? self : -1
+        choose(families[family], level[family], seeder, skip)
+        const seeders = length
+        choose(families[family], level[family], leecher, skip)
+        if (seeders > 0 && seeders < length) shuffle(chosen, length, random)
+        if (length > 0) write(family, ancestor?.distance ?? 0, announce.withPeerIds)
+      }
+    }
+  }
+
+  /** Divides what is wanted of a kind between the families, as chance would if all peers stood in one list. */
+  function share(level: Readonly<Record<Family, Side>>, kind: Kind, want: number): void {
+    const ofIpv4 = drawOf(level[4].available[kind], level[6].available[kind], want, random)
+    level[4].want[kind] = ofIpv4
+    level[6].want[kind] = want - ofIpv4
+  }
+}
+
+/** One level of one family: the group, the one below it that is not meant, and by kind how many there are and are wanted. */
+interface Side {
+  group: number
+  below: number
+  available: [number, number]
+  want: [number, number]
+}
+
+function emptySide(): Side {
+  return { group: -1, below: -1, available: [0, 0], want: [0, 0] }
+}
+
+const bothFamilies: readonly Family[] = [4, 6]
+
+/** Kinds together stand in one random order; each alone was drawn in one. */
+function shuffle(items: Uint32Array, length: number, random: () => number): void {
+  for (let i = length - 1; i > 0; i--) {
+    const j = Math.floor(random() * (i + 1))
+    const swapped = items[i] ?? 0
+    items[i] = items[j] ?? 0
+    items[j] = swapped
+  }
+}
+
+/** A set of handles that is emptied by counting up. */
+function createDrawnSet(max: number) {
+  const slots = 2 ** Math.ceil(Math.log2(max * 2 + 2))
+  const handles = new Uint32Array(slots)
+  const rounds = new Uint32Array(slots)
+  let round = 0
+  return {
+    clear: () => {
+      round = (round + 1) >>> 0
+      if (round === 0) rounds.fill(0)
+    },
+    /** @returns whether it was not there */
+    add: (handle: number): boolean => {
+      let at = Math.imul(handle, 0x9e3779b1) >>> 7
+      for (at &= slots - 1; rounds[at] === round; at = (at + 1) & (slots - 1))
+        if (handles[at] === handle) return false
+      rounds[at] = round
+      handles[at] = handle
+      return true
+    },
+  }
+}

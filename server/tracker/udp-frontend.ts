@@ -1,0 +1,152 @@
+import type { RemoteInfo, Socket } from 'node:dgram'
+import { createSocket } from 'node:dgram'
+import { once } from 'node:events'
+import type { Ip } from '../../lib/protocol/address.ts'
+import { parseIp } from '../../lib/protocol/address.ts'
+import {
+  readUdpAction,
+  readUdpTransactionId,
+  udpActions,
+  udpReplyMax,
+  writeUdpConnectReply,
+  writeUdpError,
+} from '../../lib/protocol/udp.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
+import type { ConnectionIds } from './connection-id.ts'
+import type { Tracker } from './tracker.ts'
+
+/** Why a packet got no reply, or only an error: a closed set, for a metric. */
+export type UdpDrop =
+  'no_request' | 'bad_connection_id' | 'unknown_action' | 'send_queue_full' | 'send_failed'
+
+export interface UdpObserver {
+  connected(): void
+  dropped(reason: UdpDrop): void
+}
+
+export interface UdpFrontendOptions {
+  readonly address: { readonly host: string; readonly port: number }
+  /** An IPv6 socket takes IPv4 packets, too, unless another one does. */
+  readonly ipv6Only: boolean
+  /** Several threads listen on the port, and the kernel gives each sender one of them. */
+  readonly reusePort: boolean
+  readonly tracker: Tracker
+  readonly connectionIds: ConnectionIds
+  /** Milliseconds since 1970: connection ids are shared with other servers. */
+  readonly now: () => number
+  readonly observer: UdpObserver
+  readonly log: Logger
+}
+
+export interface UdpFrontend extends AsyncDisposable {
+  readonly address: { readonly host: string; readonly port: number }
+}
+
+/** Replies that the kernel would not take yet; beyond it they are dropped, and clients ask again. */
+const sendQueueMax = 1024
+/** Room in the kernel for packets that wait: some 20,000, as much as arrive in 0.2 s at full speed. The kernel may give less. */
+const receiveBufferBytes = 8 * 1024 * 1024
+/** Addresses whose bytes are remembered; when there are more, all are forgotten. */
+const addressesMax = 16_384
+
+/**
+ * The UDP tracker (BEP 15, BEP 41). Whoever has not proved by a connection id that it receives what is sent to its address never gets
+ * more bytes than it sent, so the tracker is of no use to those who forge addresses.
+ *
+ * @throws Error (EADDRINUSE and the like) when it cannot listen
+ */
+export async function startUdpFrontend(options: UdpFrontendOptions): Promise<UdpFrontend> {
+  const { address, tracker, connectionIds, now, observer, log } = options
+  const ipv6 = address.host.includes(':')
+  const socket: Socket = createSocket({
+    type: ipv6 ? 'udp6' : 'udp4',
+    ipv6Only: ipv6 && options.ipv6Only,
+    reusePort: options.reusePort,
+    // Replies go to addresses, never to names.
+    lookup: (host, _family, callback) => {
+      callback(null, host, ipv6 ? 6 : 4)
+    },
+  })
+  const addresses = new Map<string, Ip>()
+
+  const sourceOf = ({ address: text }: RemoteInfo): Ip | undefined => {
+    const known = addresses.get(text)
+    if (known) return known
+    const ip = parseIp(text.includes('%') ? text.slice(0, text.indexOf('%')) : text)
+    if (ip === undefined) return undefined
+    if (addresses.size >= addressesMax) addresses.clear()
+    addresses.set(text, ip)
+    return ip
+  }
+
+  const send = (reply: Buffer, to: RemoteInfo) => {
+    if (socket.getSendQueueCount() > sendQueueMax) observer.dropped('send_queue_full')
+    else socket.send(reply, to.port, to.address)
+  }
+
+  const refuse = (packet: Buffer, to: RemoteInfo, message: string, bytesMax: number) => {
+    const target = Buffer.allocUnsafe(bytesMax)
+    send(target.subarray(0, writeUdpError(target, 0, readUdpTransactionId(packet), message, bytesMax)), to)
+  }
+
+  const received = (packet: Buffer, from: RemoteInfo) => {
+    const action = readUdpAction(packet)
+    const source = action === undefined || from.port === 0 ? undefined : sourceOf(from)
+    if (source === undefined) {
+      observer.dropped('no_request')
+      return
+    }
+    if (action === udpActions.connect) {
+      observer.connected()
+      connectionIds.write(connectionId, 0, source, now())
+      const reply = Buffer.allocUnsafe(16)
+      writeUdpConnectReply(reply, 0, readUdpTransactionId(packet), connectionId)
+      send(reply, from)
+      return
+    }
+    const bytesMax = udpReplyMax[source.family]
+    if (!connectionIds.isValid(packet, 0, source, now())) {
+      observer.dropped('bad_connection_id')
+      refuse(packet, from, 'bad connection ID', Math.min(packet.length, bytesMax))
+      return
+    }
+    if (action === udpActions.error || (action ?? 0) > udpActions.oldIpv6Announce) {
+      observer.dropped('unknown_action')
+      refuse(packet, from, 'unknown action ID', bytesMax)
+      return
+    }
+    const reply = tracker.packet(packet, action === udpActions.scrape ? 'scrape' : 'announce', source)
+    if (reply instanceof Promise) {
+      void reply.then((late) => {
+        if (open) send(late, from)
+      })
+    } else {
+      send(reply, from)
+    }
+  }
+
+  const connectionId = Buffer.alloc(8)
+  let open = true
+  socket.on('message', received)
+  socket.bind({ address: address.host, port: address.port, exclusive: true })
+  await once(socket, 'listening')
+  // A reply that cannot be sent (no route, a firewall) is the receiver's loss; the socket lives on.
+  socket.on('error', (error) => {
+    observer.dropped('send_failed')
+    log.debug({ err: error }, 'UDP reply could not be sent')
+  })
+  try {
+    socket.setRecvBufferSize(receiveBufferBytes)
+  } catch (error) {
+    log.debug({ err: error }, 'UDP receive buffer keeps its size')
+  }
+  return {
+    address: { host: address.host, port: socket.address().port },
+    [Symbol.asyncDispose]: async () => {
+      open = false
+      await new Promise<void>((resolve) => {
+        socket.close(resolve)
+      })
+    },
+  }
+}
