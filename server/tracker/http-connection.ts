@@ -226,8 +226,8 @@ export class HttpConnection {
 
   /** Nothing whole is there: waits for more. */
   #await(answered: boolean): void {
-    const { now, idleTimeoutMs, headTimeoutMs } = this.#context
-    if (this.#halfClosed) {
+    const { now, idleTimeoutMs, headTimeoutMs, closing } = this.#context
+    if (this.#halfClosed || (closing && this.#reader.held === 0)) {
       this.#refuseRest()
     } else if (this.#reader.held === 0) {
       this.#state = 'idle'
@@ -245,7 +245,7 @@ export class HttpConnection {
     if (this.#state === 'idle' || this.#state === 'reading') this.#refuseRest()
   }
 
-  /** The client sends no more: part of a head is refused, nothing at all is a polite end. */
+  /** No more requests: part of a head is refused, nothing at all is a polite end. */
   #refuseRest(): void {
     const rest = this.#reader.blank
       ? []

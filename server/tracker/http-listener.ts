@@ -1,18 +1,15 @@
 import type { AddressInfo, Socket } from 'node:net'
 import { createServer } from 'node:net'
-import type { TLSSocket } from 'node:tls'
 import type { Ip } from '../../lib/protocol/address.ts'
 import type { Cidr } from '../../lib/protocol/cidr.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import type { ForwardedHeader } from './client-address.ts'
-import { isTrusted, socketAddress } from './client-address.ts'
+import { createArrivals } from './http-arrivals.ts'
 import type { TrackerHandlers } from './http-connection.ts'
 import { HttpConnection } from './http-connection.ts'
 import type { TrackerRoutes } from './http-routes.ts'
 import { compileRoutes } from './http-routes.ts'
 import type { TlsMaterial } from './http-tls.ts'
-import { createTlsHandshaker } from './http-tls.ts'
-import { readProxyHeader } from './proxy-protocol.ts'
 
 /** What may change while the listener runs. */
 export interface HttpListenerSettings {
@@ -50,7 +47,7 @@ export interface HttpListener extends AsyncDisposable {
   readonly address: { readonly host: string; readonly port: number }
   /** Those whose handshake is under way included. */
   readonly connections: number
-  /** Connections that were closed as they came, because too many were there. */
+  /** Connections beyond `connectionsMax`, closed as they came. Where file descriptors run out first, libuv closes them unseen. */
   readonly refused: number
   /**
    * For new connections; those that are there go on as they began.
@@ -60,13 +57,6 @@ export interface HttpListener extends AsyncDisposable {
   setTls(material: TlsMaterial): void
   /** @throws Error naming a route that cannot be used; then nothing has changed */
   update(settings: Partial<HttpListenerSettings>): void
-}
-
-/** A connection in front of HTTP: its PROXY protocol header or its handshake is under way. */
-interface Arrival {
-  readonly socket: Socket
-  readonly deadline: number
-  peer: Ip | undefined
 }
 
 /** Between two looks for connections that are late; timeouts are kept to a quarter or to this. */
@@ -79,11 +69,14 @@ const backlog = 4096
 /** @throws Error when the address, a route or the TLS material cannot be used */
 export async function startHttpListener(options: HttpListenerOptions): Promise<HttpListener> {
   const { host, log, proxyProtocol = false, drainTimeoutMs = 10_000 } = options
-  const context = { ...contextOf(options), tracker: options.tracker, log, now: 0, closing: false }
+  const context = {
+    ...contextOf(options),
+    tracker: options.tracker,
+    log,
+    now: performance.now(),
+    closing: false,
+  }
   const connections = new Set<HttpConnection>()
-  const arrivals = new Map<string, Arrival>()
-  let refused = 0
-
   const forget = (connection: HttpConnection) => {
     connections.delete(connection)
   }
@@ -92,60 +85,26 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
     connections.add(connection)
     return connection
   }
-  const arrive = (socket: Socket) => {
-    const address = socketAddress(socket.remoteAddress)
-    if (address === undefined) {
-      socket.destroy()
-      return
-    }
-    const key = socketKey(socket)
-    const arrival: Arrival = { socket, deadline: context.now + context.headTimeoutMs, peer: undefined }
-    arrivals.set(key, arrival)
-    socket.on('error', ignore)
-    socket.once('close', () => {
-      if (arrivals.get(key) === arrival) arrivals.delete(key)
-    })
-    if (!proxyProtocol || !isTrusted(address, context.trustedProxies)) {
-      enter(key, arrival, Buffer.alloc(0))
-      return
-    }
-    readNamed(socket, (named) => {
-      if ('message' in named) {
-        log.debug({ reason: named.message }, 'connection refused')
-        socket.destroy()
-        return
-      }
-      arrival.peer = named.source
-      enter(key, arrival, named.rest)
-    })
-  }
-  const enter = (key: string, arrival: Arrival, rest: Buffer) => {
-    const { socket, peer } = arrival
-    if (handshaker !== undefined) {
-      if (rest.length > 0) socket.unshift(rest)
-      handshaker.emit('connection', socket)
-      return
-    }
-    arrivals.delete(key)
-    const connection = serve(socket, peer)
-    if (rest.length > 0) connection.received(rest)
-    socket.resume()
-  }
-  const secured = (socket: TLSSocket) => {
-    const key = socketKey(socket)
-    const arrival = arrivals.get(key)
-    arrivals.delete(key)
-    if (arrival === undefined || context.closing) socket.destroy()
-    else serve(socket, arrival.peer)
-  }
-  let handshaker = options.tls && createTlsHandshaker(options.tls, secured)
+  const arrivals = createArrivals({
+    tls: options.tls,
+    proxyProtocol,
+    context,
+    ready: (socket, peer, rest) => {
+      const connection = serve(socket, peer)
+      if (rest.length > 0) connection.received(rest)
+      socket.resume()
+    },
+    log,
+  })
+  const bare = options.tls === undefined && !proxyProtocol
+  let refused = 0
 
   const server = createServer({ allowHalfOpen: true, noDelay: true })
   server.maxConnections = options.connectionsMax
   server.on('connection', (socket) => {
     if (context.closing) socket.destroy()
-    else if (proxyProtocol || handshaker !== undefined) arrive(socket)
-    else serve(socket, undefined)
+    else if (bare) serve(socket, undefined)
+    else arrivals.accept(socket)
   })
   server.on('drop', () => {
     refused++
@@ -162,15 +121,14 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
   const sweep = () => {
     context.now = performance.now()
     for (const connection of connections) connection.sweep()
-    for (const { socket, deadline } of arrivals.values()) if (deadline <= context.now) socket.destroy()
+    arrivals.sweep()
   }
-  sweep()
   let sweeping = setInterval(sweep, sweepMs(context)).unref()
 
   const close = async () => {
     context.closing = true
     const closed = new Promise((resolve) => server.close(resolve))
-    for (const { socket } of arrivals.values()) socket.destroy()
+    arrivals.destroy()
     for (const connection of connections) connection.retire()
     const cut = setTimeout(() => {
       for (const connection of connections) connection.destroy()
@@ -183,14 +141,13 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
   return {
     address: { host, port: (server.address() as AddressInfo).port },
     get connections() {
-      return connections.size + arrivals.size
+      return connections.size + arrivals.count
     },
     get refused() {
       return refused
     },
     setTls: (material) => {
-      if (handshaker === undefined) throw new Error('Cannot set certificates: this listener speaks no TLS')
-      handshaker = createTlsHandshaker(material, secured)
+      arrivals.setTls(material)
     },
     update: (settings) => {
       const next = { ...options, ...settings }
@@ -230,34 +187,4 @@ function listen(
       resolve()
     })
   })
-}
-
-/** Tells the connections of a listener apart; a TLS socket has the key of the socket it was made of. */
-function socketKey({ remoteAddress = '', remotePort = 0, localAddress = '' }: Socket): string {
-  return `${remoteAddress} ${remotePort} ${localAddress}`
-}
-
-type Named = { readonly source: Ip | undefined; readonly rest: Buffer } | { readonly message: string }
-
-/** Reads the PROXY protocol header; then the socket is paused and `rest` is what came behind it. */
-function readNamed(socket: Socket, done: (named: Named) => void): void {
-  let bytes: Buffer = Buffer.alloc(0)
-  const finish = (named: Named) => {
-    socket.off('data', read).off('end', ended).pause()
-    done(named)
-  }
-  const read = (chunk: Buffer) => {
-    bytes = bytes.length === 0 ? chunk : Buffer.concat([bytes, chunk])
-    const header = readProxyHeader(bytes)
-    if (header.kind === 'broken') finish(header)
-    if (header.kind === 'header') finish({ source: header.source, rest: bytes.subarray(header.length) })
-  }
-  const ended = () => {
-    finish({ message: 'the connection ended within its PROXY protocol header' })
-  }
-  socket.on('data', read).on('end', ended)
-}
-
-function ignore(): void {
-  // 'close' follows.
 }

@@ -53,7 +53,7 @@ const refusals = {
  * refused, and http-reader.test.ts lists what is refused beyond that.
  */
 export class HttpReader {
-  #bytes: Buffer = Buffer.alloc(0)
+  #bytes: Buffer = nothing
   #start = 0
   /** So many bytes of an unfinished head have been looked at. */
   #seen = 0
@@ -80,8 +80,13 @@ export class HttpReader {
     if (head === undefined) {
       this.#seen = this.held
     } else if (head.kind === 'request') {
-      this.#start = head.end
       this.#seen = 0
+      this.#start = head.end
+      // An idle connection keeps no chunk.
+      if (head.end === this.#bytes.length) {
+        this.#bytes = nothing
+        this.#start = 0
+      }
     }
     return head
   }
@@ -106,6 +111,8 @@ export class HttpReader {
     return false
   }
 }
+
+const nothing = Buffer.alloc(0)
 
 const cr = 13
 const lf = 10

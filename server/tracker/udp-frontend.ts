@@ -128,8 +128,10 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
   const connectionId = Buffer.alloc(8)
   let open = true
   socket.on('message', received)
+  // With a lookup that answers at once, it may be bound before bind() returns.
+  const listening = once(socket, 'listening')
   socket.bind({ address: address.host, port: address.port, exclusive: true })
-  await once(socket, 'listening')
+  await listening
   // A reply that cannot be sent (no route, a firewall) is the receiver's loss; the socket lives on.
   socket.on('error', (error) => {
     observer.dropped('send_failed')

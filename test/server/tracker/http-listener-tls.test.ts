@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import type { Socket } from 'node:net'
+import { connect as connectTcp } from 'node:net'
+import { Duplex } from 'node:stream'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import type { ConnectionOptions, TLSSocket } from 'node:tls'
@@ -223,16 +226,16 @@ test('a trusted proxy must send the header, anyone else must not', async (t) => 
 test('the PROXY protocol comes before TLS, in the same packet too', async (t) => {
   const { port, asked } = await startListener(t, { ...proxied, tls: pair })
   for (const together of [false, true]) {
-    const raw = await rawClient(t, port, proxy)
-    raw.socket.removeAllListeners('data').pause()
-    if (together) raw.socket.cork()
-    raw.send(v1('192.0.2.1'))
-    if (!together) await until(() => raw.socket.writableLength === 0)
-    const socket = connect({ socket: raw.socket, ca: authority.cert, host: '127.0.0.1' })
-    t.after(() => socket.destroy())
-    process.nextTick(() => {
-      raw.socket.uncork()
+    const raw = connectTcp({ port, host: '127.0.0.1', ...proxy })
+    const header = Buffer.from(v1('192.0.2.1'))
+    if (!together) await new Promise<void>((resolve) => raw.write(header, () => resolve()))
+    const socket = connect({
+      socket: together ? behind(header, raw) : raw,
+      ca: authority.cert,
+      host: '127.0.0.1',
     })
+    t.after(() => socket.destroy())
+    t.after(() => raw.destroy())
     await once(socket, 'secureConnect')
     const client = rawClientOn(socket)
     assert.equal(await body(client, 'a'), 'announce a')
@@ -245,3 +248,18 @@ test('the PROXY protocol comes before TLS, in the same packet too', async (t) =>
     'announce c 127.0.0.1',
   ])
 })
+
+/** A socket whose first packet starts with the header. */
+function behind(header: Buffer, raw: Socket): Duplex {
+  let first = true
+  const stream = new Duplex({
+    read: () => undefined,
+    write: (chunk: Buffer, _encoding, done) => {
+      raw.write(first ? Buffer.concat([header, chunk]) : chunk, done)
+      first = false
+    },
+  })
+  raw.on('data', (chunk) => stream.push(chunk))
+  raw.on('end', () => stream.push(null))
+  return stream
+}

@@ -464,6 +464,20 @@ test('disposed, a listener closes idle connections at once, and answers what is 
   await until(() => listener.connections === 0)
 })
 
+test('disposed, a listener lets a client read what it was answered', async (t) => {
+  const body = Buffer.alloc(8 * 1024 * 1024, 'x')
+  const { port, listener } = await startListener(t, { tracker: { announce: () => body, scrape: () => body } })
+  const client = await rawClient(t, port)
+  client.socket.pause()
+  client.send(get('/announce?a'))
+  await until(() => client.socket.readableLength > 0)
+  const disposed = listener[Symbol.asyncDispose]()
+  client.socket.resume()
+  assert.equal((await client.reply()).body.length, body.length)
+  assert.equal(await client.ended(), '')
+  await disposed
+})
+
 test('disposed, a listener does not wait for ever', async (t) => {
   const slow = slowTracker()
   const { port, listener } = await startListener(t, { tracker: slow.tracker, drainTimeoutMs: 200 })
