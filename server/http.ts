@@ -121,7 +121,7 @@ export async function startMainPort(
 function createHttpServer(
   { request_timeout }: ServerConfig['http'],
   tls: TlsMaterial | undefined,
-): HttpServer | HttpsServer {
+): HttpServer {
   // How often Node looks for heads that are late; its own 30 s would be most of their time.
   const connectionsCheckingInterval = Math.min(request_timeout, 1000)
   if (!tls) return createPlainServer({ connectionsCheckingInterval })

@@ -33,7 +33,8 @@ export function parseCidr(text: string): Cidr {
   if (network.family !== (bits === 32 ? 4 : 6)) wrong(text, 'write an IPv4-mapped network as IPv4')
   if (Buffer.compare(network.bytes, given.bytes) !== 0)
     wrong(text, `host bits are set; did you mean ${block.base}/${block.bitmask}?`)
-  return { family: network.family, bytes: network.bytes, length: Number(block.bitmask) }
+  // For IPv6 netmask gives the length back as the text it got, whatever its types say.
+  return { family: network.family, bytes: network.bytes, length: Number.parseInt(String(block.bitmask), 10) }
 }
 
 export function cidrContains({ family, bytes, length }: Cidr, ip: Ip): boolean {

@@ -50,12 +50,12 @@ export function createPostHookQueue(hooks: readonly PostHook[], log: Logger): Po
       return dropped
     },
     [Symbol.asyncDispose]: async () => {
-      const late = Promise.withResolvers<void>()
-      const timer = setTimeout(late.resolve, drainMs)
+      const late = Promise.withResolvers<undefined>()
+      const timer = setTimeout(late.resolve, drainMs, undefined)
       await Promise.race([running, late.promise])
       clearTimeout(timer)
       if (queue.length > 0) log.warn({ dropped: queue.length }, 'post-hooks were too slow to end in order')
-      await Promise.all(hooks.map((hook) => hook[Symbol.asyncDispose]?.()))
+      await Promise.all(hooks.map(async (hook) => hook[Symbol.asyncDispose]?.()))
     },
   }
 }

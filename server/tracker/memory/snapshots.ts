@@ -77,8 +77,8 @@ export async function startSnapshots(options: SnapshotsOptions): Promise<Snapsho
     [Symbol.asyncDispose]: async () => {
       clearInterval(timer)
       worker.ref()
-      const late = Promise.withResolvers<void>()
-      const limit = setTimeout(late.resolve, lastSaveMs)
+      const late = Promise.withResolvers<undefined>()
+      const limit = setTimeout(late.resolve, lastSaveMs, undefined)
       await Promise.race([saveOrTell(), late.promise])
       clearTimeout(limit)
       await worker.terminate()

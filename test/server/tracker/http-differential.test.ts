@@ -57,7 +57,7 @@ const stricter: readonly {
   {
     end: 'target',
     why: 'HTTP/0.9: no version',
-    rest: /^\S+ \S+\r\n/,
+    rest: /^\S+ \S+\r?\n/,
     example: 'GET /announce\r\n\r\n',
   },
   {
