@@ -26,7 +26,7 @@ export interface MainPort extends AsyncDisposable {
   readonly sourceOf: (request: FastifyRequest) => Ip
   /** Call when all routes are registered. */
   open(): Promise<void>
-  /** Trusts other proxies, and shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
+  /** Trusts other proxies, sets other limits, and shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
   reload(config: ServerConfig['http'], tls: TlsMaterial | undefined): void
 }
 
@@ -48,12 +48,10 @@ export async function startMainPort(
 ): Promise<MainPort> {
   const { host, port } = config.addr
   const server = createHttpServer(config, deps.tls)
-  server.headersTimeout = config.request_timeout
   server.requestTimeout = 0
-  server.keepAliveTimeout = config.idle_timeout
-  server.maxConnections = config.connections_max
+  limit(server, config)
   lingerOnClose(server)
-  server.setTimeout(config.idle_timeout, (socket: { destroy(): void }) => {
+  server.on('timeout', (socket: { destroy(): void }) => {
     socket.destroy()
   })
   let current = config
@@ -108,6 +106,7 @@ export async function startMainPort(
     sourceOf: (request) => sourceOf(request.raw, current),
     reload: (next, material) => {
       if (material && server instanceof HttpsServer) server.setSecureContext(secureContextOf(material))
+      limit(server, next)
       current = next
     },
     open: async () => {
@@ -116,6 +115,14 @@ export async function startMainPort(
     },
     [Symbol.asyncDispose]: () => (closing ??= close()),
   }
+}
+
+/** For connections that come from now on. */
+function limit(server: HttpServer | HttpsServer, config: ServerConfig['http']): void {
+  server.headersTimeout = config.request_timeout
+  server.keepAliveTimeout = config.idle_timeout
+  server.timeout = config.idle_timeout
+  server.maxConnections = config.connections_max
 }
 
 function createHttpServer(

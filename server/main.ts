@@ -1,9 +1,11 @@
 import { dirname, resolve } from 'node:path'
 import { createLog } from '../lib/runtime/log.ts'
+import { createRandom } from '../lib/runtime/random.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
 import { runDaemon } from '../lib/runtime/program.ts'
 import { version } from '../lib/runtime/version.ts'
 import { ServerConfig } from './config.ts'
+import { selftest } from './selftest.ts'
 import type { Server } from './server.ts'
 import { startServer } from './server.ts'
 
@@ -20,24 +22,35 @@ export async function main(argv: string[]): Promise<void> {
       start: async (config, _signal, file) => {
         log.level = config.log_level
         const directory = file === undefined ? undefined : dirname(resolve(file))
-        server = await startServer(config, { log, now: Date.now, random: Math.random, directory })
+        server = await startServer(config, {
+          log,
+          now: Date.now,
+          random: createRandom(Math.random),
+          directory,
+        })
         return server
       },
-      reload: (next) => {
-        const failed = (error: unknown) => {
+      reload: async (next) => {
+        const level = log.level
+        try {
+          if (next instanceof Error) throw next
+          // The threads are told of it by the reload.
+          log.level = next.log_level
+          const needRestart = await server?.reload(next)
+          log.info(needRestart && needRestart.length > 0 ? { needRestart } : {}, 'reloaded')
+        } catch (error) {
+          log.level = level
           log.error({ err: error }, 'reload failed; what was in force stays')
         }
-        if (next instanceof Error) {
-          failed(next)
-          return
-        }
-        log.level = next.log_level
-        server?.reload(next).then((needRestart) => {
-          log.info(needRestart.length > 0 ? { needRestart } : {}, 'reloaded')
-        }, failed)
       },
       started: (addresses) => {
         log.info({ version, ...addresses }, 'server is listening')
+      },
+      commands: {
+        selftest: {
+          summary: 'ask the running server what a peer would ask, and say what is wrong',
+          run: selftest,
+        },
       },
     },
     argv,

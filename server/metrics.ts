@@ -17,9 +17,10 @@ export interface ServerMetrics {
   watchFleet(fleet: Fleet): void
 }
 
-export function createServerMetrics(): ServerMetrics {
+/** `ofProcess`: those of the process too, for which prom-client watches it until it ends. */
+export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): ServerMetrics {
   const registry = new Registry()
-  collectDefaultMetrics({ register: registry })
+  if (ofProcess) collectDefaultMetrics({ register: registry })
   const registers = [registry]
   const webseedBytes = new Counter({
     name: 'rackswarm_webseed_bytes_total',

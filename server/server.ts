@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { access, constants } from 'node:fs/promises'
+import { access, constants, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyRequest } from 'fastify'
 import type { ServerInfo } from '../lib/client/api.ts'
@@ -14,6 +14,8 @@ import { openTokenAuthority } from '../lib/token/token-authority.ts'
 import type { KeySetSource } from '../lib/token/key-set.ts'
 import { createTickets } from '../lib/token/ticket.ts'
 import { monotonicMs } from '../lib/runtime/clock.ts'
+import { createTurn } from '../lib/runtime/turn.ts'
+import { openCertificates, watchCertificates } from './certificates.ts'
 import type { ServerConfig } from './config.ts'
 import type { ReadinessCheck } from './health.ts'
 import { startHealthPort } from './health.ts'
@@ -34,22 +36,19 @@ import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
 import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
+import { restartNeeded } from './restart-needed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
 import type { TrackerSecrets } from './tracker-settings.ts'
-import {
-  openTrackerSecrets,
-  readTlsMaterial,
-  storageSettings,
-  topologyOf,
-  trackerSettings,
-} from './tracker-settings.ts'
+import { openTrackerSecrets, storageSettings, topologyOf, trackerSettings } from './tracker-settings.ts'
 import { readCounters } from './tracker/counters.ts'
+import type { OpenStore } from './tracker/create-store.ts'
 import { registerTrackerRoutes } from './tracker/http-frontend.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
 import type { Topology } from './tracker/topology.ts'
 import { createTopology } from './tracker/topology.ts'
 import type { TrackerService } from './tracker/tracker-service.ts'
 import { startTrackerService } from './tracker/tracker-service.ts'
+import type { GivenHooks } from './tracker/tracker-thread.ts'
 
 export interface ServerDeps {
   readonly log: Logger
@@ -59,9 +58,25 @@ export interface ServerDeps {
   readonly random: () => number
   /** Where relative paths of modules begin: where the configuration lies. Default: the working directory. */
   readonly directory?: string | undefined
+  /** Between two looks at the files of the certificate. Default: 10 s. */
+  readonly certificatePollMs?: number | undefined
+  readonly embedded?: EmbeddedParts | undefined
+}
+
+/**
+ * What a program brings that a tracker is part of. Such a tracker reads no environment, has no data directory unless it is configured,
+ * and leaves the metrics of the process to the program.
+ */
+export interface EmbeddedParts {
+  readonly hooks: GivenHooks
+  /** Instead of the store of the configuration. */
+  readonly openStore: OpenStore | undefined
 }
 
 export interface Server extends Daemon {
+  readonly tracker: TrackerService | undefined
+  /** What /metrics says. */
+  metrics(): Promise<string>
   readonly addresses: {
     readonly publicUrl: string
     readonly http: { readonly host: string; readonly port: number }
@@ -79,16 +94,8 @@ export interface Server extends Daemon {
   reload(config: ServerConfig): Promise<string[]>
 }
 
-/** What takes a restart to change. */
-const fixedSettings = [
-  'roles',
-  'public_url',
-  'data_dir',
-  'metrics_addr',
-  'workers',
-  'storage',
-  'posthooks',
-] as const
+/** Between two looks at the files of the certificate. */
+const certificatePollMs = 10_000
 
 /**
  * Starts all that the roles ask for; what it returns is listening.
@@ -97,16 +104,22 @@ const fixedSettings = [
  */
 export async function startServer(config: ServerConfig, deps: ServerDeps): Promise<Server> {
   await using started = new AsyncDisposableStack()
-  const directory = config.data_dir ?? defaultPaths('server').data
-  await makeDirectory(directory, 0o700)
+  const { embedded } = deps
+  const directory = config.data_dir ?? (embedded ? undefined : defaultPaths('server').data)
+  if (directory !== undefined) await makeDirectory(directory, 0o700)
   const hasRegistry = config.roles.includes('registry')
   openTopology(config)
-  const tls = await readTlsMaterial(config.http)
+  const tls = await openCertificates(config.http)
   const main = hasRegistry
-    ? started.use(await openMainPort(config, config.http.tls?.main_port === true ? tls : undefined, deps))
+    ? started.use(
+        await startMainPort(config.http, {
+          tls: config.http.tls?.main_port === true ? tls : undefined,
+          log: deps.log,
+        }),
+      )
     : undefined
   const publicUrl = config.public_url ?? main?.origin ?? originOf(config)
-  const metrics = createServerMetrics()
+  const metrics = createServerMetrics({ ofProcess: embedded === undefined })
   const epoch = randomBytes(8).toString('hex')
   const checks: Record<string, ReadinessCheck> = {}
   const trust = {
@@ -115,13 +128,14 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
     clockToleranceMs: config.tokens.clock_tolerance,
     now: deps.now,
   }
-  const secrets = await openTrackerSecrets(config, directory, process.env)
-  const common = { config, deps, started, publicUrl, metrics, epoch, trust, directory, checks, tls, secrets }
+  const secrets = await openTrackerSecrets(config, directory, embedded ? {} : process.env)
+  const common = { config, deps, started, publicUrl, metrics, epoch, trust, checks, tls, secrets }
 
   // The registry has the keys, the tracker checks with them; the registry asks the tracker what its swarms hold.
   const swarms: { tracker: TrackerService | undefined } = { tracker: undefined }
-  const registry = main ? await startRegistry({ ...common, main, swarms }) : undefined
-  const keySet = registry === undefined ? keySetOf(config, directory) : undefined
+  const registry =
+    main && directory !== undefined ? await startRegistry({ ...common, directory, main, swarms }) : undefined
+  const keySet = registry === undefined ? await keySetOf(config, directory) : undefined
   const settingsOf = (next: ServerConfig, material: TlsMaterial | undefined) =>
     trackerSettings(next, {
       mainPort: main === undefined,
@@ -137,7 +151,10 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
         ...deps,
         monotonic: monotonicMs,
         threads: config.workers,
-        storage: storageSettings(config, directory),
+        storage: embedded?.openStore
+          ? { name: 'given', open: embedded.openStore }
+          : storageSettings(config, directory),
+        given: embedded?.hooks,
         verifier: registry?.verifier,
       }),
     )
@@ -166,6 +183,25 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
   // First at the end: what is under way still needs the parts that were started after the port.
   if (main) started.use(main)
   const { addresses } = swarms.tracker?.first ?? {}
+  // Reloads and new certificates, one after the other.
+  const turn = createTurn()
+  let inForce = { http: config.http, tls }
+  const setTls = (http: ServerConfig['http'], material: TlsMaterial | undefined) => {
+    main?.reload(http, http.tls?.main_port === true ? material : undefined)
+    inForce = { http, tls: material }
+  }
+  started.use(
+    watchCertificates({
+      pollMs: deps.certificatePollMs ?? certificatePollMs,
+      look: async () => ({ inForce: inForce.tls, found: await openCertificates(inForce.http) }),
+      use: (found) =>
+        turn(async () => {
+          await swarms.tracker?.setTls(found)
+          setTls(inForce.http, found)
+        }),
+      log: deps.log,
+    }),
+  )
   const owned = started.move()
   return {
     addresses: {
@@ -175,13 +211,18 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
       udp: addresses?.udp ?? [],
       metricsUrl: health?.origin,
     },
-    reload: async (next) => {
-      const material = await readTlsMaterial(next.http)
-      await swarms.tracker?.reload(settingsOf(next, material))
-      main?.reload(next.http, next.http.tls?.main_port === true ? material : undefined)
-      registry?.replaceTopology(openTopology(next))
-      return fixedSettings.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(config[key]))
-    },
+    tracker: swarms.tracker,
+    metrics: () => metrics.registry.metrics(),
+    reload: (next) =>
+      turn(async () => {
+        const topology = openTopology(next)
+        const material = await openCertificates(next.http)
+        await using prepared = await swarms.tracker?.prepare(settingsOf(next, material))
+        setTls(next.http, material)
+        await prepared?.commit()
+        registry?.replaceTopology(topology)
+        return restartNeeded(config, next)
+      }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
@@ -194,27 +235,8 @@ interface Common {
   readonly metrics: ServerMetrics
   readonly epoch: string
   readonly trust: { issuer: string; audience: string; clockToleranceMs: number; now: () => number }
-  readonly directory: string
   readonly checks: Record<string, ReadinessCheck>
   readonly secrets: TrackerSecrets
-}
-
-async function openMainPort(
-  config: ServerConfig,
-  tls: TlsMaterial | undefined,
-  { log }: ServerDeps,
-): Promise<MainPort> {
-  try {
-    return await startMainPort(config.http, { tls, log })
-  } catch (cause) {
-    if (tls === undefined || config.http.tls === undefined || !isTlsError(cause)) throw cause
-    const { cert, key } = config.http.tls
-    throw new ConfigError([`http.tls: cannot use ${cert} and ${key}: ${(cause as Error).message}`], { cause })
-  }
-}
-
-function isTlsError(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && String(error.code).startsWith('ERR_OSSL')
 }
 
 /** What the address of a tracker alone says; with port 0, which it is not bound to yet, only for tests and trials. */
@@ -223,18 +245,28 @@ function originOf({ http }: ServerConfig): string {
   return `${http.tls?.main_port === true ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`
 }
 
-function keySetOf({ tokens, tracker }: ServerConfig, directory: string): KeySetSource | undefined {
+async function keySetOf(
+  { tokens, tracker }: ServerConfig,
+  directory: string | undefined,
+): Promise<KeySetSource | undefined> {
   if (tracker.approval === 'none') return undefined
   if (tokens.keys_file !== undefined) return { file: tokens.keys_file }
   if (tokens.keys_url !== undefined)
     return {
       url: tokens.keys_url,
       refreshIntervalMs: tokens.keys_refresh,
-      cacheFile: join(directory, 'keys-cache.json'),
+      cacheFile: directory && join(directory, 'keys-cache.json'),
+      ca: tokens.keys_ca === undefined ? undefined : await readAuthority(tokens.keys_ca),
     }
   throw new ConfigError([
     'tokens.keys_file: a tracker without a registry needs the public keys of one, from tokens.keys_file or tokens.keys_url, or tracker.approval: none',
   ])
+}
+
+async function readAuthority(file: string): Promise<string> {
+  return readFile(file, 'utf8').catch((cause: unknown) => {
+    throw new ConfigError([`tokens.keys_ca: cannot read ${file}: ${(cause as Error).message}`], { cause })
+  })
 }
 
 /** What /stats.json shows. */
@@ -272,7 +304,11 @@ function statsOf(
 }
 
 async function startRegistry(
-  common: Common & { main: MainPort; swarms: { tracker: TrackerService | undefined } },
+  common: Common & {
+    directory: string
+    main: MainPort
+    swarms: { tracker: TrackerService | undefined }
+  },
 ) {
   const {
     config,

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isLoopback, parseIp } from '../lib/protocol/address.ts'
@@ -16,15 +17,22 @@ export interface TrackerSecrets {
   readonly ticketSecret: string
 }
 
-/** @throws Error naming the file that is missing or that others can read */
+/**
+ * Without a data directory a secret that is given nowhere is good for this start alone.
+ *
+ * @throws Error naming the file that is missing or that others can read
+ */
 export async function openTrackerSecrets(
   { udp, tokens }: ServerConfig,
-  dataDirectory: string,
+  dataDirectory: string | undefined,
   environment: NodeJS.ProcessEnv,
 ): Promise<TrackerSecrets> {
   const secret = async (text: string | undefined, file: string | undefined, own: string) => {
     if (text !== undefined && text !== '') return text
-    return file === undefined ? readOrMakeSecret(join(dataDirectory, own)) : readSecret(file)
+    if (file !== undefined) return readSecret(file)
+    return dataDirectory === undefined
+      ? randomBytes(secretBytes).toString('base64url')
+      : readOrMakeSecret(join(dataDirectory, own))
   }
   return {
     udpPrivateKey: await secret(
@@ -39,6 +47,8 @@ export async function openTrackerSecrets(
     ),
   }
 }
+
+const secretBytes = 32
 
 /** Reads the PEM files of `http.tls`. @throws ConfigError naming the file that cannot be read */
 export async function readTlsMaterial({ tls }: ServerConfig['http']): Promise<TlsMaterial | undefined> {
@@ -143,16 +153,20 @@ export function topologyOf({ topology }: ServerConfig): TrackerSettings['topolog
   }
 }
 
-export function storageSettings({ storage }: ServerConfig, dataDirectory: string): StorageSettings {
+export function storageSettings(
+  { storage }: ServerConfig,
+  dataDirectory: string | undefined,
+): StorageSettings {
   if (storage.name !== 'memory') return { name: 'module', path: storage.name, config: storage.config }
   const memory = MemoryStorage.parse(storage.config)
   return {
     name: 'memory',
     peersMax: memory.peers_max,
     swarmsMax: memory.swarms_max,
-    snapshot: memory.snapshot
-      ? { file: join(dataDirectory, 'swarms.snapshot'), intervalMs: memory.snapshot_interval }
-      : undefined,
+    snapshot:
+      memory.snapshot && dataDirectory !== undefined
+        ? { file: join(dataDirectory, 'swarms.snapshot'), intervalMs: memory.snapshot_interval }
+        : undefined,
   }
 }
 

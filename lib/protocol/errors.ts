@@ -1,3 +1,6 @@
+/** The same in every copy of this package: a hook of somebody else's throws the ClientError of the copy it was written for. */
+const mark = Symbol.for('rackswarm.ClientError')
+
 /**
  * A fault of the peer or caller: its message may be shown on the wire. Everything else that is thrown is ours,
  * and the wire says only "internal error". `code` comes from a closed set per protocol and may label a metric.
@@ -10,7 +13,12 @@ export class ClientError extends Error {
 
   constructor(code: string, message: string, options?: ErrorOptions & { retryInMinutes?: number }) {
     super(message, options)
+    Object.defineProperty(this, mark, { value: true })
     this.code = code
     this.retryInMinutes = options?.retryInMinutes
+  }
+
+  static [Symbol.hasInstance](value: unknown): value is ClientError {
+    return typeof value === 'object' && value !== null && mark in value
   }
 }

@@ -60,6 +60,20 @@ export function parseConfig<Schema extends z.ZodType>(
   )
 }
 
+/** What is wrong with settings at hand, each fault with its place (`http.addr: …`), or what they mean. */
+export function checkConfig<Schema extends z.ZodType>(
+  schema: Schema,
+  settings: unknown,
+): { config: z.output<Schema> } | { faults: string[] } {
+  const parsed = schema.safeParse(settings)
+  if (parsed.success) return { config: parsed.data }
+  return {
+    faults: parsed.error.issues.flatMap((issue) =>
+      faultsOf(issue).map(({ path, message }) => `${path.join('.') || 'settings'}: ${message}`),
+    ),
+  }
+}
+
 /** `90s`, `30m`, `15d`, `250ms` … as milliseconds. */
 export function duration() {
   return z

@@ -19,8 +19,11 @@ export interface DaemonProgram<Schema extends z.ZodType> {
   start(config: z.output<Schema>, signal: AbortSignal, file: string | undefined): Promise<Daemon>
   /** Called with where it listens. */
   started(addresses: Daemon['addresses']): void
-  /** Called at SIGHUP, if the daemon can reload, with the configuration as it is now, or with why it cannot be used. */
-  reload?(config: z.output<Schema> | Error): void
+  /**
+   * Called at SIGHUP, if the daemon can reload, with the configuration as it is now, or with why it cannot be used. One call ends
+   * before the next begins. Must not reject.
+   */
+  reload?(config: z.output<Schema> | Error): Promise<void>
   /** Further first words: `rackswarm-server selftest`. They get the other arguments, and say how it ended. */
   readonly commands?: Readonly<
     Record<string, { readonly summary: string; run(argv: readonly string[]): Promise<number> }>
@@ -85,11 +88,21 @@ async function runUntilSignal<Schema extends z.ZodType>(
       stop.abort(new Error(`stopped by ${signal}`))
     })
   }
+  // Who asks while it starts gets what is in the file once it has started; while it ends, nobody.
+  const started = Promise.withResolvers<undefined>()
+  let reloads: Promise<void> = started.promise
+  let waiting = false
   process.on('SIGHUP', () => {
-    read().then(
-      (next) => program.reload?.(next),
-      (error: unknown) => program.reload?.(error instanceof Error ? error : new Error(String(error))),
-    )
+    // Whoever waits has not read the file yet.
+    if (waiting) return
+    waiting = true
+    reloads = reloads.then(async () => {
+      waiting = false
+      const next = await read().catch((error: unknown) =>
+        error instanceof Error ? error : new Error(String(error)),
+      )
+      if (!stop.signal.aborted) await program.reload?.(next)
+    })
   })
   let daemon: Daemon
   try {
@@ -99,6 +112,7 @@ async function runUntilSignal<Schema extends z.ZodType>(
     throw error
   }
   program.started(daemon.addresses)
+  started.resolve(undefined)
   await stopped
   await daemon[Symbol.asyncDispose]()
 }

@@ -1,5 +1,5 @@
 import type { Logger } from '../../lib/runtime/log.ts'
-import { loadModule } from './load-module.ts'
+import { makeOfModule } from './load-module.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import type { TrackerSettings } from './tracker-thread.ts'
@@ -23,18 +23,28 @@ export type CreatePeerStore = (
   deps: StoreDeps,
 ) => PeerStore | Promise<PeerStore>
 
+/** Opens a store of somebody else's: a module's, or one that a program brings. */
+export type OpenStore = (deps: StoreDeps) => PeerStore | Promise<PeerStore>
+
 /** Opens the store of a module. @throws Error naming the module */
 export async function createStore(
   storage: { readonly name: string; readonly config: Readonly<Record<string, unknown>> },
-  { modulesDirectory, topology }: Pick<TrackerSettings, 'modulesDirectory' | 'topology'>,
+  settings: Pick<TrackerSettings, 'modulesDirectory' | 'topology'>,
   deps: { random: () => number; monotonic: () => number; log: Logger },
 ): Promise<PeerStore> {
-  const create = await loadModule(storage.name, modulesDirectory)
-  return (await create(storage.config, {
+  const { name, config } = storage
+  return (await makeOfModule(name, settings.modulesDirectory, config, storeDeps(settings, deps))) as PeerStore
+}
+
+export function storeDeps(
+  { topology }: Pick<TrackerSettings, 'topology'>,
+  { random, monotonic, log }: { random: () => number; monotonic: () => number; log: Logger },
+): StoreDeps {
+  return {
     levels: Math.max(1, topology.levels.length),
     sampleMax: samplePeersMax,
-    random: deps.random,
-    now: deps.monotonic,
-    log: deps.log,
-  } satisfies StoreDeps)) as PeerStore
+    random,
+    now: monotonic,
+    log,
+  }
 }

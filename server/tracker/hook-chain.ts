@@ -1,7 +1,7 @@
 import type { z } from 'zod'
 import type { HookDeps, PostHook, PreHook, PreHookDefinition } from './hooks.ts'
 import { builtInPreHooks } from './hooks/built-in.ts'
-import { isModulePath, loadModule } from './load-module.ts'
+import { isModulePath, makeOfModule } from './load-module.ts'
 
 /** A hook as the configuration has it. */
 export interface HookEntry {
@@ -44,15 +44,20 @@ export async function createHookChain(
   return { hooks, [Symbol.asyncDispose]: () => owned.disposeAsync() }
 }
 
-/** @throws Error naming the hook that cannot be made, and why */
+/** @throws Error naming the hook that cannot be made, and why; those made before it are disposed */
 export async function createPostHooks(
   entries: readonly HookEntry[],
   directory: string,
   deps: HookDeps,
 ): Promise<PostHook[]> {
+  await using made = new AsyncDisposableStack()
   const hooks: PostHook[] = []
-  for (const { name, options } of entries)
-    hooks.push((await (await loadModule(name, directory))(options, deps)) as PostHook)
+  for (const { name, options } of entries) {
+    const hook = (await makeOfModule(name, directory, options, deps)) as PostHook
+    made.defer(async () => hook[Symbol.asyncDispose]?.())
+    hooks.push(hook)
+  }
+  made.move()
   return hooks
 }
 
@@ -61,7 +66,7 @@ async function createPreHook(
   directory: string,
   deps: HookDeps,
 ): Promise<PreHook> {
-  if (isModulePath(name)) return (await (await loadModule(name, directory))(options, deps)) as PreHook
+  if (isModulePath(name)) return (await makeOfModule(name, directory, options, deps)) as PreHook
   const definition: PreHookDefinition<z.ZodType> | undefined = builtInPreHooks.find(
     (known) => known.name === name,
   )

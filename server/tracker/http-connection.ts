@@ -53,7 +53,7 @@ type State = 'idle' | 'reading' | 'replying' | 'draining' | 'ending'
 
 /**
  * One connection: reads requests, has them answered in order, and ends. While it waits for the tracker or for the client to read,
- * it holds one chunk (64 KiB) and part of a head at most, and leaves the rest to the kernel.
+ * it holds the chunk it is at and the next one (64 KiB each), and leaves the rest to the kernel.
  */
 export class HttpConnection {
   readonly #context: ConnectionContext
@@ -101,7 +101,7 @@ export class HttpConnection {
   sweep(): void {
     if (this.#deadline > this.#context.now) return
     if (this.#state === 'reading' && this.#reader.held > 0) {
-      this.#end([refusal(408, 'its head took too long')], { linger: true })
+      this.#end([refusal(408, 'its head took too long')])
     } else if (this.#state === 'reading' || this.#state === 'idle') {
       this.#socket.destroySoon()
     } else {
@@ -150,7 +150,7 @@ export class HttpConnection {
       }
       if (request.kind === 'refusal') {
         replies.push(refusal(request.status, request.message))
-        this.#end(replies, { linger: true })
+        this.#end(replies)
         return
       }
       const answer = this.#ask(request, peer)
@@ -163,7 +163,7 @@ export class HttpConnection {
       const reply = writeReply(answer, request, closing)
       replies.push(reply)
       if (closing) {
-        this.#end(replies, { linger: request.keepAlive })
+        this.#end(replies, { asked: !request.keepAlive })
         return
       }
       bytes += reply.length
@@ -202,13 +202,12 @@ export class HttpConnection {
   #awaitAnswer(request: HttpRequest, answer: Promise<Buffer | TextAnswer>): void {
     this.#state = 'replying'
     this.#deadline = this.#context.now + replyTimeoutMs
-    if (this.#reader.held > 0) this.#socket.pause()
     void answer.then((late) => {
       if (this.#socket.destroyed) return
       this.#guarded(() => {
         const closing = !request.keepAlive || this.#context.closing
         const reply = writeReply(late, request, closing)
-        if (closing) this.#end([reply], { linger: request.keepAlive })
+        if (closing) this.#end([reply], { asked: !request.keepAlive })
         else if (this.#write([reply])) this.#advance()
       })
     })
@@ -219,7 +218,6 @@ export class HttpConnection {
     if (this.#socket.write(join(replies))) return true
     this.#state = 'draining'
     this.#deadline = this.#context.now + this.#context.idleTimeoutMs
-    if (this.#reader.held > 0) this.#socket.pause()
     this.#socket.once('drain', () => this.#guarded(() => this.#advance()))
     return false
   }
@@ -250,19 +248,19 @@ export class HttpConnection {
     const rest = this.#reader.blank
       ? []
       : [refusal(400, 'the connection ends within the head of the request')]
-    this.#end(rest, { linger: true })
+    this.#end(rest)
   }
 
   /**
-   * Sends the last replies. Without `linger` the connection is closed as soon as they are out, which saves the wait for the
-   * client's end: only where the client said that it sends no more.
+   * Sends the last replies and waits for the client's end. Where the client `asked` for the close it sends no more, and the
+   * connection is closed as soon as the replies are out.
    */
-  #end(replies: readonly Buffer[], { linger }: { linger: boolean }): void {
+  #end(replies: readonly Buffer[], { asked = false } = {}): void {
     this.#state = 'ending'
     this.#deadline = this.#context.now + lingerMs
     if (replies.length > 0) this.#socket.end(join(replies))
     else this.#socket.end()
-    if (!linger && this.#reader.held === 0) this.#socket.destroySoon()
+    if (asked && this.#reader.held === 0) this.#socket.destroySoon()
     else if (this.#socket.isPaused()) this.#socket.resume()
   }
 }

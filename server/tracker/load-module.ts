@@ -7,12 +7,35 @@ export function isModulePath(name: string): boolean {
 }
 
 /**
- * Imports what a module exports by default, which must be a function. Relative paths begin at `directory`: where the
- * configuration lies.
+ * Has a module of somebody else's make its part: calls what it exports by default, which must be a function. Relative paths begin at
+ * `directory`: where the configuration lies.
  *
- * @throws Error naming the module and what is wrong with it
+ * @throws Error naming the module and what is wrong with it, or why it cannot make the part
  */
-export async function loadModule(path: string, directory: string): Promise<(...args: unknown[]) => unknown> {
+export async function makeOfModule(
+  path: string,
+  directory: string,
+  options: Readonly<Record<string, unknown>>,
+  deps: object,
+): Promise<object> {
+  const create = await loadModule(path, directory)
+  let made: unknown
+  try {
+    made = await create(options, deps)
+  } catch (cause) {
+    throw new Error(`Cannot use module ${path}: ${cause instanceof Error ? cause.message : String(cause)}`, {
+      cause,
+    })
+  }
+  if (typeof made !== 'object' || made === null)
+    throw new Error(`Cannot use module ${path}: its default export must return the part that it makes`)
+  return made
+}
+
+async function loadModule(
+  path: string,
+  directory: string,
+): Promise<(options: unknown, deps: unknown) => unknown> {
   const file = resolve(directory, path)
   let exported: unknown
   try {
@@ -24,5 +47,5 @@ export async function loadModule(path: string, directory: string): Promise<(...a
   }
   if (typeof exported !== 'function')
     throw new Error(`Cannot use module ${file}: its default export must be a function that makes the part`)
-  return exported as (...args: unknown[]) => unknown
+  return exported as (options: unknown, deps: unknown) => unknown
 }

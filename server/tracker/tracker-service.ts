@@ -3,14 +3,16 @@ import type { Logger, LogLevel } from '../../lib/runtime/log.ts'
 import type { TokenVerifier } from '../../lib/token/claims.ts'
 import type { CounterMemory } from './counters.ts'
 import { createCounterMemory, openCounters } from './counters.ts'
-import { createStore } from './create-store.ts'
+import type { OpenStore } from './create-store.ts'
+import { createStore, storeDeps } from './create-store.ts'
 import { createMemoryPeerStore } from './memory/memory-peer-store.ts'
 import type { Snapshots } from './memory/snapshots.ts'
 import { startSnapshots } from './memory/snapshots.ts'
+import type { TlsMaterial } from './http-tls.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import { createTopology } from './topology.ts'
-import type { TrackerSettings, TrackerThread } from './tracker-thread.ts'
+import type { GivenHooks, TrackerSettings, TrackerThread } from './tracker-thread.ts'
 import { startTrackerThread } from './tracker-thread.ts'
 import type { WorkerAnswer, WorkerOrder, WorkerSetup } from './tracker-worker.ts'
 
@@ -23,11 +25,15 @@ export type StorageSettings =
       readonly snapshot: { readonly file: string; readonly intervalMs: number } | undefined
     }
   | { readonly name: 'module'; readonly path: string; readonly config: Readonly<Record<string, unknown>> }
+  /** For one thread alone. */
+  | { readonly name: 'given'; readonly open: OpenStore }
 
 export interface TrackerServiceDeps {
   readonly threads: number
   readonly storage: StorageSettings
   readonly verifier?: TokenVerifier | undefined
+  /** Hooks that the program has made itself; for one thread alone. */
+  readonly given?: GivenHooks | undefined
   readonly log: Logger
   readonly now: () => number
   readonly monotonic: () => number
@@ -40,12 +46,19 @@ export interface TrackerService extends AsyncDisposable {
   readonly store: PeerStore
   readonly snapshots: Snapshots | undefined
   readonly counters: CounterMemory
-  /** Rejects, with the old settings in force in each thread that could not use the new ones. */
-  reload(settings: TrackerSettings): Promise<void>
+  /** Makes what other settings need, in all threads. Rejects, with nothing changed, where one of them cannot use them. */
+  prepare(settings: TrackerSettings): Promise<PreparedSettings>
+  /** Shows another certificate to new connections. Rejects, with nothing changed, when it cannot be used. */
+  setTls(material: TlsMaterial): Promise<void>
 }
 
 /** A thread that failed is started again after this long. */
 const restartMs = 1000
+/** Lists of millions of entries take seconds to read. */
+const startTimeoutMs = 120_000
+const orderTimeoutMs = 120_000
+/** Somewhat longer than its listeners wait for what is under way. */
+const closeTimeoutMs = 15_000
 
 export async function startTrackerService(
   settings: TrackerSettings,
@@ -68,7 +81,13 @@ export async function startTrackerService(
         )
       : undefined
   const module = storage.name === 'module' ? { name: storage.path, config: storage.config } : undefined
-  const store = memory ?? started.use(await createStore(module ?? noModule, settings, deps))
+  const store =
+    memory ??
+    started.use(
+      storage.name === 'given'
+        ? await storage.open(storeDeps(settings, deps))
+        : await createStore(module ?? noModule, settings, deps),
+    )
   const snapshots =
     memory && storage.name === 'memory' && storage.snapshot
       ? started.use(
@@ -81,17 +100,22 @@ export async function startTrackerService(
           }),
         )
       : undefined
-  const first = started.use(
-    await startTrackerThread(settings, {
-      ...deps,
-      store,
-      counters: openCounters(counters, 0),
-      reusePort: threads > 1,
-    }),
-  )
+  const answering: AsyncDisposable[] = []
+  // Together, since each waits for the requests that it has under way; and all, before the last snapshot.
+  started.defer(async () => {
+    const ended = await Promise.allSettled(answering.map(async (thread) => thread[Symbol.asyncDispose]()))
+    for (const outcome of ended) if (outcome.status === 'rejected') throw outcome.reason
+  })
+  const first = await startTrackerThread(settings, {
+    ...deps,
+    store,
+    counters: openCounters(counters, 0),
+    reusePort: threads > 1,
+  })
+  answering.push(first)
   // The others listen where the first one does, whatever port it was given.
   const others: WorkerThread[] = []
-  let current = bound(settings, first)
+  let current = bound(settings, settings, first)
   for (let thread = 1; thread < threads; thread++) {
     const setup = () => ({
       settings: current,
@@ -101,7 +125,9 @@ export async function startTrackerService(
       thread,
       logLevel: log.level as LogLevel,
     })
-    others.push(started.use(await startWorkerThread(setup, log)))
+    const other = await startWorkerThread(setup, log)
+    answering.push(other)
+    others.push(other)
   }
   const owned = started.move()
   return {
@@ -109,10 +135,32 @@ export async function startTrackerService(
     store,
     snapshots,
     counters,
-    reload: async (next) => {
-      await first.reload(next)
-      current = bound(next, first)
-      for (const other of others) await other.reload(current)
+    prepare: async (next) => {
+      const fresh = bound(settings, next, first)
+      await using made = new AsyncDisposableStack()
+      const own = made.use(await first.prepare(next))
+      made.defer(async () => {
+        await Promise.all(others.map(async (other) => other.order({ kind: 'discard' })))
+      })
+      await Promise.all(others.map(async (other) => other.order({ kind: 'prepare', settings: fresh })))
+      const unused = made.move()
+      return {
+        commit: async () => {
+          unused.move()
+          current = fresh
+          const logLevel = log.level as LogLevel
+          await Promise.all([
+            own.commit(),
+            ...others.map(async (other) => other.orderOrReplace({ kind: 'commit', logLevel })),
+          ])
+        },
+        [Symbol.asyncDispose]: () => unused.disposeAsync(),
+      }
+    },
+    setTls: async (material) => {
+      first.setTls(material)
+      current = { ...current, http: { ...current.http, tls: material } }
+      await Promise.all(others.map(async (other) => other.orderOrReplace({ kind: 'setTls', material })))
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
@@ -120,73 +168,115 @@ export async function startTrackerService(
 
 const noModule = { name: '', config: {} }
 
-function bound(settings: TrackerSettings, { addresses }: TrackerThread): TrackerSettings {
-  const { http, udp } = settings
+/** What a thread that starts later must be told: what may change as `next` says, the rest as the first thread has it. */
+function bound(start: TrackerSettings, next: TrackerSettings, { addresses }: TrackerThread): TrackerSettings {
   return {
-    ...settings,
+    ...next,
+    posthooks: start.posthooks,
     http: {
-      ...http,
-      listeners: addresses.http.map((address, i) => ({ ...address, tls: http.listeners[i]?.tls ?? false })),
+      ...next.http,
+      proxyProtocol: start.http.proxyProtocol,
+      listeners: addresses.http.map((address, i) => ({
+        ...address,
+        tls: start.http.listeners[i]?.tls ?? false,
+      })),
     },
-    udp: { ...udp, addresses: addresses.udp },
+    udp: { ...start.udp, addresses: addresses.udp },
   }
 }
 
+type OrderContent = WorkerOrder extends infer Order
+  ? Order extends unknown
+    ? Omit<Order, 'id'>
+    : never
+  : never
+
 interface WorkerThread extends AsyncDisposable {
-  reload(settings: TrackerSettings): Promise<void>
+  /** Rejects with the words of the thread. One that is being started again needs no orders: it starts with what is in force. */
+  order(content: OrderContent): Promise<void>
+  /** The same; a thread that fails is replaced by one that starts with what is in force. */
+  orderOrReplace(content: OrderContent): Promise<void>
 }
 
 /** @throws Error with the words of the thread that cannot start */
 async function startWorkerThread(setup: () => WorkerSetup, log: Logger): Promise<WorkerThread> {
   let ending = false
+  /** The one that has started, and the one that was made last. */
   let worker: Worker | undefined
+  let latest: Worker | undefined
   let timer: NodeJS.Timeout | undefined
+  let orders = 0
 
   const start = async (): Promise<void> => {
-    const fresh = new Worker(new URL('./tracker-worker.ts', import.meta.url), { workerData: setup() })
-    worker = fresh
+    const told = setup()
+    const fresh = new Worker(new URL('./tracker-worker.ts', import.meta.url), { workerData: told })
+    latest = fresh
     fresh.on('error', (error) => {
       log.error({ err: error, thread: setup().thread }, 'tracker thread failed')
     })
     fresh.once('exit', () => {
-      if (ending || worker !== fresh) return
-      worker = undefined
-      timer = setTimeout(() => {
-        start().catch((error: unknown) => {
-          log.error({ err: error, thread: setup().thread }, 'tracker thread cannot be started again')
-        })
-      }, restartMs)
+      if (worker === fresh) worker = undefined
+      if (!ending) timer = setTimeout(startAgain, restartMs)
     })
-    await next(fresh)
+    await answerOf(fresh, 0, startTimeoutMs).catch(async (error: unknown) => {
+      await fresh.terminate()
+      throw error
+    })
+    // What has changed meanwhile it was not told of.
+    if (setup().settings === told.settings) worker = fresh
+    else await fresh.terminate()
   }
-
-  const order = async (message: WorkerOrder): Promise<void> => {
+  const startAgain = () => {
+    start().then(
+      () => {
+        log.info({ thread: setup().thread }, 'tracker thread was started again')
+      },
+      (error: unknown) => {
+        log.error({ err: error, thread: setup().thread }, 'tracker thread cannot be started again')
+      },
+    )
+  }
+  const order = async (content: OrderContent, timeoutMs = orderTimeoutMs): Promise<void> => {
     if (!worker) return
-    worker.postMessage(message)
-    await next(worker)
+    const id = ++orders
+    const answer = answerOf(worker, id, timeoutMs)
+    worker.postMessage({ id, ...content } satisfies WorkerOrder)
+    await answer
   }
 
-  await start()
+  try {
+    await start()
+  } catch (error) {
+    ending = true
+    clearTimeout(timer)
+    throw error
+  }
   return {
-    reload: async (settings) => order({ kind: 'reload', settings }),
+    order,
+    orderOrReplace: async (content) =>
+      order(content).catch(async (error: unknown) => {
+        log.error({ err: error, thread: setup().thread }, 'tracker thread is replaced')
+        await worker?.terminate()
+      }),
     [Symbol.asyncDispose]: async () => {
       ending = true
       clearTimeout(timer)
-      await order({ kind: 'close' }).catch((error: unknown) => {
+      await order({ kind: 'close' }, closeTimeoutMs).catch((error: unknown) => {
         log.warn({ err: error }, 'tracker thread did not end in order')
       })
-      await worker?.terminate()
+      await latest?.terminate()
     },
   }
 }
 
-/** The thread's next answer. Rejects with its words if it failed, or ended. */
-function next(worker: Worker): Promise<void> {
+/** Rejects with the words of a thread that failed, or when it ends or takes too long. */
+function answerOf(worker: Worker, id: number, timeoutMs: number): Promise<void> {
   return new Promise((resolve, reject) => {
     const settle = (answer: WorkerAnswer) => {
+      if (answer.id !== id) return
       off()
-      if (answer.kind === 'failed') reject(new Error(answer.message))
-      else resolve()
+      if (answer.fault === undefined) resolve()
+      else reject(new Error(answer.fault))
     }
     const failed = (error: unknown) => {
       off()
@@ -195,13 +285,13 @@ function next(worker: Worker): Promise<void> {
     const exited = () => {
       failed(new Error('the thread ended'))
     }
+    const timer = setTimeout(() => {
+      failed(new Error(`the thread did not answer within ${timeoutMs / 1000} s`))
+    }, timeoutMs)
     const off = () => {
-      worker.off('message', settle)
-      worker.off('error', failed)
-      worker.off('exit', exited)
+      clearTimeout(timer)
+      worker.off('message', settle).off('error', failed).off('exit', exited)
     }
-    worker.on('message', settle)
-    worker.on('error', failed)
-    worker.on('exit', exited)
+    worker.on('message', settle).on('error', failed).on('exit', exited)
   })
 }

@@ -9,10 +9,13 @@ import { createConnectionIds } from './connection-id.ts'
 import type { TrackerCounters } from './counters.ts'
 import type { HookChain, HookEntry } from './hook-chain.ts'
 import { createHookChain, createPostHooks } from './hook-chain.ts'
+import type { PostHook, PreHook } from './hooks.ts'
 import { tokenApproval } from './hooks/token.ts'
 import type { HttpListener, HttpListenerSettings } from './http-listener.ts'
 import { startHttpListener } from './http-listener.ts'
+import { compileRoutes } from './http-routes.ts'
 import type { TlsMaterial } from './http-tls.ts'
+import { createTlsHandshaker } from './http-tls.ts'
 import type { PeerStore } from './peer-store.ts'
 import type { PostHookQueue } from './post-hooks.ts'
 import { createPostHookQueue } from './post-hooks.ts'
@@ -65,6 +68,12 @@ export interface TokenApprovalSettings {
   readonly keySet: KeySetSource | undefined
 }
 
+/** Hooks that the program has made itself and disposes itself; they come after those of the settings. */
+export interface GivenHooks {
+  readonly prehooks: readonly PreHook[]
+  readonly posthooks: readonly PostHook[]
+}
+
 export interface TrackerThreadDeps {
   readonly store: PeerStore
   readonly counters: TrackerCounters
@@ -72,6 +81,7 @@ export interface TrackerThreadDeps {
   readonly reusePort: boolean
   /** Checks tokens where the settings name no key set. */
   readonly verifier?: TokenVerifier | undefined
+  readonly given?: GivenHooks | undefined
   readonly log: Logger
   /** Milliseconds since 1970. */
   readonly now: () => number
@@ -88,10 +98,18 @@ export interface TrackerThread extends AsyncDisposable {
   readonly postHooks: PostHookQueue | undefined
   connections(): { open: number; refused: number }
   /**
-   * Puts other settings in force, between two requests: hooks and their lists, topology, limits, routes, certificates, keys. Addresses,
-   * the store and what belongs to a start stay. Rejects, with nothing changed, where they cannot be used.
+   * Makes all that other settings need: hooks and their lists, topology, limits, routes, certificates, keys. Addresses, the store and
+   * what else belongs to a start stay. Rejects, with nothing changed, where they cannot be used.
    */
-  reload(settings: TrackerSettings): Promise<void>
+  prepare(settings: TrackerSettings): Promise<PreparedSettings>
+  /** Shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
+  setTls(material: TlsMaterial): void
+}
+
+/** Settings that can be put in force. Disposed before, they never are. */
+export interface PreparedSettings extends AsyncDisposable {
+  /** Puts them in force between two requests, without closing a socket or losing a swarm. */
+  commit(): Promise<void>
 }
 
 /** @throws Error naming the hook, address or key set that cannot be used */
@@ -107,15 +125,11 @@ export async function startTrackerThread(
   const verifier = deps.verifier ?? keySet
   let chain = await createHookChain(settings.prehooks, settings.modulesDirectory, { log, now, random })
   started.defer(() => chain[Symbol.asyncDispose]())
-  const postHooks =
-    settings.posthooks.length > 0
-      ? started.use(
-          createPostHookQueue(
-            await createPostHooks(settings.posthooks, settings.modulesDirectory, { log, now, random }),
-            log,
-          ),
-        )
-      : undefined
+  const posthooks = [
+    ...(await createPostHooks(settings.posthooks, settings.modulesDirectory, { log, now, random })),
+    ...(deps.given?.posthooks ?? []),
+  ]
+  const postHooks = posthooks.length > 0 ? started.use(createPostHookQueue(posthooks, log)) : undefined
   const tracker = createTracker({
     store,
     rules: rulesOf(settings, chain, verifier, deps),
@@ -176,36 +190,78 @@ export async function startTrackerThread(
       open: listeners.reduce((sum, { connections }) => sum + connections, 0),
       refused: listeners.reduce((sum, { refused }) => sum + refused, 0),
     }),
-    reload: async (next) => {
+    prepare: async (next) => {
+      checkChange(settings, next)
       const nextChain = await createHookChain(next.prehooks, next.modulesDirectory, { log, now, random })
-      try {
-        const rules = rulesOf(next, nextChain, verifier, deps)
-        if (rules.topology.levels !== createTopology(settings.topology).levels)
-          throw new Error('topology.levels: another number of levels needs a restart')
-        for (const [i, listener] of listeners.entries()) {
-          listener.update(next.http.settings)
-          if (next.http.tls && settings.http.listeners[i]?.tls === true) listener.setTls(next.http.tls)
-        }
-        await keySet?.reload()
-        tracker.replaceRules(rules)
-      } catch (error) {
-        await nextChain[Symbol.asyncDispose]()
-        throw error
+      await using made = new AsyncDisposableStack()
+      made.use(nextChain)
+      const rules = rulesOf(next, nextChain, verifier, deps)
+      await reloadKeys(keySet, settings, log)
+      const unused = made.move()
+      return {
+        commit: async () => {
+          unused.move()
+          for (const [i, listener] of listeners.entries()) {
+            listener.update(next.http.settings)
+            if (next.http.tls && settings.http.listeners[i]?.tls === true) listener.setTls(next.http.tls)
+          }
+          tracker.replaceRules(rules)
+          const before = chain
+          chain = nextChain
+          await before[Symbol.asyncDispose]().catch((error: unknown) => {
+            log.warn({ err: error }, 'hook that is not needed any more did not end in order')
+          })
+        },
+        [Symbol.asyncDispose]: () => unused.disposeAsync(),
       }
-      const before = chain
-      chain = nextChain
-      await before[Symbol.asyncDispose]()
+    },
+    setTls: (material) => {
+      checkTls(material)
+      for (const [i, listener] of listeners.entries())
+        if (settings.http.listeners[i]?.tls === true) listener.setTls(material)
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
 
+/** @throws Error naming what cannot be used, or not without a restart */
+function checkChange(before: TrackerSettings, next: TrackerSettings): void {
+  if (createTopology(next.topology).levels !== createTopology(before.topology).levels)
+    throw new Error('topology.levels: another number of levels needs a restart')
+  compileRoutes(next.http.settings.routes)
+  if (next.http.tls) checkTls(next.http.tls)
+}
+
+/** @throws Error when certificate and key cannot be read or do not belong together */
+function checkTls(material: TlsMaterial): void {
+  createTlsHandshaker(material, () => undefined)
+}
+
+/** A file that cannot be used is a fault of whoever reloads; a URL that does not answer is none, and the last good keys stay. */
+async function reloadKeys(
+  keySet: KeySetVerifier | undefined,
+  { approval }: TrackerSettings,
+  log: Logger,
+): Promise<void> {
+  try {
+    await keySet?.reload()
+  } catch (error) {
+    if (approval?.keySet === undefined || 'file' in approval.keySet) throw error
+    log.warn({ err: error }, 'keys were not fetched; the last good ones stay in force')
+  }
+}
+
+/** @throws Error where tokens are asked for and nothing can check them */
 function rulesOf(
   { topology, config, approval }: TrackerSettings,
   chain: HookChain,
   verifier: TokenVerifier | undefined,
-  { counters, log }: TrackerThreadDeps,
+  { counters, given, log }: TrackerThreadDeps,
 ): TrackerRules {
+  if (approval && !verifier)
+    throw new Error(
+      'tracker.approval: token needs a restart of a tracker that was started with none: it has no keys',
+    )
   const token =
     approval && verifier
       ? [
@@ -219,7 +275,11 @@ function rulesOf(
           }),
         ]
       : []
-  return { topology: createTopology(topology), config, hooks: [...token, ...chain.hooks] }
+  return {
+    topology: createTopology(topology),
+    config,
+    hooks: [...token, ...chain.hooks, ...(given?.prehooks ?? [])],
+  }
 }
 
 async function openKeySet(

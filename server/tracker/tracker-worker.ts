@@ -3,13 +3,15 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { monotonicMs } from '../../lib/runtime/clock.ts'
 import type { LogLevel } from '../../lib/runtime/log.ts'
 import { createLog } from '../../lib/runtime/log.ts'
+import { createRandom } from '../../lib/runtime/random.ts'
 import type { CounterMemory } from './counters.ts'
 import { openCounters } from './counters.ts'
 import { createStore } from './create-store.ts'
 import type { SharedStore } from './memory/memory-peer-store.ts'
 import { openMemoryPeerStore } from './memory/memory-peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
-import type { TrackerSettings } from './tracker-thread.ts'
+import type { TlsMaterial } from './http-tls.ts'
+import type { PreparedSettings, TrackerSettings } from './tracker-thread.ts'
 import { startTrackerThread } from './tracker-thread.ts'
 
 export interface WorkerSetup {
@@ -22,22 +24,39 @@ export interface WorkerSetup {
   readonly logLevel: LogLevel
 }
 
-export type WorkerOrder = { kind: 'reload'; settings: TrackerSettings } | { kind: 'close' }
-export type WorkerAnswer =
-  { kind: 'started' } | { kind: 'reloaded' } | { kind: 'closed' } | { kind: 'failed'; message: string }
+/** `prepare` makes what other settings need, `commit` puts it in force, `discard` drops it. */
+export type WorkerOrder = { readonly id: number } & (
+  | { readonly kind: 'prepare'; readonly settings: TrackerSettings }
+  | { readonly kind: 'commit'; readonly logLevel: LogLevel }
+  | { readonly kind: 'discard' }
+  | { readonly kind: 'setTls'; readonly material: TlsMaterial }
+  | { readonly kind: 'close' }
+)
+/** To the order of that id; 0 to the start. */
+export interface WorkerAnswer {
+  readonly id: number
+  /** Undefined where it was done. */
+  readonly fault: string | undefined
+}
 
 const { settings, shared, storage, counters, thread, logLevel } = workerData as WorkerSetup
 const log = createLog('rackswarm-server', logLevel).child({ thread })
-const deps = { random: Math.random, now: Date.now, monotonic: monotonicMs, log }
+const deps = { random: createRandom(Math.random), now: Date.now, monotonic: monotonicMs, log }
 
-const answer = (message: WorkerAnswer) => {
-  parentPort?.postMessage(message)
-}
-const failed = (error: unknown) => {
-  answer({ kind: 'failed', message: error instanceof Error ? error.message : String(error) })
-}
+const answer = (id: number, work: Promise<void>): Promise<void> =>
+  work.then(
+    () => {
+      parentPort?.postMessage({ id, fault: undefined } satisfies WorkerAnswer)
+    },
+    (error: unknown) => {
+      const fault = error instanceof Error ? error.message : String(error)
+      parentPort?.postMessage({ id, fault } satisfies WorkerAnswer)
+    },
+  )
 
-try {
+void answer(0, start())
+
+async function start(): Promise<void> {
   const store = shared
     ? openMemoryPeerStore(shared, { ...deps, now: monotonicMs, sampleMax: samplePeersMax })
     : await createStore(storage, settings, deps)
@@ -47,19 +66,33 @@ try {
     counters: openCounters(counters, thread),
     reusePort: true,
   })
-  parentPort?.on('message', (order: WorkerOrder) => {
-    if (order.kind === 'reload') {
-      running.reload(order.settings).then(() => {
-        answer({ kind: 'reloaded' })
-      }, failed)
-    } else {
-      running[Symbol.asyncDispose]().then(() => {
-        answer({ kind: 'closed' })
-        parentPort?.close()
-      }, failed)
+  let prepared: PreparedSettings | undefined
+  const obey = async (order: WorkerOrder): Promise<void> => {
+    switch (order.kind) {
+      case 'prepare':
+        prepared = await running.prepare(order.settings)
+        return
+      case 'commit': {
+        if (!prepared) throw new Error('nothing was prepared')
+        const next = prepared
+        prepared = undefined
+        log.level = order.logLevel
+        return next.commit()
+      }
+      case 'discard':
+        await prepared?.[Symbol.asyncDispose]()
+        prepared = undefined
+        return
+      case 'setTls':
+        running.setTls(order.material)
+        return
+      case 'close':
+        return running[Symbol.asyncDispose]()
     }
+  }
+  parentPort?.on('message', (order: WorkerOrder) => {
+    void answer(order.id, obey(order)).then(() => {
+      if (order.kind === 'close') parentPort?.close()
+    })
   })
-  answer({ kind: 'started' })
-} catch (error) {
-  failed(error)
 }

@@ -187,7 +187,7 @@ export class FamilySwarms {
     where: { readonly place: PlaceId; readonly ancestors: readonly Ancestor[] },
     kind: Kind,
   ): void {
-    const group = this.#groupOf(handle)
+    const group = this.groupOf(handle)
     if (this.#nodes[group] === where.place && this.kindOf(handle) === kind) return
     const swarm = this.#swarms[group] ?? 0
     this.#leave(handle)
@@ -211,15 +211,26 @@ export class FamilySwarms {
   }
 
   swarmOf(handle: number): number {
-    return this.#swarms[this.#groupOf(handle)] ?? 0
+    return this.#swarms[this.groupOf(handle)] ?? 0
   }
 
   placeOf(handle: number): PlaceId {
-    return this.#nodes[this.#groupOf(handle)] ?? 0
+    return this.#nodes[this.groupOf(handle)] ?? 0
   }
 
   kindOf(handle: number): Kind {
     return ((this.#fills[(this.#slots[handle] ?? 0) >>> blockBits] ?? 0) & kindBit) === 0 ? seeder : leecher
+  }
+
+  /** The rack of a peer in its swarm. */
+  groupOf(handle: number): number {
+    return this.#blockGroups[(this.#slots[handle] ?? 0) >>> blockBits] ?? 0
+  }
+
+  /** The group above another, or -1. */
+  parentOf(group: number): number {
+    const parent = this.#parents[group] ?? noGroup
+    return parent === noGroup ? -1 : parent
   }
 
   /** The group of a node in a swarm, or -1. */
@@ -246,7 +257,7 @@ export class FamilySwarms {
   rankOf(handle: number): number {
     const slot = this.#slots[handle] ?? 0
     const block = slot >>> blockBits
-    if (this.#lists.get(listOf(this.#groupOf(handle), leecher), 0) !== block) return rankedMax
+    if (this.#lists.get(listOf(this.groupOf(handle), leecher), 0) !== block) return rankedMax
     const own = this.#rank(handle)
     let before = 0
     for (let i = (this.#fills[block] ?? 0) & ~kindBit; i-- > 0;)
@@ -339,10 +350,6 @@ export class FamilySwarms {
       }
     }
     return length
-  }
-
-  #groupOf(handle: number): number {
-    return this.#blockGroups[(this.#slots[handle] ?? 0) >>> blockBits] ?? 0
   }
 
   /** The group at a distance (or, where the path has none there, the next above) that holds `group`. */
@@ -535,7 +542,7 @@ export class FamilySwarms {
 
   /** Rendezvous hash of swarm, place and endpoint: the same in every server, so it must not be keyed. */
   #rank(handle: number): number {
-    const group = this.#groupOf(handle)
+    const group = this.groupOf(handle)
     const at = handle * this.endpointBytes
     let hash = mix(this.#infoHashes[(this.#swarms[group] ?? 0) * 5] ?? 0, this.#nodes[group] ?? 0)
     for (let i = 0; i < this.endpointBytes; i += 2)

@@ -123,6 +123,8 @@ export function openMemoryPeerStore(
   const sample = new PeerSample(sampleMax)
   const pick = pickPeers({ families, sample, sampleMax, random })
   const endpoints = { 4: new Uint8Array(6), 6: new Uint8Array(18) }
+  /** Scratch: the groups of one announcer. */
+  const groups = { 4: new Int32Array(levels + 1), 6: new Int32Array(levels + 1) }
   const nowTick = () => Math.floor(now() / tickMs)
   if (header[tickWord] === 0) header[tickWord] = nowTick()
 
@@ -244,38 +246,55 @@ export function openMemoryPeerStore(
       peers.setPeerId(handle, announce.peerId)
       schedule(peers, handle, announce.lifetimeMs(counts))
     }
+    findGroups(swarm, announce, handle)
+    const self = handle < 0 ? undefined : peers.kindOf(handle)
     const view: SwarmView = {
       counts,
-      gatewayRank: handle < 0 || peers.kindOf(handle) === seeder ? 0 : peers.rankOf(handle),
-      levels: levelsOf(swarm, announce, handle < 0 ? undefined : peers.kindOf(handle)),
+      gatewayRank: self === leecher ? peers.rankOf(handle) : 0,
+      levels: levelsOf(announce, self),
     }
-    const plan = announce.choose(view)
-    if (swarm >= 0) pick(swarm, announce, plan, handle)
+    pick(groups, announce, announce.choose(view), handle)
     return { counts, peers: sample }
   }
 
-  /** Peers by distance, in the families that the announcer may hear of; it is not counted itself. */
-  const levelsOf = (swarm: number, announce: StoreAnnounce, self: Kind | undefined): LevelCounts[] => {
-    const count = (node: number, kind: Kind) => {
-      if (swarm < 0) return 0
-      const own = families[announce.source.family]
-      const there = own.count(own.groupAt(swarm, node), kind)
-      if (announce.ownFamilyOnly) return there
-      const other = families[announce.source.family === 4 ? 6 : 4]
-      return there + other.count(other.groupAt(swarm, node), kind)
+  /** Finds the groups of the announcer's place and of the nodes above it, in the families that it may hear of. */
+  const findGroups = (swarm: number, announce: StoreAnnounce, self: number) => {
+    const own = announce.source.family
+    for (const family of [4, 6] as const) {
+      const found = groups[family]
+      const peers = families[family]
+      if (swarm < 0 || (family !== own && announce.ownFamilyOnly)) {
+        found.fill(-1)
+        continue
+      }
+      // Whoever is stored is in them.
+      if (family === own && self >= 0) {
+        let group = peers.groupOf(self)
+        for (let i = 0; i <= announce.ancestors.length; i++) {
+          found[i] = group
+          group = peers.parentOf(group)
+        }
+        continue
+      }
+      found[0] = peers.groupAt(swarm, announce.place)
+      for (const [i, { node }] of announce.ancestors.entries()) found[i + 1] = peers.groupAt(swarm, node)
     }
-    let seeders = count(announce.place, seeder)
-    let leechers = count(announce.place, leecher)
-    const result: LevelCounts[] = [
-      {
-        distance: 0,
-        seeders: seeders - (self === seeder ? 1 : 0),
-        leechers: leechers - (self === leecher ? 1 : 0),
-      },
-    ]
-    for (const { node, distance } of announce.ancestors) {
-      const [seedersHere, leechersHere] = [count(node, seeder), count(node, leecher)]
-      result.push({ distance, seeders: seedersHere - seeders, leechers: leechersHere - leechers })
+  }
+
+  /** Peers by distance; the announcer itself is not counted. */
+  const levelsOf = (announce: StoreAnnounce, self: Kind | undefined): LevelCounts[] => {
+    const count = (level: number, kind: Kind) =>
+      families[4].count(groups[4][level] ?? -1, kind) + families[6].count(groups[6][level] ?? -1, kind)
+    let seeders = self === seeder ? 1 : 0
+    let leechers = self === leecher ? 1 : 0
+    const result: LevelCounts[] = []
+    for (let i = 0; i <= announce.ancestors.length; i++) {
+      const [seedersHere, leechersHere] = [count(i, seeder), count(i, leecher)]
+      result.push({
+        distance: i === 0 ? 0 : (announce.ancestors[i - 1]?.distance ?? 0),
+        seeders: seedersHere - seeders,
+        leechers: leechersHere - leechers,
+      })
       seeders = seedersHere
       leechers = leechersHere
     }

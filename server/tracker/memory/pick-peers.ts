@@ -15,7 +15,8 @@ const listedAnyway = 16
 /**
  * Draws the peers of a plan and writes them to the sample, nearest first, in random order within a level.
  *
- * @returns a function of the swarm, the announce, the plan, and the announcer's handle or -1
+ * @returns a function of the announcer's groups (its place and the nodes above it, -1 where there is none), the announce, the plan, and
+ *   the announcer's handle or -1
  */
 export function pickPeers({
   families,
@@ -27,10 +28,16 @@ export function pickPeers({
   sample: PeerSample
   sampleMax: number
   random: () => number
-}): (swarm: number, announce: StoreAnnounce, plan: Plan, self: number) => void {
+}): (
+  groups: Readonly<Record<Family, Int32Array>>,
+  announce: StoreAnnounce,
+  plan: Plan,
+  self: number,
+) => void {
   const chosen = new Uint32Array(sampleMax)
   const listed = new Uint32Array(Math.max(512, sampleMax * 4))
   const drawn = createDrawnSet(sampleMax)
+  const sides: Readonly<Record<Family, Side>> = { 4: emptySide(), 6: emptySide() }
   let length = 0
 
   /** Chooses as many of a kind as are wanted of one level, all equally likely. */
@@ -74,39 +81,47 @@ export function pickPeers({
     sample.lengths[family] = index
   }
 
-  return (swarm, announce, plan, self) => {
+  return (groups, announce, plan, self) => {
     const own = announce.source.family
-    const level: Record<Family, Side> = { 4: emptySide(), 6: emptySide() }
     for (let i = 0; i <= announce.ancestors.length; i++) {
-      const ancestor = i === 0 ? undefined : announce.ancestors[i - 1]
+      const distance = i === 0 ? 0 : (announce.ancestors[i - 1]?.distance ?? 0)
+      const [seeders, leechers] = [plan.seeders[i] ?? 0, plan.leechers[i] ?? 0]
+      if (seeders + leechers === 0) continue
+      for (const family of bothFamilies) look(family, groups[family], i)
+      if (i === 0 && self >= 0) sides[own].available[families[own].kindOf(self)]--
+      share(seeder, seeders)
+      share(leecher, leechers)
       for (const family of bothFamilies) {
-        if (announce.ownFamilyOnly && family !== own) continue
-        const peers = families[family]
-        const { group: below } = level[family]
-        const group = peers.groupAt(swarm, ancestor?.node ?? announce.place)
-        const there = (kind: Kind) => peers.count(group, kind) - peers.count(below, kind)
-        level[family] = { group, below, available: [there(seeder), there(leecher)], want: [0, 0] }
-      }
-      if (i === 0 && self >= 0) level[own].available[families[own].kindOf(self)]--
-      share(level, seeder, plan.seeders[i] ?? 0)
-      share(level, leecher, plan.leechers[i] ?? 0)
-      for (const family of bothFamilies) {
-        length = 0
+        const side = sides[family]
+        if (side.want[seeder] + side.want[leecher] === 0) continue
         const skip = family === own ? self : -1
-        choose(families[family], level[family], seeder, skip)
-        const seeders = length
-        choose(families[family], level[family], leecher, skip)
-        if (seeders > 0 && seeders < length) shuffle(chosen, length, random)
-        if (length > 0) write(family, ancestor?.distance ?? 0, announce.withPeerIds)
+        length = 0
+        choose(families[family], side, seeder, skip)
+        const seedersChosen = length
+        choose(families[family], side, leecher, skip)
+        if (seedersChosen > 0 && seedersChosen < length) shuffle(chosen, length, random)
+        write(family, distance, announce.withPeerIds)
       }
     }
   }
 
+  /** Looks at one level of one family. */
+  function look(family: Family, groups: Int32Array, level: number): void {
+    const peers = families[family]
+    const side = sides[family]
+    const group = groups[level] ?? -1
+    const below = level === 0 ? -1 : (groups[level - 1] ?? -1)
+    side.group = group
+    side.below = below
+    side.available[seeder] = peers.count(group, seeder) - peers.count(below, seeder)
+    side.available[leecher] = peers.count(group, leecher) - peers.count(below, leecher)
+  }
+
   /** Divides what is wanted of a kind between the families, as chance would if all peers stood in one list. */
-  function share(level: Readonly<Record<Family, Side>>, kind: Kind, want: number): void {
-    const ofIpv4 = drawOf(level[4].available[kind], level[6].available[kind], want, random)
-    level[4].want[kind] = ofIpv4
-    level[6].want[kind] = want - ofIpv4
+  function share(kind: Kind, want: number): void {
+    const ofIpv4 = drawOf(sides[4].available[kind], sides[6].available[kind], want, random)
+    sides[4].want[kind] = ofIpv4
+    sides[6].want[kind] = want - ofIpv4
   }
 }
 
@@ -114,8 +129,8 @@ export function pickPeers({
 interface Side {
   group: number
   below: number
-  available: [number, number]
-  want: [number, number]
+  readonly available: [number, number]
+  readonly want: [number, number]
 }
 
 function emptySide(): Side {

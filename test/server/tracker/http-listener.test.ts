@@ -183,6 +183,48 @@ test('while the tracker works, what more a client sends is left to the kernel', 
   await until(() => client.socket.bytesRead === replyBytes('slow') + count * replyBytes('a'))
 })
 
+test('while a client does not read, what more it sends is left to the kernel', async (t) => {
+  const body = Buffer.alloc(16 * 1024 * 1024)
+  const { client, socket } = await startConnection(t, { announce: () => body, scrape: () => body })
+  client.socket.pause()
+  client.send(get('/announce?a'))
+  await until(() => socket.writableNeedDrain)
+  client.send(get('/announce?a').repeat(200_000))
+  await until(() => socket.isPaused() && socket.readableLength > 0)
+  const held = 2 * 64 * 1024 + socket.readableHighWaterMark
+  assert.ok(socket.bytesRead <= held, `${socket.bytesRead} bytes were read`)
+})
+
+test('part of a head behind a slow request is read on', async (t) => {
+  const slow = slowTracker()
+  const { port } = await startListener(t, { tracker: slow.tracker })
+  const client = await rawClient(t, port)
+  client.send(get('/announce?slow') + get('/announce?a').slice(0, 20))
+  await until(() => slow.waiting.length === 1)
+  slow.answer()
+  assert.equal((await client.reply()).body, 'slow')
+  client.send(get('/announce?a').slice(20))
+  assert.equal((await client.reply()).body, 'a')
+})
+
+test('what comes behind a request that closes is dropped, and does not keep the connection', async (t) => {
+  const slow = slowTracker()
+  const { port, listener } = await startListener(t, { tracker: slow.tracker })
+  const client = await rawClient(t, port)
+  client.send(get('/announce?slow', 'Connection: close') + get('/announce?never'))
+  await until(() => slow.waiting.length === 1)
+  client.send(get('/announce?never').repeat(10_000))
+  await until(() => client.socket.writableLength === 0)
+  const startMs = performance.now()
+  slow.answer()
+  assert.equal((await client.reply()).body, 'slow')
+  assert.equal(await client.ended(), '')
+  await until(() => listener.connections === 0)
+  // Not once the linger time is over.
+  assert.ok(performance.now() - startMs < 4_000)
+  assert.deepEqual(slow.asked, ['slow'])
+})
+
 test('a client that does not read its replies is asked for no more, and closed in the end', async (t) => {
   const body = Buffer.alloc(256 * 1024)
   let asked = 0
@@ -465,7 +507,7 @@ test('disposed, a listener closes idle connections at once, and answers what is 
 })
 
 test('disposed, a listener lets a client read what it was answered', async (t) => {
-  const body = Buffer.alloc(8 * 1024 * 1024, 'x')
+  const body = Buffer.alloc(64 * 1024 * 1024, 'x')
   const { port, listener } = await startListener(t, { tracker: { announce: () => body, scrape: () => body } })
   const client = await rawClient(t, port)
   client.socket.pause()

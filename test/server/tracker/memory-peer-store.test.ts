@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { createRandom } from '../../../lib/runtime/random.ts'
 import { createMemoryPeerStore } from '../../../server/tracker/memory/memory-peer-store.ts'
 import { announceOf, peerStoreContract } from './peer-store.contract.ts'
 
@@ -9,7 +10,7 @@ const open = (clock: { nowMs: number }, bounds: { peersMax?: number; swarmsMax?:
     swarmsMax: 100,
     levels: 2,
     sampleMax: 1000,
-    random: Math.random,
+    random: createRandom(Math.random),
     now: () => clock.nowMs,
     ...bounds,
   })
