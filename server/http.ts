@@ -78,7 +78,7 @@ export async function startMainPort(
     if (closing !== undefined) void reply.header('connection', 'close')
     done(null, payload)
   })
-  guardSlowBodies(app, config.request_timeout)
+  guardSlowBodies(app, () => current.request_timeout)
   answerErrors(app, deps.log)
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject)
@@ -170,10 +170,11 @@ function sourceOf(
 }
 
 /** Node bounds the head of a request; this bounds the patience with its body. */
-function guardSlowBodies(app: FastifyInstance, windowMs: number): void {
+function guardSlowBodies(app: FastifyInstance, window: () => number): void {
   app.addHook('onRequest', (request, reply, done) => {
     const { raw } = request
     if (raw.headers['content-length'] !== undefined || raw.headers['transfer-encoding'] !== undefined) {
+      const windowMs = window()
       let before = raw.socket.bytesRead
       const timer = setInterval(() => {
         const received = raw.socket.bytesRead - before

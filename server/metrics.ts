@@ -104,12 +104,12 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
       gauge(
         'rackswarm_tracker_http_connections',
         'Connections open on the addresses of the tracker alone; bounded by http.connections_max.',
-        () => first.connections().open,
+        () => readCounters(counters).connections.open,
       )
       counted(
         'rackswarm_tracker_http_connections_refused_total',
         'Connections closed as they came, because too many were open.',
-        () => new Map([['', first.connections().refused]]),
+        () => new Map([['', readCounters(counters).connections.refused]]),
       )
       if (snapshots)
         gauge('rackswarm_tracker_snapshot_age_seconds', 'Since the swarms were last saved.', () =>

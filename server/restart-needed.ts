@@ -7,7 +7,6 @@ const live = [
   'min_announce_interval',
   'http.tls.cert',
   'http.tls.key',
-  'http.tls.client_ca',
   'http.insecure_plaintext',
   'http.trusted_proxies',
   'http.real_ip_header',
@@ -19,8 +18,13 @@ const live = [
   'prehooks',
   'topology',
 ]
-/** The main port of a registry is another program than the listeners of the tracker, which take these too. */
-const liveWithoutRegistry = ['http.announce_routes', 'http.scrape_routes', 'http.tls.client_certificates']
+/** The listeners of the tracker take these too; the main port of a registry, which is another program, does not. */
+const liveWithoutRegistry = [
+  'http.announce_routes',
+  'http.scrape_routes',
+  'http.tls.client_ca',
+  'http.tls.client_certificates',
+]
 
 /** Settings that are not as they were at the start, and only count after a restart: `storage.config.peers_max`. */
 export function restartNeeded(start: ServerConfig, next: ServerConfig): string[] {

@@ -18,7 +18,7 @@ export class ClientError extends Error {
     this.retryInMinutes = options?.retryInMinutes
   }
 
-  static [Symbol.hasInstance](value: unknown): value is ClientError {
+  static override [Symbol.hasInstance](value: unknown): value is ClientError {
     return typeof value === 'object' && value !== null && mark in value
   }
 }

@@ -20,7 +20,7 @@ export interface DaemonProgram<Schema extends z.ZodType> {
   /** Called with where it listens. */
   started(addresses: Daemon['addresses']): void
   /**
-   * Called at SIGHUP, if the daemon can reload, with the configuration as it is now, or with why it cannot be used. One call ends
+   * Called at SIGHUP or SIGUSR1, if the daemon can reload, with the configuration as it is now, or with why it cannot be used. One call ends
    * before the next begins. Must not reject.
    */
   reload?(config: z.output<Schema> | Error): Promise<void>
@@ -92,7 +92,7 @@ async function runUntilSignal<Schema extends z.ZodType>(
   const started = Promise.withResolvers<undefined>()
   let reloads: Promise<void> = started.promise
   let waiting = false
-  process.on('SIGHUP', () => {
+  const reload = () => {
     // Whoever waits has not read the file yet.
     if (waiting) return
     waiting = true
@@ -103,7 +103,9 @@ async function runUntilSignal<Schema extends z.ZodType>(
       )
       if (!stop.signal.aborted) await program.reload?.(next)
     })
-  })
+  }
+  // chihaya reloads at SIGUSR1; left to Node, it would open a debugger's port to every user of the machine.
+  for (const signal of ['SIGHUP', 'SIGUSR1'] as const) process.on(signal, reload)
   let daemon: Daemon
   try {
     daemon = await program.start(config, stop.signal, file)

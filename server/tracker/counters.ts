@@ -66,7 +66,9 @@ const layout = {
   drops: series * histogramWords + refusals.length + tokenFaults.length,
   connects: series * histogramWords + refusals.length + tokenFaults.length + drops.length,
 }
-const words = layout.connects + 1
+/** What each thread says of its own now and then, instead of counting. */
+const gauges = { open: layout.connects + 1, refused: layout.connects + 2 }
+const words = layout.connects + 3
 
 /**
  * What a tracker thread counts, in shared memory, so that a scrape of the metrics adds up all threads without asking them. Counting is
@@ -74,6 +76,8 @@ const words = layout.connects + 1
  */
 export interface TrackerCounters extends TrackerObserver, UdpObserver {
   tokenRefused(fault: string): void
+  /** How many connections are open now, and how many were refused since the start. */
+  connections(open: number, refused: number): void
 }
 
 export interface CounterMemory {
@@ -112,6 +116,10 @@ export function openCounters({ buffer }: CounterMemory, thread: number): Tracker
     connected: () => {
       add(layout.connects)
     },
+    connections: (open, refused) => {
+      counts[gauges.open] = open
+      counts[gauges.refused] = refused
+    },
     dropped: (reason) => {
       add(layout.drops + drops.indexOf(reason))
     },
@@ -136,6 +144,8 @@ export interface CounterTotals {
   readonly tokenFaults: ReadonlyMap<string, number>
   readonly drops: ReadonlyMap<string, number>
   readonly connects: number
+  /** As of the last second. */
+  readonly connections: { readonly open: number; readonly refused: number }
 }
 
 /** All threads together. */
@@ -166,6 +176,7 @@ export function readCounters({ buffer, threads }: CounterMemory): CounterTotals 
     tokenFaults: named(tokenFaults, layout.tokenFaults),
     drops: named(drops, layout.drops),
     connects: sum(layout.connects),
+    connections: { open: sum(gauges.open), refused: sum(gauges.refused) },
   }
 }
 

@@ -100,7 +100,7 @@ export class HttpConnection {
   /** Ends what has waited for too long. */
   sweep(): void {
     if (this.#deadline > this.#context.now) return
-    if (this.#state === 'reading' && this.#reader.held > 0) {
+    if (this.#state === 'reading' && !this.#reader.blank) {
       this.#end([refusal(408, 'its head took too long')])
     } else if (this.#state === 'reading' || this.#state === 'idle') {
       this.#socket.destroySoon()
@@ -111,7 +111,7 @@ export class HttpConnection {
 
   /** The listener ends: closes at once where no request is under way; else the next reply is the last. */
   retire(): void {
-    if (this.#state === 'idle' || (this.#state === 'reading' && this.#reader.held === 0)) {
+    if (this.#state === 'idle' || (this.#state === 'reading' && this.#reader.blank)) {
       this.#socket.destroySoon()
     }
   }
@@ -225,9 +225,9 @@ export class HttpConnection {
   /** Nothing whole is there: waits for more. */
   #await(answered: boolean): void {
     const { now, idleTimeoutMs, headTimeoutMs, closing } = this.#context
-    if (this.#halfClosed || (closing && this.#reader.held === 0)) {
+    if (this.#halfClosed || (closing && this.#reader.blank)) {
       this.#refuseRest()
-    } else if (this.#reader.held === 0) {
+    } else if (this.#reader.blank) {
       this.#state = 'idle'
       this.#deadline = now + idleTimeoutMs
     } else if (answered || this.#state !== 'reading') {

@@ -50,7 +50,7 @@ const refusals = {
  * nothing more to read.
  *
  * Strict where a proxy in front could see other requests than we do (request smuggling): whatever node:http refuses is
- * refused, and http-reader.test.ts lists what is refused beyond that.
+ * refused, and http-differential.test.ts lists what is refused beyond that.
  */
 export class HttpReader {
   #bytes: Buffer = nothing
@@ -68,9 +68,9 @@ export class HttpReader {
     return this.#bytes.length - this.#start
   }
 
-  /** Nothing is held but empty lines, which may follow a request. */
+  /** Nothing is held, or only empty lines, which may follow a request. */
   get blank(): boolean {
-    return this.#bytes.subarray(this.#start).every((byte) => byte === cr || byte === lf)
+    return this.held === 0 || this.#bytes.subarray(this.#start).every((byte) => byte === cr || byte === lf)
   }
 
   /** `forwardedName`: a header whose value is wanted, in lower case. */

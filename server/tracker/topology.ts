@@ -49,6 +49,11 @@ export interface TopologyConfig {
 /** Set in nodes above places alone: no place may pass for a row, whatever it is called. */
 const nodeBit = 0x80000000
 
+/** Whether a number may be that of a place, and is not that of a node above places. */
+export function isLeafPlace(id: PlaceId): boolean {
+  return id > rootPlace && id < nodeBit
+}
+
 /** Addresses whose place is remembered; when there are more, all are forgotten and looked up again. */
 const rememberedMax = 65_536
 

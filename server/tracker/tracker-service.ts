@@ -12,7 +12,7 @@ import type { TlsMaterial } from './http-tls.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import { createTopology } from './topology.ts'
-import type { GivenHooks, TrackerSettings, TrackerThread } from './tracker-thread.ts'
+import type { GivenHooks, PreparedSettings, TrackerSettings, TrackerThread } from './tracker-thread.ts'
 import { startTrackerThread } from './tracker-thread.ts'
 import type { WorkerAnswer, WorkerOrder, WorkerSetup } from './tracker-worker.ts'
 

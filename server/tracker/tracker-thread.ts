@@ -96,7 +96,6 @@ export interface TrackerThread extends AsyncDisposable {
   readonly addresses: { readonly http: readonly ListenAddress[]; readonly udp: readonly ListenAddress[] }
   readonly keySet: KeySetVerifier | undefined
   readonly postHooks: PostHookQueue | undefined
-  connections(): { open: number; refused: number }
   /**
    * Makes all that other settings need: hooks and their lists, topology, limits, routes, certificates, keys. Addresses, the store and
    * what else belongs to a start stay. Rejects, with nothing changed, where they cannot be used.
@@ -111,6 +110,9 @@ export interface PreparedSettings extends AsyncDisposable {
   /** Puts them in force between two requests, without closing a socket or losing a swarm. */
   commit(): Promise<void>
 }
+
+/** How fresh the number of connections is in the metrics. */
+const tellEveryMs = 1000
 
 /** @throws Error naming the hook, address or key set that cannot be used */
 export async function startTrackerThread(
@@ -180,16 +182,22 @@ export async function startTrackerThread(
       ),
     )
   }
+  const telling = setInterval(() => {
+    counters.connections(
+      listeners.reduce((sum, { connections }) => sum + connections, 0),
+      listeners.reduce((sum, { refused }) => sum + refused, 0),
+    )
+  }, tellEveryMs)
+  telling.unref()
+  started.defer(() => {
+    clearInterval(telling)
+  })
   const owned = started.move()
   return {
     tracker,
     addresses: { http: listeners.map(({ address }) => address), udp: udp.map(({ address }) => address) },
     keySet,
     postHooks,
-    connections: () => ({
-      open: listeners.reduce((sum, { connections }) => sum + connections, 0),
-      refused: listeners.reduce((sum, { refused }) => sum + refused, 0),
-    }),
     prepare: async (next) => {
       checkChange(settings, next)
       const nextChain = await createHookChain(next.prehooks, next.modulesDirectory, { log, now, random })
@@ -208,9 +216,11 @@ export async function startTrackerThread(
           tracker.replaceRules(rules)
           const before = chain
           chain = nextChain
-          await before[Symbol.asyncDispose]().catch((error: unknown) => {
+          try {
+            await before[Symbol.asyncDispose]()
+          } catch (error) {
             log.warn({ err: error }, 'hook that is not needed any more did not end in order')
-          })
+          }
         },
         [Symbol.asyncDispose]: () => unused.disposeAsync(),
       }

@@ -19,6 +19,7 @@ import {
   readUdpTransactionId,
   udpActions,
   udpReplyMax,
+  udpScrapeMax,
   writeUdpAnnounceHeader,
   writeUdpError,
   writeUdpScrapeReply,
@@ -193,7 +194,8 @@ export function createTracker(deps: TrackerDeps): Tracker {
         source,
         () => {
           if (action === 'scrape') {
-            const parsed = parseUdpScrape(packet, rules.config.scrapeMax)
+            // More of them would make a reply that does not fit one datagram.
+            const parsed = parseUdpScrape(packet, Math.min(rules.config.scrapeMax, udpScrapeMax))
             return scrape({ frontend: 'udp', scrape: parsed, source }, (files) =>
               writeUdpScrape(packet, parsed, files),
             )

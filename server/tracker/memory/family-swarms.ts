@@ -19,9 +19,21 @@ export const rankedMax = blockSize
 /** How many leechers are looked at for the next lowest rank when one of the lowest leaves: more than a rack has hosts. */
 const rankScanMax = 1024
 
-const free = 0xffffffff
 const noGroup = 0xffffffff
 const kindBit = 0x80
+/** In a list of blocks: how many of its slots are in use, below the block. */
+const fillBits = 4
+const fillMask = 0xf
+
+/** A peer's record: where it stands, its neighbours in the wheel, when it is due, and its peer_id. One cache line, or two. */
+const recordWords = 9
+const nextWord = 0
+const slotWord = 1
+const previousWord = 2
+const tickWord = 3
+const peerIdAt = 16
+/** In place of the slot: the record is not in use. */
+const free = 0xffffffff
 
 export interface FamilySwarmsOptions {
   readonly family: Family
@@ -36,27 +48,25 @@ export interface FamilySwarmsOptions {
  * The peers of one address family: fixed records in typed arrays, a handle being an index, found by swarm and endpoint.
  *
  * Where they are: a *group* is a node of the topology (a rack, its row …, the root) in one swarm, with lists of its seeders and
- * leechers. Handles stand in *blocks* of eight, each block in one rack and of one kind, all full but the last. A rack lists its
- * blocks, and so does each group above it, so that a random peer of any level is a random block and a random place in it: nothing
+ * leechers. Peers stand in *blocks* of eight *slots*, each block in one rack and of one kind, all full but the last. A rack lists its
+ * blocks, and so does each group above it, so that a random peer of any level is a random block and a random slot of it: nothing
  * walks the swarm, and a level above costs a word per eight peers. Joining, leaving and changing kind are a few words each.
+ * Endpoints lie in their slots, side by side: with millions of peers it is cache misses that a reply costs.
  */
 export class FamilySwarms {
   readonly endpointBytes: number
   readonly #seed: number
   readonly #levels: number
 
-  // A record: endpoint, peer_id, place among the blocks, expiry tick and its list.
-  readonly endpoints: Uint8Array
-  readonly peerIds: Uint8Array
-  readonly #slots: Uint32Array
-  readonly #expiryTicks: Uint16Array
-  readonly #wheelNext: Uint32Array
-  readonly #wheelPrevious: Uint32Array
+  readonly #records: Uint32Array
+  readonly #recordBytes: Uint8Array
   readonly #wheel: Uint32Array
   readonly #peers: FreeList
   readonly #index: HashIndex
 
+  /** Handles and endpoints by slot: block and position in it. */
   readonly #entries: Uint32Array
+  readonly endpoints: Uint8Array
   /** How many of the eight are in use; `kindBit` set in a block of leechers. */
   readonly #fills: Uint8Array
   readonly #blockGroups: Uint32Array
@@ -94,18 +104,15 @@ export class FamilySwarms {
     this.#roots = roots
     this.#infoHashes = infoHashes
 
-    this.endpoints = arrays.u8(name('endpoints'), peersMax * this.endpointBytes)
-    this.peerIds = arrays.u8(name('peerIds'), peersMax * 20)
-    this.#slots = u32('slots', peersMax)
-    this.#expiryTicks = arrays.u16(name('expiryTicks'), peersMax)
-    this.#wheelNext = u32('wheelNext', peersMax)
-    this.#wheelPrevious = u32('wheelPrevious', peersMax)
+    this.#records = u32('records', peersMax * recordWords)
+    this.#recordBytes = new Uint8Array(this.#records.buffer)
     this.#wheel = u32('wheel', wheelSlots)
-    this.#peers = new FreeList(arrays, name('peers'), this.#wheelNext)
+    this.#peers = new FreeList(arrays, name('peers'), this.#records, recordWords)
     this.#index = new HashIndex(arrays, name('index'), peersMax)
 
     // At worst every peer is alone in its rack.
     this.#entries = u32('entries', peersMax * blockSize)
+    this.endpoints = arrays.u8(name('endpoints'), peersMax * blockSize * this.endpointBytes)
     this.#fills = arrays.u8(name('fills'), peersMax)
     this.#blockGroups = u32('blockGroups', peersMax)
     this.#positions = Array.from({ length: levels + 1 }, (_, distance) =>
@@ -141,7 +148,7 @@ export class FamilySwarms {
   }
 
   isUsed(handle: number): boolean {
-    return this.#slots[handle] !== free
+    return this.slotOf(handle) !== free
   }
 
   /** Whether one more peer, in a place and swarm of its own, is sure to fit. */
@@ -173,11 +180,9 @@ export class FamilySwarms {
     kind: Kind,
   ): number {
     const handle = this.#peers.take()
-    this.#wheelPrevious[handle] = unlinked
-    const at = handle * this.endpointBytes
-    for (let i = 0; i < this.endpointBytes; i++) this.endpoints[at + i] = endpoint[i] ?? 0
+    this.#records[handle * recordWords + previousWord] = unlinked
     this.#index.insert(this.#hash(swarm, endpoint, 0), handle)
-    this.#enter(handle, this.#groupFor(swarm, where), kind)
+    this.#enter(handle, endpoint, this.#groupFor(swarm, where), kind)
     return handle
   }
 
@@ -190,24 +195,46 @@ export class FamilySwarms {
     const group = this.groupOf(handle)
     if (this.#nodes[group] === where.place && this.kindOf(handle) === kind) return
     const swarm = this.#swarms[group] ?? 0
+    const endpoint = this.endpointOf(handle)
     this.#leave(handle)
-    this.#enter(handle, this.#groupFor(swarm, where), kind)
+    this.#enter(handle, endpoint, this.#groupFor(swarm, where), kind)
   }
 
   remove(handle: number): void {
-    const swarm = this.swarmOf(handle)
-    this.#index.remove(this.#hash(swarm, this.endpoints, handle * this.endpointBytes), handle, (known) =>
-      this.#hash(this.swarmOf(known), this.endpoints, known * this.endpointBytes),
-    )
+    const hashOf = (known: number) =>
+      this.#hash(this.swarmOf(known), this.endpoints, this.slotOf(known) * this.endpointBytes)
+    this.#index.remove(hashOf(handle), handle, hashOf)
     this.#leave(handle)
     this.#unlink(handle)
-    this.#slots[handle] = free
+    this.#records[handle * recordWords + slotWord] = free
     this.#peers.give(handle)
   }
 
   setPeerId(handle: number, peerId: Uint8Array): void {
-    const at = handle * 20
-    for (let i = 0; i < 20; i++) this.peerIds[at + i] = peerId[i] ?? 0
+    const at = handle * recordWords * 4 + peerIdAt
+    for (let i = 0; i < 20; i++) this.#recordBytes[at + i] = peerId[i] ?? 0
+  }
+
+  /** A view of its 20 bytes. */
+  peerIdOf(handle: number): Uint8Array {
+    const at = handle * recordWords * 4 + peerIdAt
+    return this.#recordBytes.subarray(at, at + 20)
+  }
+
+  /** A copy of its `endpointBytes` bytes. */
+  endpointOf(handle: number): Uint8Array {
+    const at = this.slotOf(handle) * this.endpointBytes
+    return this.endpoints.slice(at, at + this.endpointBytes)
+  }
+
+  /** Where the peer stands among the blocks; moves with the comings and goings of others. */
+  slotOf(handle: number): number {
+    return this.#records[handle * recordWords + slotWord] ?? 0
+  }
+
+  /** The peer that stands there. */
+  handleAt(slot: number): number {
+    return this.#entries[slot] ?? 0
   }
 
   swarmOf(handle: number): number {
@@ -219,12 +246,12 @@ export class FamilySwarms {
   }
 
   kindOf(handle: number): Kind {
-    return ((this.#fills[(this.#slots[handle] ?? 0) >>> blockBits] ?? 0) & kindBit) === 0 ? seeder : leecher
+    return ((this.#fills[this.slotOf(handle) >>> blockBits] ?? 0) & kindBit) === 0 ? seeder : leecher
   }
 
   /** The rack of a peer in its swarm. */
   groupOf(handle: number): number {
-    return this.#blockGroups[(this.#slots[handle] ?? 0) >>> blockBits] ?? 0
+    return this.#blockGroups[this.slotOf(handle) >>> blockBits] ?? 0
   }
 
   /** The group above another, or -1. */
@@ -255,38 +282,41 @@ export class FamilySwarms {
 
   /** How many leechers of its rack come before this one by rank; `rankedMax` for all that are not among the first. */
   rankOf(handle: number): number {
-    const slot = this.#slots[handle] ?? 0
+    const slot = this.slotOf(handle)
     const block = slot >>> blockBits
-    if (this.#lists.get(listOf(this.groupOf(handle), leecher), 0) !== block) return rankedMax
-    const own = this.#rank(handle)
+    const entry = this.#lists.get(listOf(this.groupOf(handle), leecher), 0)
+    if (entry >>> fillBits !== block) return rankedMax
+    const own = this.#rank(slot)
     let before = 0
-    for (let i = (this.#fills[block] ?? 0) & ~kindBit; i-- > 0;)
-      if (this.#rank(this.#entries[(block << blockBits) + i] ?? 0) < own) before++
+    for (let i = entry & fillMask; i-- > 0;) if (this.#rank((block << blockBits) + i) < own) before++
     return before
   }
 
   /**
-   * A random peer of a kind in `group` that is not in `except` (a group below it, or -1): drawn uniformly, so it may be one that was
-   * drawn before. -1 where `tries` draws met none.
+   * Draws a block of a kind in `group` that is not in `except` (a group below it, or -1), and a slot of it, from which on `run` slots
+   * round the block are to be taken, or all where it has fewer: so every peer is as likely to be met.
+   *
+   * @returns the slot; -1 where none was met
    */
-  draw(group: number, except: number, kind: Kind, random: () => number, tries: number): number {
+  draw(group: number, except: number, kind: Kind, run: number, random: () => number): number {
     const list = listOf(group, kind)
-    const places = this.#lists.length(list) * blockSize
-    if (places === 0) return -1
-    const exceptDistance = except < 0 ? -1 : (this.#distances[except] ?? 0)
-    for (let i = 0; i < tries; i++) {
-      const place = Math.floor(random() * places)
-      const block = this.#lists.get(list, place >>> blockBits)
-      const position = place & (blockSize - 1)
-      if (position >= ((this.#fills[block] ?? 0) & ~kindBit)) continue
-      if (exceptDistance >= 0 && this.#above(this.#blockGroups[block] ?? 0, exceptDistance) === except)
-        continue
-      return this.#entries[(block << blockBits) + position] ?? 0
-    }
-    return -1
+    const place = Math.floor(random() * this.#lists.length(list) * blockSize)
+    const entry = this.#lists.get(list, place >>> blockBits)
+    const fill = entry & fillMask
+    const position = place & (blockSize - 1)
+    if (position >= fill && position >= run) return -1
+    const block = entry >>> fillBits
+    if (except >= 0 && this.#above(this.#blockGroups[block] ?? 0, this.#distances[except] ?? 0) === except)
+      return -1
+    return (block << blockBits) + (position < fill ? position : position % fill)
   }
 
-  /** Writes handles of a kind in `group` but not in `except` to `target`, at most as many as it holds. @returns how many */
+  /** How many peers the block of a slot holds: those of its slots that come first. */
+  fillOf(slot: number): number {
+    return (this.#fills[slot >>> blockBits] ?? 0) & ~kindBit
+  }
+
+  /** Writes slots of a kind in `group` but not in `except` to `target`, at most as many as it holds. @returns how many */
   collect(group: number, except: number, kind: Kind, target: Uint32Array): number {
     if (except < 0) return this.#collectGroup(group, kind, target, 0)
     let length = 0
@@ -301,25 +331,25 @@ export class FamilySwarms {
     return length
   }
 
-  /** Seconds of the expiry tick, modulo 2^16. */
+  /** When the peer is due. */
   expiryTick(handle: number): number {
-    return this.#expiryTicks[handle] ?? 0
+    return this.#records[handle * recordWords + tickWord] ?? 0
   }
 
   /** Sets the tick at which a peer is due; less than `wheelSlots` from now. */
   schedule(handle: number, tick: number): void {
-    const previous = this.#wheelPrevious[handle] ?? unlinked
-    const low = tick & 0xffff
-    if (previous !== unlinked) {
-      if (this.#expiryTicks[handle] === low) return
+    const records = this.#records
+    const at = handle * recordWords
+    if (records[at + previousWord] !== unlinked) {
+      if (records[at + tickWord] === tick) return
       this.#unlink(handle)
     }
     const slot = tick % wheelSlots
     const first = this.#wheel[slot] ?? 0
-    this.#expiryTicks[handle] = low
-    this.#wheelNext[handle] = first
-    this.#wheelPrevious[handle] = headBit | slot
-    if (first > 0) this.#wheelPrevious[first - 1] = handle
+    records[at + tickWord] = tick
+    records[at + nextWord] = first
+    records[at + previousWord] = headBit | slot
+    if (first > 0) records[(first - 1) * recordWords + previousWord] = handle
     this.#wheel[slot] = handle + 1
   }
 
@@ -329,24 +359,26 @@ export class FamilySwarms {
   }
 
   #unlink(handle: number): void {
-    const previous = this.#wheelPrevious[handle] ?? unlinked
+    const records = this.#records
+    const at = handle * recordWords
+    const previous = records[at + previousWord] ?? unlinked
     if (previous === unlinked) return
-    const next = this.#wheelNext[handle] ?? 0
-    if ((previous & headBit) === 0) this.#wheelNext[previous] = next
+    const next = records[at + nextWord] ?? 0
+    if ((previous & headBit) === 0) records[previous * recordWords + nextWord] = next
     else this.#wheel[previous & ~headBit] = next
-    if (next > 0) this.#wheelPrevious[next - 1] = previous
-    this.#wheelPrevious[handle] = unlinked
+    if (next > 0) records[(next - 1) * recordWords + previousWord] = previous
+    records[at + previousWord] = unlinked
   }
 
   #collectGroup(group: number, kind: Kind, target: Uint32Array, from: number): number {
     const list = listOf(group, kind)
     let length = from
     for (let i = 0; i < this.#lists.length(list); i++) {
-      const block = this.#lists.get(list, i)
-      const fill = (this.#fills[block] ?? 0) & ~kindBit
-      for (let position = 0; position < fill; position++) {
+      const entry = this.#lists.get(list, i)
+      const first = (entry >>> fillBits) << blockBits
+      for (let position = 0; position < (entry & fillMask); position++) {
         if (length === target.length) return length
-        target[length++] = this.#entries[(block << blockBits) + position] ?? 0
+        target[length++] = first + position
       }
     }
     return length
@@ -421,26 +453,30 @@ export class FamilySwarms {
     this.#groups.give(group)
   }
 
-  #enter(handle: number, group: number, kind: Kind): void {
-    const rackList = listOf(group, kind)
+  #enter(handle: number, endpoint: Uint8Array, group: number, kind: Kind): void {
+    const list = listOf(group, kind)
     const count = this.count(group, kind)
     const block =
       (count & (blockSize - 1)) === 0
         ? this.#addBlock(group, kind)
-        : this.#lists.get(rackList, this.#lists.length(rackList) - 1)
+        : this.#lists.get(list, this.#lists.length(list) - 1) >>> fillBits
     const fill = (this.#fills[block] ?? 0) & ~kindBit
-    this.#fills[block] = (fill + 1) | (kind === leecher ? kindBit : 0)
-    this.#put(handle, (block << blockBits) + fill)
+    const slot = (block << blockBits) + fill
+    this.#entries[slot] = handle
+    this.#records[handle * recordWords + slotWord] = slot
+    for (let i = 0; i < this.endpointBytes; i++)
+      this.endpoints[slot * this.endpointBytes + i] = endpoint[i] ?? 0
+    this.#setFill(block, group, kind, fill + 1)
     this.#countUp(group, kind, 1)
-    if (kind === leecher && count >= rankedMax) this.#rankIn(handle, group)
+    if (kind === leecher && count >= rankedMax) this.#rankIn(slot, group)
   }
 
   #leave(handle: number): void {
-    const slot = this.#slots[handle] ?? 0
+    const slot = this.slotOf(handle)
     const group = this.#blockGroups[slot >>> blockBits] ?? 0
     const kind = this.kindOf(handle)
     const list = listOf(group, kind)
-    const last = this.#lists.get(list, this.#lists.length(list) - 1)
+    const last = this.#lists.get(list, this.#lists.length(list) - 1) >>> fillBits
     const fill = (this.#fills[last] ?? 0) & ~kindBit
     const lastSlot = (last << blockBits) + fill - 1
     let gap = slot
@@ -448,22 +484,35 @@ export class FamilySwarms {
     if (
       kind === leecher &&
       this.count(group, kind) > rankedMax &&
-      slot >>> blockBits === this.#lists.get(list, 0)
+      slot >>> blockBits === this.#lists.get(list, 0) >>> fillBits
     ) {
       const next = this.#lowestBeyond(group)
-      const from = this.#slots[next] ?? 0
-      this.#put(next, gap)
-      gap = from
+      this.#moveSlot(next, gap)
+      gap = next
     }
-    if (gap !== lastSlot) this.#put(this.#entries[lastSlot] ?? 0, gap)
-    this.#fills[last] = (fill - 1) | (kind === leecher ? kindBit : 0)
+    if (gap !== lastSlot) this.#moveSlot(lastSlot, gap)
     if (fill === 1) this.#removeBlock(last, group, kind)
+    else this.#setFill(last, group, kind, fill - 1)
     this.#countUp(group, kind, -1)
   }
 
-  #put(handle: number, slot: number): void {
-    this.#entries[slot] = handle
-    this.#slots[handle] = slot
+  /** Puts the peer of one slot into another. */
+  #moveSlot(from: number, to: number): void {
+    const handle = this.#entries[from] ?? 0
+    const size = this.endpointBytes
+    this.#entries[to] = handle
+    this.#records[handle * recordWords + slotWord] = to
+    this.endpoints.copyWithin(to * size, from * size, from * size + size)
+  }
+
+  /** How many peers a block holds is also written beside it in every list: who draws it need not look it up. */
+  #setFill(block: number, group: number, kind: Kind, fill: number): void {
+    const entry = (block << fillBits) | fill
+    this.#fills[block] = fill | (kind === leecher ? kindBit : 0)
+    const list = listOf(group, kind)
+    this.#lists.set(list, this.#lists.length(list) - 1, entry)
+    for (let at = this.#parents[group] ?? noGroup; at !== noGroup; at = this.#parents[at] ?? noGroup)
+      this.#lists.set(listOf(at, kind), this.#positions[this.#distances[at] ?? 0]?.[block] ?? 0, entry)
   }
 
   /** Counts a peer in or out of a group and all above it; empty groups go. */
@@ -482,13 +531,13 @@ export class FamilySwarms {
   #addBlock(group: number, kind: Kind): number {
     const block = this.#blocks.take()
     this.#blockGroups[block] = group
-    this.#fills[block] = 0
-    this.#lists.push(listOf(group, kind), block)
+    this.#fills[block] = kind === leecher ? kindBit : 0
+    this.#lists.push(listOf(group, kind), block << fillBits)
     for (let at = this.#parents[group] ?? noGroup; at !== noGroup; at = this.#parents[at] ?? noGroup) {
       const list = listOf(at, kind)
       const positions = this.#positions[this.#distances[at] ?? 0]
       if (positions) positions[block] = this.#lists.length(list)
-      this.#lists.push(list, block)
+      this.#lists.push(list, block << fillBits)
     }
     return block
   }
@@ -502,48 +551,52 @@ export class FamilySwarms {
       const position = positions?.[block] ?? 0
       const last = this.#lists.get(list, this.#lists.length(list) - 1)
       this.#lists.set(list, position, last)
-      if (positions) positions[last] = position
+      if (positions) positions[last >>> fillBits] = position
       this.#lists.pop(list)
     }
     this.#blocks.give(block)
   }
 
   /** A leecher has joined at the end: if its rank is below one of the lowest, the two change places. */
-  #rankIn(handle: number, group: number): void {
-    const first = this.#lists.get(listOf(group, leecher), 0) << blockBits
+  #rankIn(slot: number, group: number): void {
+    const first = (this.#lists.get(listOf(group, leecher), 0) >>> fillBits) << blockBits
     let highest = -1
     let highestAt = 0
-    for (let slot = first; slot < first + rankedMax; slot++) {
-      const rank = this.#rank(this.#entries[slot] ?? 0)
-      if (rank > highest) [highest, highestAt] = [rank, slot]
+    for (let at = first; at < first + rankedMax; at++) {
+      const rank = this.#rank(at)
+      if (rank > highest) [highest, highestAt] = [rank, at]
     }
-    if (this.#rank(handle) >= highest) return
-    const from = this.#slots[handle] ?? 0
-    this.#put(this.#entries[highestAt] ?? 0, from)
-    this.#put(handle, highestAt)
+    if (this.#rank(slot) >= highest) return
+    const size = this.endpointBytes
+    const handle = this.#entries[slot] ?? 0
+    const endpoint = this.endpoints.slice(slot * size, slot * size + size)
+    this.#moveSlot(highestAt, slot)
+    this.#entries[highestAt] = handle
+    this.#records[handle * recordWords + slotWord] = highestAt
+    this.endpoints.set(endpoint, highestAt * size)
   }
 
-  /** The leecher with the lowest rank of those after the first block: of the first thousand, should there be more. */
+  /** The slot of the leecher with the lowest rank after the first block: of the first thousand, should there be more. */
   #lowestBeyond(group: number): number {
     const list = listOf(group, leecher)
     const blocks = Math.min(this.#lists.length(list), 1 + rankScanMax / blockSize)
     let lowest = Infinity
     let found = 0
     for (let i = 1; i < blocks; i++) {
-      const block = this.#lists.get(list, i)
-      for (let position = (this.#fills[block] ?? 0) & ~kindBit; position-- > 0;) {
-        const handle = this.#entries[(block << blockBits) + position] ?? 0
-        const rank = this.#rank(handle)
-        if (rank < lowest) [lowest, found] = [rank, handle]
+      const entry = this.#lists.get(list, i)
+      const first = (entry >>> fillBits) << blockBits
+      for (let position = entry & fillMask; position-- > 0;) {
+        const rank = this.#rank(first + position)
+        if (rank < lowest) [lowest, found] = [rank, first + position]
       }
     }
     return found
   }
 
   /** Rendezvous hash of swarm, place and endpoint: the same in every server, so it must not be keyed. */
-  #rank(handle: number): number {
-    const group = this.groupOf(handle)
-    const at = handle * this.endpointBytes
+  #rank(slot: number): number {
+    const group = this.#blockGroups[slot >>> blockBits] ?? 0
+    const at = slot * this.endpointBytes
     let hash = mix(this.#infoHashes[(this.#swarms[group] ?? 0) * 5] ?? 0, this.#nodes[group] ?? 0)
     for (let i = 0; i < this.endpointBytes; i += 2)
       hash = mix(hash, ((this.endpoints[at + i] ?? 0) << 8) | (this.endpoints[at + i + 1] ?? 0))
@@ -558,7 +611,7 @@ export class FamilySwarms {
   }
 
   #isAt(handle: number, endpoint: Uint8Array): boolean {
-    const at = handle * this.endpointBytes
+    const at = this.slotOf(handle) * this.endpointBytes
     for (let i = 0; i < this.endpointBytes; i++) if (this.endpoints[at + i] !== endpoint[i]) return false
     return true
   }

@@ -8,13 +8,15 @@ const inUse = 2
 export class FreeList {
   readonly #header: Uint32Array
   readonly #next: Uint32Array
+  readonly #words: number
   readonly #max: number
 
-  /** `next` may be any array with a word for each record that the owner does not use while it is free. */
-  constructor(arrays: SharedArrays, name: string, next: Uint32Array) {
+  /** `next` has `words` words for each record; the first of them links those that are free. */
+  constructor(arrays: SharedArrays, name: string, next: Uint32Array, words = 1) {
     this.#header = arrays.u32(`${name}.free`, 3)
     this.#next = next
-    this.#max = next.length
+    this.#words = words
+    this.#max = Math.floor(next.length / words)
   }
 
   get used(): number {
@@ -36,7 +38,7 @@ export class FreeList {
     const known = header[firstFree] ?? 0
     const record = known > 0 ? known - 1 : (header[unused] ?? 0)
     if (record >= this.#max) throw new RangeError(`Cannot take a record: all ${this.#max} are in use`)
-    if (known > 0) header[firstFree] = this.#next[record] ?? 0
+    if (known > 0) header[firstFree] = this.#next[record * this.#words] ?? 0
     else header[unused] = record + 1
     header[inUse] = this.used + 1
     return record
@@ -44,7 +46,7 @@ export class FreeList {
 
   give(record: number): void {
     const header = this.#header
-    this.#next[record] = header[firstFree] ?? 0
+    this.#next[record * this.#words] = header[firstFree] ?? 0
     header[firstFree] = record + 1
     header[inUse] = this.used - 1
   }

@@ -8,15 +8,21 @@ const spins = 500
 /** A sleeper looks again after this long even if nobody woke it. */
 const sleepMs = 5
 
+/** No holder takes as long, so it has died: what it was changing is half done, and nobody may touch it any more. */
+const abandonedMsDefault = 10_000
+
 /** A lock between threads in one word of shared memory (Drepper, "Futexes Are Tricky", mutex 2). Holders are quick: no I/O, no await. */
 export class Lock {
   readonly #word: Int32Array
+  readonly #abandonedMs: number
 
   /** `word[0]` is the lock; zero is free. */
-  constructor(word: Int32Array) {
+  constructor(word: Int32Array, abandonedMs: number = abandonedMsDefault) {
     this.#word = word
+    this.#abandonedMs = abandonedMs
   }
 
+  /** @throws Error when the thread that holds it must have died */
   acquire(): void {
     if (Atomics.compareExchange(this.#word, 0, free, held) !== free) this.#wait()
   }
@@ -30,7 +36,13 @@ export class Lock {
       if (Atomics.load(this.#word, 0) === free && Atomics.compareExchange(this.#word, 0, free, held) === free)
         return
     }
-    while (Atomics.exchange(this.#word, 0, contended) !== free)
+    const startMs = performance.now()
+    while (Atomics.exchange(this.#word, 0, contended) !== free) {
+      if (performance.now() - startMs > this.#abandonedMs)
+        throw new Error(
+          `Cannot get a lock: it has been held for ${this.#abandonedMs / 1000} s, so the thread that holds it has died`,
+        )
       Atomics.wait(this.#word, 0, contended, sleepMs)
+    }
   }
 }

@@ -3,12 +3,18 @@ import type { PeerSample, StoreAnnounce } from '../peer-store.ts'
 import type { Plan } from '../selection.ts'
 import { drawOf } from '../selection.ts'
 import type { FamilySwarms, Kind } from './family-swarms.ts'
-import { leecher, seeder } from './family-swarms.ts'
+import { blockSize, leecher, seeder } from './family-swarms.ts'
 
 /** Where fewer than one draw in this many would meet a peer that counts, they are listed instead. */
 const drawsPerPeerMax = 8
 /** Blocks are nearly empty where every peer is alone in its place; even then so many draws are sure to meet one. */
 const drawTries = 1024
+/**
+ * Of how many peers on several are taken of a block that was drawn, and how many: half a cache line, fetched once. Each peer is as likely
+ * as before to be met; only those who joined side by side are met together more often, and there are hundreds of such groups.
+ */
+const runsFrom = 1024
+const runMax = 4
 /** Beyond twice as many as are wanted (and a few), drawing again what was drawn before is rare enough. */
 const listedAnyway = 16
 
@@ -47,19 +53,30 @@ export function pickPeers({
     const rejectionPays = available[kind] * drawsPerPeerMax >= peers.count(group, kind)
     if (available[kind] > 2 * want[kind] + listedAnyway && rejectionPays) {
       drawn.clear()
-      while (length < end) {
-        const handle = peers.draw(group, below, kind, random, drawTries)
-        if (handle < 0) return
-        if (handle !== self && drawn.add(handle)) chosen[length++] = handle
+      const run = available[kind] > runsFrom ? runMax : 1
+      for (let tries = drawTries + want[kind]; length < end && tries > 0; tries--) {
+        const slot = peers.draw(group, below, kind, run, random)
+        if (slot < 0) continue
+        if (run === 1) {
+          if (slot !== self && drawn.add(slot)) chosen[length++] = slot
+          continue
+        }
+        // Round the block, from the slot that was drawn.
+        const fill = peers.fillOf(slot)
+        const first = slot - (slot & (blockSize - 1))
+        for (let i = 0; i < Math.min(run, fill) && length < end; i++) {
+          const next = first + (((slot & (blockSize - 1)) + i) % fill)
+          if (next !== self && drawn.add(next)) chosen[length++] = next
+        }
       }
       return
     }
     let there = peers.collect(group, below, kind, listed)
     while (length < end && there > 0) {
       const at = Math.floor(random() * there)
-      const handle = listed[at] ?? 0
+      const slot = listed[at] ?? 0
       listed[at] = listed[--there] ?? 0
-      if (handle !== self) chosen[length++] = handle
+      if (slot !== self) chosen[length++] = slot
     }
   }
 
@@ -68,17 +85,18 @@ export function pickPeers({
     const size = peers.endpointBytes
     const { endpoints } = peers
     const compact = sample.compact[family]
-    let index = sample.lengths[family]
+    const distances = sample.distances[family]
+    const from = sample.lengths[family]
     for (let i = 0; i < length; i++) {
-      const handle = chosen[i] ?? 0
-      const [from, to] = [handle * size, index * size]
-      for (let byte = 0; byte < size; byte++) compact[to + byte] = endpoints[from + byte] ?? 0
-      if (withPeerIds)
-        sample.peerIds[family].set(peers.peerIds.subarray(handle * 20, handle * 20 + 20), index * 20)
-      sample.distances[family][index] = distance
-      index++
+      const slot = chosen[i] ?? 0
+      const [source, target] = [slot * size, (from + i) * size]
+      for (let byte = 0; byte < size; byte++) compact[target + byte] = endpoints[source + byte] ?? 0
+      distances[from + i] = distance
     }
-    sample.lengths[family] = index
+    if (withPeerIds)
+      for (let i = 0; i < length; i++)
+        sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(chosen[i] ?? 0)), (from + i) * 20)
+    sample.lengths[family] = from + length
   }
 
   return (groups, announce, plan, self) => {
@@ -94,7 +112,7 @@ export function pickPeers({
       for (const family of bothFamilies) {
         const side = sides[family]
         if (side.want[seeder] + side.want[leecher] === 0) continue
-        const skip = family === own ? self : -1
+        const skip = family === own && self >= 0 ? families[own].slotOf(self) : -1
         length = 0
         choose(families[family], side, seeder, skip)
         const seedersChosen = length
@@ -149,10 +167,10 @@ function shuffle(items: Uint32Array, length: number, random: () => number): void
   }
 }
 
-/** A set of handles that is emptied by counting up. */
+/** A set of numbers that is emptied by counting up. */
 function createDrawnSet(max: number) {
   const slots = 2 ** Math.ceil(Math.log2(max * 2 + 2))
-  const handles = new Uint32Array(slots)
+  const members = new Uint32Array(slots)
   const rounds = new Uint32Array(slots)
   let round = 0
   return {
@@ -161,12 +179,12 @@ function createDrawnSet(max: number) {
       if (round === 0) rounds.fill(0)
     },
     /** @returns whether it was not there */
-    add: (handle: number): boolean => {
-      let at = Math.imul(handle, 0x9e3779b1) >>> 7
+    add: (member: number): boolean => {
+      let at = Math.imul(member, 0x9e3779b1) >>> 7
       for (at &= slots - 1; rounds[at] === round; at = (at + 1) & (slots - 1))
-        if (handles[at] === handle) return false
+        if (members[at] === member) return false
       rounds[at] = round
-      handles[at] = handle
+      members[at] = member
       return true
     },
   }

@@ -6,7 +6,6 @@ export interface SharedArrays {
   /** What another thread needs to see the same arrays: pass it through `workerData`. */
   readonly buffers: ReadonlyMap<string, SharedArrayBuffer>
   u8(name: string, length: number): Uint8Array
-  u16(name: string, length: number): Uint16Array
   u32(name: string, length: number): Uint32Array
   i32(name: string, length: number): Int32Array
 }
@@ -24,7 +23,6 @@ export function createSharedArrays(known?: ReadonlyMap<string, SharedArrayBuffer
   return {
     buffers,
     u8: (name, length) => new Uint8Array(buffer(name, length)),
-    u16: (name, length) => new Uint16Array(buffer(name, length * 2)),
     u32: (name, length) => new Uint32Array(buffer(name, length * 4)),
     i32: (name, length) => new Int32Array(buffer(name, length * 4)),
   }

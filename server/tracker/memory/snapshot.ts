@@ -7,6 +7,7 @@ import type { Family } from '../../../lib/protocol/address.ts'
 import { infoHashFromBytes } from '../../../lib/protocol/infohash.ts'
 import { ignoreMissing, isMissing, syncDirectory } from '../../../lib/runtime/files.ts'
 import type { Topology } from '../topology.ts'
+import { isLeafPlace } from '../topology.ts'
 import type { FamilySwarms, Kind } from './family-swarms.ts'
 import type { MemoryPeerStore } from './memory-peer-store.ts'
 import type { SwarmTable } from './swarm-table.ts'
@@ -56,7 +57,8 @@ export async function saveSnapshot(
     let pending: Buffer[] = [head(nowMs)]
     let pendingBytes = headBytes
     const flush = async () => {
-      await handle.writev(pending)
+      // All of it or an error: a disk that is nearly full takes a part without a word.
+      await handle.writeFile(Buffer.concat(pending, pendingBytes))
       bytes += pendingBytes
       pending = []
       pendingBytes = 0
@@ -99,7 +101,10 @@ export async function loadSnapshot(
         if (rest.length < headBytes) continue
         if (!rest.subarray(0, magic.length).equals(magic))
           return { peers, ageMs, fault: 'it is not a snapshot of this version' }
-        ageMs = Math.max(0, nowMs - rest.readDoubleBE(magic.length))
+        const savedAtMs = rest.readDoubleBE(magic.length)
+        if (!Number.isFinite(savedAtMs)) return { peers, ageMs, fault: 'it does not say when it was saved' }
+        // The clock may have been put back since.
+        ageMs = Math.max(0, nowMs - savedAtMs)
         rest = rest.subarray(headBytes)
       }
       while (rest.length >= frameHeadBytes) {
@@ -117,7 +122,7 @@ export async function loadSnapshot(
     }
   } catch (error) {
     if (isMissing(error)) return undefined
-    throw error
+    return { peers, ageMs, fault: error instanceof Error ? error.message : String(error) }
   }
   return { peers, ageMs, fault: ended ? undefined : 'it was cut short' }
 }
@@ -137,6 +142,7 @@ function restoreFrame(store: MemoryPeerStore, payload: Buffer, ageMs: number, to
   for (let at = 1; at + recordBytes <= payload.length; at += recordBytes) {
     const place = payload.readUInt32BE(at + 23)
     const addressAt = at + peerFieldsBytes
+    if (!isLeafPlace(place)) continue
     const done = store.restore({
       infoHash: infoHashFromBytes(payload.subarray(at, at + 20)),
       kind: (payload[at + 20] === 0 ? 0 : 1) satisfies Kind,
@@ -187,13 +193,11 @@ function writePeers(
     const swarm = peers.swarmOf(handle)
     for (let i = 0; i < 5; i++) frame.writeUInt32BE(swarms.infoHashes[swarm * 5 + i] ?? 0, at + 4 * i)
     frame[at + 20] = peers.kindOf(handle)
-    // The tick is kept modulo 2^16; whoever is overdue seems to have more than a turn of the wheel left.
-    const life = (peers.expiryTick(handle) - nowTick) & 0xffff
-    frame.writeUInt16BE(life < 0x8000 ? life : 0, at + 21)
+    // Whoever is overdue has nothing left.
+    frame.writeUInt16BE(Math.max(0, peers.expiryTick(handle) - nowTick), at + 21)
     frame.writeUInt32BE(peers.placeOf(handle), at + 23)
-    frame.set(peers.peerIds.subarray(handle * 20, handle * 20 + 20), at + 27)
-    const endpointAt = handle * peers.endpointBytes
-    frame.set(peers.endpoints.subarray(endpointAt, endpointAt + peers.endpointBytes), at + peerFieldsBytes)
+    frame.set(peers.peerIdOf(handle), at + 27)
+    frame.set(peers.endpointOf(handle), at + peerFieldsBytes)
     at += peerFieldsBytes + peers.endpointBytes
     records++
   }

@@ -34,28 +34,31 @@ export async function startSnapshots(options: SnapshotsOptions): Promise<Snapsho
     log.warn({ file, fault: loaded.fault, peers: loaded.peers }, 'snapshot of the swarms was not whole')
   else if (loaded) log.info({ peers: loaded.peers, ageMs: loaded.ageMs }, 'swarms restored')
 
-  const worker = new Worker(new URL('./snapshot-worker.ts', import.meta.url), {
-    workerData: { shared: store.shared, file },
-    // Young objects are frames on their way to the disk: a few are enough.
-    resourceLimits: { maxYoungGenerationSizeMb: 4 },
-  })
-  worker.unref()
+  let worker: Worker | undefined
   let savedAtMs = now()
   let underWay: Promise<void> | undefined
-  let gone: Error | undefined
-  worker.on('error', (error) => {
-    gone = error instanceof Error ? error : new Error(String(error))
-    log.error({ err: gone }, 'snapshots have stopped: their thread failed')
-  })
+  /** The thread that saves; a new one where the last has failed. */
+  const open = (): Worker => {
+    if (worker) return worker
+    const opened = new Worker(new URL('./snapshot-worker.ts', import.meta.url), {
+      workerData: { shared: store.shared, file },
+      // Young objects are frames on their way to the disk: a few are enough.
+      resourceLimits: { maxYoungGenerationSizeMb: 4 },
+    })
+    opened.unref()
+    // Whoever waits for it is told; between two snapshots nobody does.
+    opened.on('error', (error) => {
+      log.error({ err: error }, 'thread that saves the swarms failed')
+    })
+    opened.once('exit', () => {
+      if (worker === opened) worker = undefined
+    })
+    worker = opened
+    return opened
+  }
 
   const saveOnce = async (): Promise<void> => {
-    if (gone) throw gone
-    const result = await new Promise<SaveResult>((resolve, reject) => {
-      worker.once('message', resolve)
-      worker.once('error', reject)
-      worker.postMessage('save')
-    })
-    worker.removeAllListeners('message')
+    const result = await saveOn(open())
     if ('error' in result) throw new Error(`Cannot save the swarms to ${file}: ${result.error}`)
     savedAtMs = now()
     log.debug(result, 'swarms saved')
@@ -68,7 +71,13 @@ export async function startSnapshots(options: SnapshotsOptions): Promise<Snapsho
     save().catch((error: unknown) => {
       log.error({ err: error }, 'swarms were not saved; a restart would lose what changed since')
     })
-  const timer = setInterval(() => void saveOrTell(), intervalMs)
+  let saving = false
+  const timer = setInterval(() => {
+    // A slow disk is no reason to line up.
+    if (saving) return
+    saving = true
+    void saveOrTell().finally(() => (saving = false))
+  }, intervalMs)
   timer.unref()
 
   return {
@@ -76,12 +85,34 @@ export async function startSnapshots(options: SnapshotsOptions): Promise<Snapsho
     ageSeconds: () => (now() - savedAtMs) / 1000,
     [Symbol.asyncDispose]: async () => {
       clearInterval(timer)
-      worker.ref()
+      open().ref()
       const late = Promise.withResolvers<undefined>()
       const limit = setTimeout(late.resolve, lastSaveMs, undefined)
       await Promise.race([saveOrTell(), late.promise])
       clearTimeout(limit)
-      await worker.terminate()
+      await worker?.terminate()
     },
   }
+}
+
+/** One snapshot. Rejects when the thread ends before it is done. */
+function saveOn(worker: Worker): Promise<SaveResult> {
+  return new Promise((resolve, reject) => {
+    const off = () => {
+      worker.off('message', done).off('error', failed).off('exit', exited)
+    }
+    const done = (result: SaveResult) => {
+      off()
+      resolve(result)
+    }
+    const failed = (error: unknown) => {
+      off()
+      reject(error instanceof Error ? error : new Error(String(error)))
+    }
+    const exited = () => {
+      failed(new Error('the thread that saves the swarms ended'))
+    }
+    worker.on('message', done).on('error', failed).on('exit', exited)
+    worker.postMessage('save')
+  })
 }

@@ -6,7 +6,7 @@ import { announceOf, peerStoreContract } from './peer-store.contract.ts'
 
 const open = (clock: { nowMs: number }, bounds: { peersMax?: number; swarmsMax?: number } = {}) =>
   createMemoryPeerStore({
-    peersMax: 1000,
+    peersMax: 5000,
     swarmsMax: 100,
     levels: 2,
     sampleMax: 1000,
