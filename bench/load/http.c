@@ -28,6 +28,8 @@ struct connection {
     int fd;
     SSL *tls;
     bool awaits_output;
+    // It has carried a reply before this request.
+    bool kept;
     // The request under way.
     uint64_t job, intended_ns, sent_ns;
     size_t request_length, request_sent, reply_length;
@@ -55,6 +57,7 @@ static void read_reply(uint32_t index, bool closed, struct phase *phase);
 static bool read_head(struct connection *connection, struct stats *stats);
 static bool check_body(struct connection *connection, struct stats *stats);
 static void finish(uint32_t index);
+static void reopen(uint32_t index, struct phase *phase);
 static void abandon(uint32_t index, struct phase *phase, const char *why);
 static void close_connection(struct connection *connection);
 static void want_output(struct connection *connection, uint32_t index, bool wanted);
@@ -229,7 +232,8 @@ static void advance(uint32_t index, uint32_t events, struct phase *phase) {
     }
     if (connection->state == CONNECTING || connection->state == SENDING) {
         if (!send_request(connection)) {
-            abandon(index, phase, strerror(errno));
+            if (connection->kept) reopen(index, phase);
+            else abandon(index, phase, strerror(errno));
             return;
         }
         bool sent = connection->request_sent == connection->request_length;
@@ -267,6 +271,10 @@ static void read_reply(uint32_t index, bool closed, struct phase *phase) {
         if (connection->state == CLOSING) {
             if (length > 0) abandon(index, phase, "bytes after the reply");
             else finish(index);
+            return;
+        }
+        if (length <= 0 && connection->kept && connection->reply_length == 0) {
+            reopen(index, phase);
             return;
         }
         if (length <= 0) {
@@ -367,8 +375,20 @@ static bool check_body(struct connection *connection, struct stats *stats) {
 static void finish(uint32_t index) {
     struct connection *connection = &connections[index];
     if (options.new_connections) close_connection(connection);
-    else connection->state = IDLE;
+    else {
+        connection->state = IDLE;
+        connection->kept = true;
+    }
     ready[ready_count++] = index;
+}
+
+// The server gave up an idle connection just as the request left: a client asks again on a new one.
+static void reopen(uint32_t index, struct phase *phase) {
+    struct connection *connection = &connections[index];
+    close_connection(connection);
+    connection->request_sent = 0;
+    if (!open_connection(connection, index)) abandon(index, phase, strerror(errno));
+    else advance(index, 0, phase);
 }
 
 static void abandon(uint32_t index, struct phase *phase, const char *why) {
@@ -383,6 +403,7 @@ static void abandon(uint32_t index, struct phase *phase, const char *why) {
 static void close_connection(struct connection *connection) {
     if (connection->tls != NULL) SSL_free(connection->tls);
     connection->tls = NULL;
+    connection->kept = false;
     close(connection->fd);
     connection->state = CLOSED;
 }

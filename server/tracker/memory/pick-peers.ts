@@ -87,16 +87,17 @@ export function pickPeers({
     const compact = sample.compact[family]
     const distances = sample.distances[family]
     const from = sample.lengths[family]
-    for (let i = 0; i < length; i++) {
+    const count = Math.min(length, distances.length - from)
+    for (let i = 0; i < count; i++) {
       const slot = chosen[i] ?? 0
       const [source, target] = [slot * size, (from + i) * size]
       for (let byte = 0; byte < size; byte++) compact[target + byte] = endpoints[source + byte] ?? 0
       distances[from + i] = distance
     }
     if (withPeerIds)
-      for (let i = 0; i < length; i++)
+      for (let i = 0; i < count; i++)
         sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(chosen[i] ?? 0)), (from + i) * 20)
-    sample.lengths[family] = from + length
+    sample.lengths[family] = from + count
   }
 
   return (groups, announce, plan, self) => {

@@ -223,7 +223,7 @@ export function peerStoreContract(name: string, open: (clock: Clock) => Promise<
       await using store = await open({ nowMs: 1000 })
       const total = shape === 'thousands of peers' ? 2500 : shape === 'a rack beside a large one' ? 600 : 200
       for (let peer = 1; peer <= total; peer++) {
-        const { announce } = announceOf({ peer, place: place(peer) })
+        const { announce } = announceOf({ peer, place: place(peer) }, 0)
         await store.announce(
           place(peer) > 100 ? { ...announce, ancestors: [{ node: rootPlace, distance: 2 }] } : announce,
         )
