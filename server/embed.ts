@@ -5,15 +5,14 @@ import { parseIp } from '../lib/protocol/address.ts'
 import { ClientError } from '../lib/protocol/errors.ts'
 import { infoHashFromHex } from '../lib/protocol/infohash.ts'
 import type { SwarmCounts } from '../lib/protocol/scrape.ts'
-import type { Logger } from '../lib/runtime/log.ts'
 import { silentLog } from '../lib/runtime/log.ts'
 import { createRandom } from '../lib/runtime/random.ts'
-import type { EmbeddedSettings } from './embedded-settings.ts'
+import type { EmbedDeps, EmbeddedSettings, Given } from './embedded-settings.ts'
 import { readEmbeddedSettings } from './embedded-settings.ts'
 import { startServer } from './server.ts'
-import type { OpenStore, StoreDeps } from './tracker/create-store.ts'
+import type { OpenStore } from './tracker/create-store.ts'
 import type { HookDeps, PostHook, PreHook } from './tracker/hooks.ts'
-import type { PeerStore, StoreTotals } from './tracker/peer-store.ts'
+import type { StoreTotals } from './tracker/peer-store.ts'
 
 export type { Endpoint, Family, Ip } from '../lib/protocol/address.ts'
 export {
@@ -38,7 +37,7 @@ export { parsePlace } from '../lib/protocol/place.ts'
 export type { Scrape, SwarmCounts } from '../lib/protocol/scrape.ts'
 export { ConfigError } from '../lib/runtime/config.ts'
 export type { LogLine, Logger } from '../lib/runtime/log.ts'
-export type { EmbeddedSettings } from './embedded-settings.ts'
+export type { EmbedDeps, EmbeddedSettings, Given } from './embedded-settings.ts'
 export type { CreatePeerStore, StoreDeps } from './tracker/create-store.ts'
 export type { CreatePostHook, CreatePreHook } from './tracker/hook-chain.ts'
 export type {
@@ -61,26 +60,6 @@ export type {
 export { PeerSample } from './tracker/peer-store.ts'
 export type { Plan } from './tracker/selection.ts'
 export type { Ancestor, PlaceId } from './tracker/topology.ts'
-
-/**
- * What the program around a tracker brings. Objects stay the caller's, to dispose once the tracker has ended; what a function makes the
- * tracker disposes. Either needs `workers: 1`.
- */
-export interface EmbedDeps {
-  /** Where log lines go, such as a pino logger. Default: nowhere. */
-  readonly log?: Logger | undefined
-  /** Run after those of `prehooks`. */
-  readonly hooks?: readonly Given<PreHook, HookDeps>[] | undefined
-  /** Run after those of `posthooks`. */
-  readonly postHooks?: readonly Given<PostHook, HookDeps>[] | undefined
-  /** Instead of `storage`. */
-  readonly store?: Given<PeerStore, StoreDeps> | undefined
-  /** Where relative paths of modules begin. Default: the working directory. */
-  readonly directory?: string | undefined
-}
-
-/** A part, or what makes one. */
-export type Given<Part, Deps> = Part | ((deps: Deps) => Part | Promise<Part>)
 
 export interface EmbeddedTracker extends AsyncDisposable {
   /** Where it listens: `http.addr` first, then those of `tracker_addr` and `tls_addr`. */

@@ -1,7 +1,10 @@
 import type { z } from 'zod'
 import { ConfigError, checkConfig } from '../lib/runtime/config.ts'
+import type { Logger } from '../lib/runtime/log.ts'
 import { ServerConfig } from './config.ts'
-import type { EmbedDeps } from './embed.ts'
+import type { StoreDeps } from './tracker/create-store.ts'
+import type { HookDeps, PostHook, PreHook } from './tracker/hooks.ts'
+import type { PeerStore } from './tracker/peer-store.ts'
 
 /** Sections of server.yaml that an embedded tracker has no use for; giving one is a fault. */
 export const serverOnlySettings = ['roles', 'registry', 'enrolment', 'log_level'] as const
@@ -16,6 +19,26 @@ export const embeddedDefaults = {
 
 /** What server.yaml says, as an object: docs/configuration.md. */
 export type EmbeddedSettings = Omit<z.input<typeof ServerConfig>, (typeof serverOnlySettings)[number]>
+
+/**
+ * What the program around a tracker brings. Objects stay the caller's, to dispose once the tracker has ended; what a function makes the
+ * tracker disposes. Either needs `workers: 1`.
+ */
+export interface EmbedDeps {
+  /** Where log lines go, such as a pino logger. Default: nowhere. */
+  readonly log?: Logger | undefined
+  /** Run after those of `prehooks`. */
+  readonly hooks?: readonly Given<PreHook, HookDeps>[] | undefined
+  /** Run after those of `posthooks`. */
+  readonly postHooks?: readonly Given<PostHook, HookDeps>[] | undefined
+  /** Instead of `storage`. */
+  readonly store?: Given<PeerStore, StoreDeps> | undefined
+  /** Where relative paths of modules begin. Default: the working directory. */
+  readonly directory?: string | undefined
+}
+
+/** A part, or what makes one. */
+export type Given<Part, Deps> = Part | ((deps: Deps) => Part | Promise<Part>)
 
 /**
  * What the settings mean for a server that is a tracker alone, in somebody else's program.

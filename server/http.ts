@@ -1,7 +1,7 @@
 import type { Server as HttpServer, IncomingMessage } from 'node:http'
 import { createServer as createPlainServer } from 'node:http'
 import { Server as HttpsServer, createServer as createTlsServer } from 'node:https'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import type { FastifyInstance, FastifyRequest, RawServerDefault } from 'fastify'
 import { fastify } from 'fastify'
 import type { Ip } from '../lib/protocol/address.ts'
@@ -51,6 +51,7 @@ export async function startMainPort(
   server.requestTimeout = 0
   limit(server, config)
   lingerOnClose(server)
+  const handshakes = server instanceof HttpsServer ? watchHandshakes(server) : undefined
   server.on('timeout', (socket: { destroy(): void }) => {
     socket.destroy()
   })
@@ -91,6 +92,8 @@ export async function startMainPort(
   const close = async () => {
     const drained = new Promise((resolve) => server.close(resolve))
     server.closeIdleConnections()
+    // To node:http they are no connections yet, and it would wait for them.
+    handshakes?.destroy()
     const cut = setTimeout(() => {
       server.closeAllConnections()
     }, drainMs)
@@ -139,6 +142,34 @@ function createHttpServer(
       socket.destroy()
   })
   return server
+}
+
+/** Connections whose TLS handshake is under way. */
+function watchHandshakes(server: HttpsServer): { destroy(): void } {
+  const underWay = new Map<string, Socket>()
+  let closing = false
+  // Tells connections apart; a TLS socket has the key of the socket that it was made of.
+  const keyOf = ({ remoteAddress = '', remotePort = 0 }: Socket) => `${remoteAddress} ${remotePort}`
+  server.on('connection', (socket: Socket) => {
+    if (closing) {
+      socket.destroy()
+      return
+    }
+    const key = keyOf(socket)
+    underWay.set(key, socket)
+    socket.once('close', () => {
+      if (underWay.get(key) === socket) underWay.delete(key)
+    })
+  })
+  server.on('secureConnection', (socket) => {
+    underWay.delete(keyOf(socket))
+  })
+  return {
+    destroy: () => {
+      closing = true
+      for (const socket of underWay.values()) socket.destroy()
+    },
+  }
 }
 
 function secureContextOf({ cert, key, clientCa, clientCertificates }: TlsMaterial) {

@@ -35,6 +35,14 @@ export interface Announce {
   readonly jwt: string | undefined
   /** The client understands the `rackswarm` reply key. */
   readonly rackswarm: boolean
+  /** Where infohash and peer_id stand in the request, if they stand there as bytes: taking them from here spares their objects. */
+  readonly raw?: RawIds | undefined
+}
+
+export interface RawIds {
+  readonly bytes: Uint8Array
+  readonly infoHashAt: number
+  readonly peerIdAt: number
 }
 
 /** One peer of a reply. `distance`: 0 same rack, 1 next level …, 255 unknown. */

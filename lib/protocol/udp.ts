@@ -1,6 +1,6 @@
 import type { Family } from './address.ts'
 import { formatIp, ipFromBytes, parseCompactPeers, parseIp } from './address.ts'
-import type { Announce, AnnounceEvent, ParsedAnnounceReply } from './announce.ts'
+import type { Announce, AnnounceEvent, ParsedAnnounceReply, RawIds } from './announce.ts'
 import { distanceUnknown } from './announce.ts'
 import { ClientError } from './errors.ts'
 import type { InfoHash } from './infohash.ts'
@@ -76,24 +76,67 @@ export function parseUdpAnnounce(packet: Buffer, family: Family): Announce {
   if (event > 3) throw new ClientError('bad_parameter', 'malformed event ID')
   const port = ((packet[ipEnd + 8] ?? 0) << 8) | (packet[ipEnd + 9] ?? 0)
   if (port === 0) throw new ClientError('bad_parameter', 'invalid port')
-  const numwant = uint32(packet, ipEnd + 4)
-  const parameters = packet.length > optionsAt ? parseUdpOptions(packet, optionsAt) : undefined
-  return {
-    infoHash: infoHashAt(packet, 16),
-    peerId: packet.subarray(36, 56),
-    port,
-    uploaded: uint64(packet, 72),
-    downloaded: uint64(packet, 56),
-    left: uint64(packet, 64),
-    event: events[event],
-    numwant: numwant === uint32Max ? undefined : numwant,
-    compact: true,
-    ip: uint32(packet, 84) === 0 && ipEnd === 88 ? undefined : claimedIp(packet, ipEnd, family),
-    ipv4: undefined,
-    ipv6: undefined,
-    trackerId: parameters?.get('trackerid'),
-    jwt: parameters?.get('jwt'),
-    rackswarm: false,
+  const ip = uint32(packet, 84) === 0 && ipEnd === 88 ? undefined : claimedIp(packet, ipEnd, family)
+  return new UdpAnnounce(packet, { ipEnd, event: events[event], port, ip })
+}
+
+/** The fields of an announce packet; those that most announces are answered without are only made when they are asked for. */
+class UdpAnnounce implements Announce, RawIds {
+  readonly bytes: Buffer
+  readonly infoHashAt = 16
+  readonly peerIdAt = 36
+  readonly port: number
+  readonly left: number
+  readonly event: AnnounceEvent | undefined
+  readonly numwant: number | undefined
+  readonly compact = true
+  readonly ip: string | undefined
+  readonly ipv4 = undefined
+  readonly ipv6 = undefined
+  readonly trackerId: string | undefined
+  readonly jwt: string | undefined
+  readonly rackswarm = false
+
+  constructor(
+    packet: Buffer,
+    fields: {
+      readonly ipEnd: number
+      readonly event: AnnounceEvent | undefined
+      readonly port: number
+      readonly ip: string | undefined
+    },
+  ) {
+    const optionsAt = fields.ipEnd + 10
+    const parameters = packet.length > optionsAt ? parseUdpOptions(packet, optionsAt) : undefined
+    const numwant = uint32(packet, fields.ipEnd + 4)
+    this.bytes = packet
+    this.port = fields.port
+    this.left = uint64(packet, 64)
+    this.event = fields.event
+    this.numwant = numwant === uint32Max ? undefined : numwant
+    this.ip = fields.ip
+    this.trackerId = parameters?.get('trackerid')
+    this.jwt = parameters?.get('jwt')
+  }
+
+  get raw(): RawIds {
+    return this
+  }
+
+  get infoHash(): InfoHash {
+    return infoHashAt(this.bytes, this.infoHashAt)
+  }
+
+  get peerId(): Uint8Array {
+    return this.bytes.subarray(this.peerIdAt, this.peerIdAt + 20)
+  }
+
+  get downloaded(): number {
+    return uint64(this.bytes, 56)
+  }
+
+  get uploaded(): number {
+    return uint64(this.bytes, 72)
   }
 }
 

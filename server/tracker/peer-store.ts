@@ -1,5 +1,5 @@
 import type { Family, Ip } from '../../lib/protocol/address.ts'
-import type { AnnounceEvent, CompactPeers, ReplyPeer } from '../../lib/protocol/announce.ts'
+import type { AnnounceEvent, CompactPeers, RawIds, ReplyPeer } from '../../lib/protocol/announce.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import type { SwarmCounts } from '../../lib/protocol/scrape.ts'
 import type { Plan } from './selection.ts'
@@ -13,6 +13,8 @@ export interface StoreAnnounce {
   readonly port: number
   /** 20 bytes. */
   readonly peerId: Uint8Array
+  /** Infohash and peer_id as bytes, where the request has them; a store need not look at it. */
+  readonly raw?: RawIds | undefined
   readonly place: PlaceId
   /** The nodes above the place, nearest first, the root last. */
   readonly ancestors: readonly Ancestor[]

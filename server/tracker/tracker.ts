@@ -109,32 +109,69 @@ export function createTracker(deps: TrackerDeps): Tracker {
   let rules = sortHooks(deps.rules)
   let fullScrapes = 0
 
-  const answer = (
-    frontend: Frontend,
-    action: TrackerAction,
-    source: Ip,
-    work: () => Buffer | Promise<Buffer>,
-    writeError: (message: string, retryInMinutes?: number) => Buffer,
-  ): Buffer | Promise<Buffer> => {
+  /** Answers at once where it can: then an announce costs no promise, and no closure. */
+  const answer = (kind: RequestKind, input: string | Buffer, source: Ip): Buffer | Promise<Buffer> => {
     const startMs = now()
-    const done = (outcome: TrackerOutcome, bytes: Buffer) => {
-      observer.handled(frontend, action, source.family, outcome, (now() - startMs) / 1000)
-      return bytes
-    }
-    const failed = (error: unknown) => {
-      if (error instanceof ClientError) {
-        observer.refused(error.code)
-        return done('refused', writeError(error.message, error.retryInMinutes))
-      }
-      deps.log.error({ err: error, action }, 'request failed')
-      return done('error', writeError('internal server error'))
-    }
+    let bytes: Buffer | Promise<Buffer>
     try {
-      const bytes = work()
-      return bytes instanceof Promise ? bytes.then((late) => done('ok', late), failed) : done('ok', bytes)
+      bytes = work(kind, input, source)
     } catch (error) {
-      return failed(error)
+      return failed(kind, input, source, startMs, error)
     }
+    if (bytes instanceof Promise)
+      return bytes.then(
+        (late) => done(kind, source, startMs, 'ok', late),
+        (error: unknown) => failed(kind, input, source, startMs, error),
+      )
+    return done(kind, source, startMs, 'ok', bytes)
+  }
+
+  const done = (
+    { frontend, action }: RequestKind,
+    { family }: Ip,
+    startMs: number,
+    outcome: TrackerOutcome,
+    bytes: Buffer,
+  ): Buffer => {
+    observer.handled(frontend, action, family, outcome, (now() - startMs) / 1000)
+    return bytes
+  }
+
+  const failed = (
+    kind: RequestKind,
+    input: string | Buffer,
+    source: Ip,
+    startMs: number,
+    error: unknown,
+  ): Buffer => {
+    const write = (message: string, retryInMinutes?: number) =>
+      typeof input === 'string'
+        ? writeFailure(message, retryInMinutes)
+        : writeUdpFailure(input, message, source.family)
+    if (error instanceof ClientError) {
+      observer.refused(error.code)
+      return done(kind, source, startMs, 'refused', write(error.message, error.retryInMinutes))
+    }
+    deps.log.error({ err: error, action: kind.action }, 'request failed')
+    return done(kind, source, startMs, 'error', write('internal server error'))
+  }
+
+  const work = (kind: RequestKind, input: string | Buffer, source: Ip): Buffer | Promise<Buffer> => {
+    if (kind.action === 'announce') {
+      const announce =
+        typeof input === 'string' ? parseAnnounce(input) : parseUdpAnnounce(input, source.family)
+      return handleAnnounce(kind.frontend, announce, input, source, rules, deps)
+    }
+    if (typeof input === 'string') {
+      const parsed = parseScrape(input)
+      if (parsed.infoHashes.length === 0) return fullScrape(source)
+      return scrape({ frontend: 'http', scrape: parsed, source }, writeScrapeReply)
+    }
+    // More of them would make a reply that does not fit one datagram.
+    const parsed = parseUdpScrape(input, Math.min(rules.config.scrapeMax, udpScrapeMax))
+    return scrape({ frontend: 'udp', scrape: parsed, source }, (files) =>
+      writeUdpScrape(input, parsed, files),
+    )
   }
 
   const scrape = (request: ScrapeRequest, write: (files: SwarmFiles) => Buffer) => {
@@ -167,50 +204,9 @@ export function createTracker(deps: TrackerDeps): Tracker {
 
   return {
     epoch: deps.epoch,
-    announce: (rawQuery, source) =>
-      answer(
-        'http',
-        'announce',
-        source,
-        () => handleAnnounce('http', parseAnnounce(rawQuery), source, rules, deps, writeHttp),
-        writeFailure,
-      ),
-    scrape: (rawQuery, source) =>
-      answer(
-        'http',
-        'scrape',
-        source,
-        () => {
-          const parsed = parseScrape(rawQuery)
-          if (parsed.infoHashes.length === 0) return fullScrape(source)
-          return scrape({ frontend: 'http', scrape: parsed, source }, writeScrapeReply)
-        },
-        writeFailure,
-      ),
-    packet: (packet, action, source) =>
-      answer(
-        'udp',
-        action,
-        source,
-        () => {
-          if (action === 'scrape') {
-            // More of them would make a reply that does not fit one datagram.
-            const parsed = parseUdpScrape(packet, Math.min(rules.config.scrapeMax, udpScrapeMax))
-            return scrape({ frontend: 'udp', scrape: parsed, source }, (files) =>
-              writeUdpScrape(packet, parsed, files),
-            )
-          }
-          return handleAnnounce(
-            'udp',
-            parseUdpAnnounce(packet, source.family),
-            source,
-            rules,
-            deps,
-            (reply) => writeUdp(packet, reply),
-          )
-        },
-        (message) => writeUdpFailure(packet, message, source.family),
-      ),
+    announce: (rawQuery, source) => answer(kinds.http.announce, rawQuery, source),
+    scrape: (rawQuery, source) => answer(kinds.http.scrape, rawQuery, source),
+    packet: (packet, action, source) => answer(kinds.udp[action], packet, source),
     counts: (infoHash) => store.scrape(infoHash),
     totals: () => store.totals(),
     replaceRules: (next) => {
@@ -218,6 +214,19 @@ export function createTracker(deps: TrackerDeps): Tracker {
     },
   }
 }
+
+interface RequestKind {
+  readonly frontend: Frontend
+  readonly action: TrackerAction
+}
+
+const kinds = {
+  http: {
+    announce: { frontend: 'http', action: 'announce' },
+    scrape: { frontend: 'http', action: 'scrape' },
+  },
+  udp: { announce: { frontend: 'udp', action: 'announce' }, scrape: { frontend: 'udp', action: 'scrape' } },
+} as const satisfies Record<Frontend, Record<TrackerAction, RequestKind>>
 
 /** Rules with the hooks that have something to do, by what they do. */
 interface SortedRules extends TrackerRules {
@@ -261,15 +270,13 @@ interface Answer {
   readonly peers: StoreReply['peers']
 }
 
-type WriteAnswer = (answer: Answer) => Buffer
-
 function handleAnnounce(
   frontend: Frontend,
   announce: Announce,
+  input: string | Buffer,
   source: Ip,
   rules: SortedRules,
   deps: TrackerDeps,
-  write: WriteAnswer,
 ): Buffer | Promise<Buffer> {
   const request: AnnounceRequest = {
     frontend,
@@ -280,10 +287,13 @@ function handleAnnounce(
     extraIntervalSeconds: 0,
     extraMinIntervalSeconds: 0,
   }
-  const waiting = runHooks(rules.announceHooks, (hook) => hook.announce?.(request))
+  const waiting =
+    rules.announceHooks.length > 0
+      ? runHooks(rules.announceHooks, (hook) => hook.announce?.(request))
+      : undefined
   return waiting
-    ? waiting.then(() => storeAndReply(request, rules, deps, write))
-    : storeAndReply(request, rules, deps, write)
+    ? waiting.then(() => storeAndReply(request, input, rules, deps))
+    : storeAndReply(request, input, rules, deps)
 }
 
 /** What a peer says of its address counts only from networks that were configured for it; 0.0.0.0 means the source. */
@@ -297,23 +307,26 @@ function addressOf(announce: Announce, source: Ip, { trustedAnnouncers }: Tracke
 
 function storeAndReply(
   request: AnnounceRequest,
+  input: string | Buffer,
   rules: SortedRules,
   deps: TrackerDeps,
-  write: WriteAnswer,
 ): Buffer | Promise<Buffer> {
   const work = new AnnounceWork(request, rules, deps.random)
   const reply = deps.store.announce(work)
   return reply instanceof Promise
-    ? reply.then((late) => write(answerOf(request, work, late, rules, deps)))
-    : write(answerOf(request, work, reply, rules, deps))
+    ? reply.then((late) => write(input, answerOf(request, work, late, rules, deps)))
+    : write(input, answerOf(request, work, reply, rules, deps))
+}
+
+function write(input: string | Buffer, answer: Answer): Buffer {
+  return typeof input === 'string' ? writeHttp(answer) : writeUdp(input, answer)
 }
 
 /** One announce as the store sees it, and what it has chosen with what the store told it. */
 class AnnounceWork implements StoreAnnounce {
-  readonly infoHash: InfoHash
   readonly source: Ip
   readonly port: number
-  readonly peerId: Uint8Array
+  readonly raw: Announce['raw']
   readonly place: PlaceId
   readonly ancestors: readonly Ancestor[]
   readonly left: number
@@ -322,6 +335,7 @@ class AnnounceWork implements StoreAnnounce {
   readonly withPeerIds: boolean
   intervalMs: number
   gateway = false
+  readonly #announce: Announce
   readonly #numwant: number
   readonly #config: TrackerConfig
   readonly #random: () => number
@@ -331,10 +345,10 @@ class AnnounceWork implements StoreAnnounce {
     { topology, config, peerHooks }: SortedRules,
     random: () => number,
   ) {
-    this.infoHash = announce.infoHash
+    this.#announce = announce
     this.source = source
     this.port = announce.port
-    this.peerId = announce.peerId
+    this.raw = announce.raw
     this.place = place === undefined ? topology.placeOfAddress(source) : topology.idOf(place)
     this.ancestors = topology.ancestorsOf(this.place)
     this.left = announce.left
@@ -346,6 +360,14 @@ class AnnounceWork implements StoreAnnounce {
     this.#numwant = Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax, fits)
     this.#config = config
     this.#random = random
+  }
+
+  get infoHash(): InfoHash {
+    return this.#announce.infoHash
+  }
+
+  get peerId(): Uint8Array {
+    return this.#announce.peerId
   }
 
   lifetimeMs({ complete, incomplete }: SwarmCounts): number {

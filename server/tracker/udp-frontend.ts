@@ -44,6 +44,7 @@ export interface UdpFrontend extends AsyncDisposable {
 
 /** Replies that the kernel would not take yet; beyond it they are dropped, and clients ask again. */
 const sendQueueMax = 1024
+const sendsPerLook = 64
 /** Room in the kernel for packets that wait: some 20,000, as much as arrive in 0.2 s at full speed. The kernel may give less. */
 const receiveBufferBytes = 8 * 1024 * 1024
 /** Addresses whose bytes are remembered; when there are more, all are forgotten. */
@@ -79,8 +80,13 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
     return ip
   }
 
+  let sent = 0
+  let congested = false
   const send = (reply: Buffer, to: RemoteInfo) => {
-    if (socket.getSendQueueCount() > sendQueueMax) observer.dropped('send_queue_full')
+    // Asking costs a tenth of an announce; the queue cannot grow by more than this between two looks.
+    if ((sent++ & (sendsPerLook - 1)) === 0 || congested)
+      congested = socket.getSendQueueCount() > sendQueueMax
+    if (congested) observer.dropped('send_queue_full')
     else socket.send(reply, to.port, to.address)
   }
 

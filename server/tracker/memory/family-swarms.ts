@@ -67,6 +67,8 @@ export class FamilySwarms {
   /** Handles and endpoints by slot: block and position in it. */
   readonly #entries: Uint32Array
   readonly endpoints: Uint8Array
+  /** The same as 16-bit halves, in the byte order of the machine: for copying. */
+  readonly endpointHalves: Uint16Array
   /** How many of the eight are in use; `kindBit` set in a block of leechers. */
   readonly #fills: Uint8Array
   readonly #blockGroups: Uint32Array
@@ -113,6 +115,7 @@ export class FamilySwarms {
     // At worst every peer is alone in its rack.
     this.#entries = u32('entries', peersMax * blockSize)
     this.endpoints = arrays.u8(name('endpoints'), peersMax * blockSize * this.endpointBytes)
+    this.endpointHalves = new Uint16Array(this.endpoints.buffer)
     this.#fills = arrays.u8(name('fills'), peersMax)
     this.#blockGroups = u32('blockGroups', peersMax)
     this.#positions = Array.from({ length: levels + 1 }, (_, distance) =>
@@ -210,9 +213,10 @@ export class FamilySwarms {
     this.#peers.give(handle)
   }
 
-  setPeerId(handle: number, peerId: Uint8Array): void {
+  /** Takes the 20 bytes at `from`. */
+  setPeerId(handle: number, bytes: Uint8Array, from: number): void {
     const at = handle * recordWords * 4 + peerIdAt
-    for (let i = 0; i < 20; i++) this.#recordBytes[at + i] = peerId[i] ?? 0
+    for (let i = 0; i < 20; i++) this.#recordBytes[at + i] = bytes[from + i] ?? 0
   }
 
   /** A view of its 20 bytes. */

@@ -148,8 +148,7 @@ export function openMemoryPeerStore(
   }
 
   /** Removes what is due, `budget` peers at most. @returns whether nothing is due any more */
-  const expire = (budget: number): boolean => {
-    const until = nowTick()
+  const expire = (budget: number, until = nowTick()): boolean => {
     let tick = Math.max(header[tickWord] ?? 0, until - wheelSlots)
     if (tick >= until) return true
     let left = budget
@@ -168,9 +167,9 @@ export function openMemoryPeerStore(
     return true
   }
 
-  const schedule = (peers: FamilySwarms, handle: number, lifetimeMs: number) => {
+  const schedule = (peers: FamilySwarms, handle: number, lifetimeMs: number, nowMs: number) => {
     const lifeMs = Math.min(lifetimeMs, (wheelSlots - 2) * tickMs)
-    peers.schedule(handle, Math.ceil((now() + lifeMs) / tickMs))
+    peers.schedule(handle, Math.ceil((nowMs + lifeMs) / tickMs))
   }
 
   const endpointBytes = ({ source, port }: Pick<StoreAnnounce, 'source' | 'port'>): Uint8Array => {
@@ -181,6 +180,9 @@ export function openMemoryPeerStore(
     bytes[length + 1] = port & 0xff
     return bytes
   }
+
+  const findSwarm = (announce: StoreAnnounce): number =>
+    announce.raw ? swarms.findAt(announce.raw.bytes, announce.raw.infoHashAt) : swarms.find(announce.infoHash)
 
   /** The swarm, added where it is not known and a peer would fit; -1 where the store is full. */
   const swarmFor = (infoHash: InfoHash, peers: FamilySwarms): number => {
@@ -206,7 +208,7 @@ export function openMemoryPeerStore(
   const record = (announce: StoreAnnounce, peers: FamilySwarms): { swarm: number; handle: number } => {
     const endpoint = endpointBytes(announce)
     const kind = announce.left === 0 ? seeder : leecher
-    const known = swarms.find(announce.infoHash)
+    const known = findSwarm(announce)
     const handle = known < 0 ? -1 : peers.find(known, endpoint)
     if (handle >= 0) {
       const before = peers.kindOf(handle)
@@ -229,11 +231,12 @@ export function openMemoryPeerStore(
   }
 
   const announceLocked = (announce: StoreAnnounce): StoreReply => {
-    expire(expiredPerAnnounce)
+    const nowMs = now()
+    expire(expiredPerAnnounce, Math.floor(nowMs / tickMs))
     const peers = families[announce.source.family]
     sample.clear()
     if (announce.event === 'stopped') {
-      const swarm = swarms.find(announce.infoHash)
+      const swarm = findSwarm(announce)
       const handle = swarm < 0 ? -1 : peers.find(swarm, endpointBytes(announce))
       if (handle >= 0) remove(peers, handle)
       // The swarm may have gone with its last peer, and its number with it.
@@ -243,8 +246,10 @@ export function openMemoryPeerStore(
     const { swarm, handle } = record(announce, peers)
     const counts = swarm < 0 ? unknownSwarm : countsOf(swarm)
     if (handle >= 0) {
-      peers.setPeerId(handle, announce.peerId)
-      schedule(peers, handle, announce.lifetimeMs(counts))
+      const { raw } = announce
+      if (raw) peers.setPeerId(handle, raw.bytes, raw.peerIdAt)
+      else peers.setPeerId(handle, announce.peerId, 0)
+      schedule(peers, handle, announce.lifetimeMs(counts), nowMs)
     }
     findGroups(swarm, announce, handle)
     const self = handle < 0 ? undefined : peers.kindOf(handle)
@@ -353,8 +358,8 @@ export function openMemoryPeerStore(
         const endpoint = endpointBytes(peer)
         if (swarm < 0 || peers.find(swarm, endpoint) >= 0) return false
         const handle = addPeer(swarm, peers, endpoint, peer, kind)
-        peers.setPeerId(handle, peer.peerId)
-        schedule(peers, handle, lifeSeconds * 1000)
+        peers.setPeerId(handle, peer.peerId, 0)
+        schedule(peers, handle, lifeSeconds * 1000, now())
         return true
       }),
     restoreDownloaded: (infoHash, downloaded) => {

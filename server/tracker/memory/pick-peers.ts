@@ -44,6 +44,10 @@ export function pickPeers({
   const listed = new Uint32Array(Math.max(512, sampleMax * 4))
   const drawn = createDrawnSet(sampleMax)
   const sides: Readonly<Record<Family, Side>> = { 4: emptySide(), 6: emptySide() }
+  const compactHalves = {
+    4: new Uint16Array(sample.compact[4].buffer),
+    6: new Uint16Array(sample.compact[6].buffer),
+  }
   let length = 0
 
   /** Chooses as many of a kind as are wanted of one level, all equally likely. */
@@ -82,16 +86,16 @@ export function pickPeers({
 
   const write = (family: Family, distance: number, withPeerIds: boolean) => {
     const peers = families[family]
-    const size = peers.endpointBytes
-    const { endpoints } = peers
-    const compact = sample.compact[family]
+    const halves = peers.endpointBytes / 2
+    const { endpointHalves } = peers
+    const compact = compactHalves[family]
     const distances = sample.distances[family]
     const from = sample.lengths[family]
     const count = Math.min(length, distances.length - from)
     for (let i = 0; i < count; i++) {
       const slot = chosen[i] ?? 0
-      const [source, target] = [slot * size, (from + i) * size]
-      for (let byte = 0; byte < size; byte++) compact[target + byte] = endpoints[source + byte] ?? 0
+      const [source, target] = [slot * halves, (from + i) * halves]
+      for (let half = 0; half < halves; half++) compact[target + half] = endpointHalves[source + half] ?? 0
       distances[from + i] = distance
     }
     if (withPeerIds)

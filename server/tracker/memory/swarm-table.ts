@@ -48,7 +48,22 @@ export class SwarmTable {
 
   /** The number of a swarm, or -1. */
   find(infoHash: InfoHash): number {
-    const words = readWords(infoHash, this.#words)
+    return this.#find(readWords(infoHash, this.#words))
+  }
+
+  /** The same by the 20 bytes at `at`. */
+  findAt(bytes: Uint8Array, at: number): number {
+    const words = this.#words
+    for (let i = 0; i < wordsOfHash; i++)
+      words[i] =
+        ((bytes[at + 4 * i] ?? 0) << 24) |
+        ((bytes[at + 4 * i + 1] ?? 0) << 16) |
+        ((bytes[at + 4 * i + 2] ?? 0) << 8) |
+        (bytes[at + 4 * i + 3] ?? 0)
+    return this.#find(words)
+  }
+
+  #find(words: Uint32Array): number {
     const hash = this.#hash(words, 0)
     const index = this.#index
     for (

@@ -10,7 +10,7 @@ import { infoHashFromBytes, infoHashFromHex, infoHashToHex } from '../../../lib/
 import { parseQuery } from '../../../lib/protocol/query.ts'
 import type { UdpAnnounceFields } from '../../../lib/protocol/udp.ts'
 import {
-  parseUdpAnnounce,
+  parseUdpAnnounce as parsePacket,
   parseUdpAnnounceReply,
   parseUdpConnectReply,
   parseUdpOptions,
@@ -70,6 +70,17 @@ const announceHead = `c0c1c2c3c4c5c6c7 00000001 d0d1d2d3 ${hash} ${peerId.toStri
 const oldAnnounceHead = announceHead.replace('00000001 d0d1d2d3', '00000004 d0d1d2d3')
 const plainAnnounce = bytes(`${announceHead} 00000000 00000000 ffffffff 1ae1`)
 const oldAnnounce = bytes(`${oldAnnounceHead} ${'00'.repeat(16)} 00000000 ffffffff 1ae1`)
+
+/** What an announce says, as plain fields. */
+function parseUdpAnnounce(packet: Buffer, family: 4 | 6): Announce {
+  const { infoHash, peerId, port, uploaded, downloaded, left, event, numwant, ...rest } = parsePacket(
+    packet,
+    family,
+  )
+  const { compact, ip, ipv4, ipv6, trackerId, jwt, rackswarm } = rest
+  const ids = { infoHash, peerId, port, uploaded, downloaded, left, event, numwant }
+  return { ...ids, compact, ip, ipv4, ipv6, trackerId, jwt, rackswarm }
+}
 
 test('a connect is 16 bytes with the protocol id, and its reply 16 with the connection id', () => {
   const request = bytes('0000041727101980 00000000 d0d1d2d3')
