@@ -1,11 +1,12 @@
-// npm run docs: writes what follows from the configuration schemas: docs/configuration.md, the sample files and the JSON
-// schemas in configs/. With --check it only compares, and fails where a file is out of step.
+// npm run docs: writes what follows from the configuration schemas: docs/configuration.md, the tables of docs/hooks.md, the
+// sample files and the JSON schemas in configs/. With --check it only compares, and fails where a file is out of step.
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { format, resolveConfig } from 'prettier'
 import { z } from 'zod'
 import { AgentConfig } from '../agent/config.ts'
-import { ServerConfig } from '../server/config.ts'
+import { MemoryStorage, ServerConfig } from '../server/config.ts'
+import { builtInPreHooks } from '../server/tracker/hooks/built-in.ts'
 
 interface Schema {
   readonly type?: string | readonly string[]
@@ -24,41 +25,49 @@ interface Schema {
 }
 
 const root = join(import.meta.dirname, '..')
+const memory = jsonOf(MemoryStorage)
 const programs = [
   {
     name: 'server',
     program: 'rackswarm-server',
-    schema: ServerConfig,
+    json: jsonOf(ServerConfig),
+    /** For editors: what the names of hooks and of the store decide, which the table tells in other places. */
+    withNames: withNamedParts,
     /** What a sample must set, since there is no default. */
     sample: {},
+    /** Settings whose content no default shows: an example each. */
+    examples: new Map([
+      ['storage.config', [writeFlow(defaultsOf(memory))]],
+      [
+        'prehooks',
+        [
+          '- { name: network approval, options: { whitelist: [10.0.0.0/8] } }',
+          '- { name: rate limit, options: { per_address: { rate: 10, burst: 50 } } }',
+          '- { name: torrent approval, options: { whitelist_file: /etc/rackswarm/torrents.txt } }',
+        ],
+      ],
+    ]),
   },
   {
     name: 'agent',
     program: 'rackswarm-agent',
-    schema: AgentConfig,
+    json: jsonOf(AgentConfig),
+    withNames: (json: Schema) => json,
     sample: { server: 'https://rackswarm.example.com:6969' },
+    examples: new Map<string, readonly string[]>(),
   },
 ]
 
 const files = new Map<string, string>()
 const sections: string[] = []
-for (const { name, program, schema, sample } of programs) {
-  const json = z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any' }) as Schema
-  files.set(`configs/${name}.schema.json`, JSON.stringify({ title: `${name}.yaml of Rackswarm`, ...json }))
-  files.set(`configs/${name}.yaml`, sampleFile(name, program, json, sample))
-  sections.push(
-    [
-      `## ${name}.yaml`,
-      '',
-      '| setting | type | default | what it does |',
-      '|---|---|---|---|',
-      ...rows(
-        json,
-        '',
-        new Set(json.required?.filter((key) => json.properties?.[key]?.default === undefined)),
-      ),
-    ].join('\n'),
+for (const program of programs) {
+  const { name, json, withNames } = program
+  files.set(
+    `configs/${name}.schema.json`,
+    JSON.stringify({ title: `${name}.yaml of Rackswarm`, ...withNames(json) }),
   )
+  files.set(`configs/${name}.yaml`, sampleFile(program))
+  sections.push(`## ${name}.yaml\n\n${table('setting', json)}`)
 }
 files.set(
   'docs/configuration.md',
@@ -76,6 +85,16 @@ Durations are written \`250ms\`, \`10s\`, \`30m\`, \`12h\`, \`7d\`; sizes \`64Ki
 
 ${sections.join('\n\n')}
 
+## storage.config of the memory store
+
+With \`storage.name: memory\`, which is the default. How much memory that takes: [docs/operations.md](operations.md#memory).
+
+${table('setting', memory)}
+
+The options of the hooks that ship with the tracker: [docs/hooks.md](hooks.md).
+
+## topology
+
 Racks, their parents and their networks, in \`server.yaml\`:
 
 \`\`\`yaml
@@ -88,11 +107,13 @@ topology:
 \`\`\`
 `,
 )
+files.set('docs/hooks.md', await withOptionTables(await readFile(join(root, 'docs', 'hooks.md'), 'utf8')))
 
 const check = process.argv.includes('--check')
 for (const [path, text] of files) {
   const file = join(root, path)
-  const wanted = await format(text, { ...(await resolveConfig(file)), filepath: file })
+  // The words of docs/hooks.md are a person's.
+  const wanted = path === 'docs/hooks.md' ? text : await formatted(text, file)
   const found = await readFile(file, 'utf8').catch(() => '')
   if (found === wanted) continue
   if (check) {
@@ -102,6 +123,76 @@ for (const [path, text] of files) {
     await writeFile(file, wanted)
     process.stderr.write(`${path} written\n`)
   }
+}
+
+function jsonOf(schema: z.ZodType): Schema {
+  return z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any' }) as Schema
+}
+
+async function formatted(text: string, file: string): Promise<string> {
+  return format(text, { ...(await resolveConfig(file)), filepath: file })
+}
+
+/** A hook that ships with the tracker has the options that it has; one with a path has any. The same for the store. */
+function withNamedParts(json: Schema): Schema {
+  const { prehooks, posthooks, storage } = json.properties ?? {}
+  const hook = prehooks?.items
+  if (!prehooks || !posthooks || !storage || !hook)
+    throw new Error('Cannot find the hooks and the store in the schema')
+  const module = {
+    ...hook,
+    properties: { ...hook.properties, name: { type: 'string', pattern: '^(/|\\.\\.?/)' } },
+  }
+  const named = builtInPreHooks.map(({ name, options }) => ({
+    ...hook,
+    properties: { name: { const: name }, options: nested(jsonOf(options)) },
+  }))
+  const inMemory = { properties: { name: { const: 'memory' }, config: nested(memory) } }
+  const elsewhere = { properties: { name: { type: 'string', pattern: '^(/|\\.\\.?/)' } }, required: ['name'] }
+  return {
+    ...json,
+    properties: {
+      ...json.properties,
+      prehooks: { ...prehooks, items: { anyOf: [...named, module] } },
+      posthooks: { ...posthooks, items: module },
+      storage: { ...storage, anyOf: [inMemory, elsewhere] },
+    },
+  }
+}
+
+/** A schema within another: only the outermost one says which dialect it is in. */
+function nested(schema: Schema): Schema {
+  return Object.fromEntries(Object.entries(schema).filter(([key]) => key !== '$schema'))
+}
+
+/** Fills in what follows each `<!-- options of NAME -->`. @throws Error naming a hook that has no place, or is not there */
+async function withOptionTables(text: string): Promise<string> {
+  const missing = new Set<string>(builtInPreHooks.map(({ name }) => name))
+  let filled = ''
+  let at = 0
+  for (const match of text.matchAll(/(<!-- options of ([\w ]+) -->\n)[^]*?(?=<!-- end of options -->)/g)) {
+    const [whole, start = '', name = ''] = match
+    const hook = builtInPreHooks.find((known) => known.name === name)
+    if (!hook) throw new Error(`docs/hooks.md: there is no hook of the name ${name}`)
+    missing.delete(name)
+    const options = await format(table('option', jsonOf(hook.options)), { parser: 'markdown' })
+    filled += `${text.slice(at, match.index)}${start}\n${options}\n`
+    at = match.index + whole.length
+  }
+  if (missing.size > 0)
+    throw new Error(
+      `docs/hooks.md: need <!-- options of NAME --> and <!-- end of options --> for ${[...missing].join(', ')}`,
+    )
+  return filled + text.slice(at)
+}
+
+function table(first: string, json: Schema): string {
+  const required = new Set(json.required?.filter((key) => json.properties?.[key]?.default === undefined))
+  return [
+    `| ${first} | type | default | what it does |`,
+    '|---|---|---|---|',
+    ...rows(json, '', required),
+  ].join('\n')
 }
 
 function rows(schema: Schema, prefix: string, required: ReadonlySet<string>): string[] {
@@ -121,12 +212,28 @@ function typeOf(schema: Schema): string {
   if (schema.pattern?.includes('KiB')) return 'size'
   if (schema.type === 'array')
     return schema.items?.properties
-      ? `list of { ${Object.keys(schema.items.properties).join(', ')} }`
-      : `list of ${schema.items ? typeOf(schema.items) : 'text'}`
+      ? `list of ${shapeOf(schema.items)}`
+      : `list of ${schema.items?.anyOf ? schema.items.anyOf.map((one) => (one.properties ? shapeOf(one) : typeOf(one))).join(' or ') : schema.items ? typeOf(schema.items) : 'text'}`
   if (schema.type === 'object') return 'map'
   if (schema.type === 'integer') return 'whole number'
+  if (schema.type === 'number') return 'number'
   if (schema.type === 'boolean') return 'true or false'
   return 'text'
+}
+
+function shapeOf({ properties = {} }: Schema): string {
+  return `{ ${Object.keys(properties).join(', ')} }`
+}
+
+function defaultsOf({ properties = {} }: Schema): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(properties).map(([key, member]) => [key, member.default]))
+}
+
+/** A map on one line of YAML. */
+function writeFlow(members: Record<string, unknown>): string {
+  return `{ ${Object.entries(members)
+    .map(([key, value]) => `${key}: ${String(value)}`)
+    .join(', ')} }`
 }
 
 function defaultOf(schema: Schema): string {
@@ -139,20 +246,20 @@ function cell(text: string): string {
 }
 
 /** Every setting with its default as a comment, so that the sample changes nothing until the # before a setting goes. */
-function sampleFile(name: string, program: string, schema: Schema, sample: Record<string, unknown>): string {
+function sampleFile({ name, program, json, sample, examples }: (typeof programs)[number]): string {
   const lines = [
     `# /etc/rackswarm/${name}.yaml: every setting of ${program} with its default; take away the # to change one.`,
     `# Written by npm run docs. What each one trades: docs/configuration.md.`,
     `# yaml-language-server: $schema=${name}.schema.json`,
     '',
   ]
-  const write = (members: Schema, indent: string) => {
+  const write = (members: Schema, path: string, indent: string) => {
     for (const [key, member] of Object.entries(members.properties ?? {})) {
-      const given = indent === '' ? sample[key] : undefined
+      const given = indent === '' ? (sample as Record<string, unknown>)[key] : undefined
       lines.push(...wrapped(member.description ?? '', indent === '' ? '# ' : `#${indent}# `))
       if (member.properties) {
         lines.push(`#${indent}${key}:`)
-        write(member, `${indent}  `)
+        write(member, `${path}${key}.`, `${indent}  `)
       } else {
         const value = given ?? member.default
         lines.push(
@@ -160,11 +267,13 @@ function sampleFile(name: string, program: string, schema: Schema, sample: Recor
             ? `#${indent}${key}:${value === undefined ? '' : ` ${JSON.stringify(value)}`}`
             : `${indent}${key}: ${JSON.stringify(given)}`,
         )
+        const prefix = indent === '' ? '#   ' : `#${indent}#   `
+        lines.push(...(examples.get(`${path}${key}`) ?? []).map((example) => `${prefix}${example}`))
       }
       if (indent === '') lines.push('')
     }
   }
-  write(schema, '')
+  write(json, '', '')
   return `${lines.join('\n')}\n`
 }
 

@@ -1,10 +1,14 @@
-// npm run build [-- DIRECTORY]: bundles the three programs and their worker threads into dist/, dependencies included
-// (docs/decisions/0001), with the licences of everything inside.
+// npm run build [-- DIRECTORY]: bundles the three programs, their worker threads and the module that others import into dist/,
+// dependencies included (docs/decisions/0001), with the types of the latter and the licences of everything inside.
 import { globSync } from 'node:fs'
 import { readFile, readdir, rm, writeFile } from 'node:fs/promises'
 import { dirname, join, relative, resolve } from 'node:path'
 import type { Metafile, Plugin } from 'esbuild'
 import { build } from 'esbuild'
+import { ServerConfig } from '../server/config.ts'
+import { embeddedDefaults, serverOnlySettings } from '../server/embedded-settings.ts'
+import { bundleTypes } from './bundle-types.ts'
+import { settingsType } from './settings-type.ts'
 
 const root = join(import.meta.dirname, '..')
 const dist = resolve(process.argv[2] ?? join(root, 'dist'))
@@ -18,6 +22,7 @@ async function buildDist(): Promise<void> {
       server: 'server/main.ts',
       agent: 'agent/main.ts',
       cli: 'cli/main.ts',
+      index: 'server/embed.ts',
       ...Object.fromEntries(workers.map((file) => [workerName(file), file])),
     },
     outdir: dist,
@@ -37,6 +42,22 @@ async function buildDist(): Promise<void> {
     plugins: [workerUrls],
   })
   await writeFile(join(dist, 'THIRD_PARTY_LICENSES'), await licences(metafile))
+  await writeFile(join(dist, 'index.d.ts'), types())
+}
+
+/** Of index.js. AsyncDisposable must be known to programs that are compiled for an older language too. */
+function types(): string {
+  const settings = settingsType('EmbeddedSettings', ServerConfig, {
+    omitted: serverOnlySettings,
+    told: embeddedDefaults,
+  })
+  const declarations = bundleTypes(
+    join(root, 'server', 'embed.ts'),
+    new Map([
+      ['EmbeddedSettings', `/** What server.yaml says, as an object: docs/configuration.md. */\n${settings}`],
+    ]),
+  )
+  return `/// <reference lib="esnext.disposable" />\n\n${declarations}`
 }
 
 function workerName(file: string): string {

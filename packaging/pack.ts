@@ -14,13 +14,13 @@ if (process.argv[2] === 'before') {
     0
   )
     throw new Error('Cannot pack: the build failed, see above')
-  const { name, version, description, license, type, engines, bin, files } = JSON.parse(
+  const { name, version, description, license, type, engines, bin, exports, types, files } = JSON.parse(
     await readFile(file, 'utf8'),
   ) as Record<string, unknown>
   await copyFile(file, kept)
   await writeFile(
     file,
-    `${JSON.stringify({ name, version, description, license, type, engines, bin, files }, null, 2)}\n`,
+    `${JSON.stringify({ name, version, description, license, type, engines, bin, exports, types, files }, null, 2)}\n`,
   )
 } else {
   await rename(kept, file)

@@ -5,6 +5,7 @@ import { parsePlace } from '../lib/protocol/place.ts'
 import { duration, size } from '../lib/runtime/config.ts'
 import { builtInPreHooks } from './tracker/hooks/built-in.ts'
 import { isModulePath } from './tracker/load-module.ts'
+import { createTopology } from './tracker/topology.ts'
 
 /** A text that `parse` accepts; its message becomes the fault. */
 function parsed<Value>(parse: (text: string) => Value) {
@@ -242,7 +243,7 @@ const storage = z
     config: z
       .record(z.string(), z.json())
       .prefault({})
-      .describe('Settings of the store; those of `memory`: docs/operations.md.'),
+      .describe('Settings of the store; those of `memory`: docs/configuration.md.'),
   })
   .prefault({})
   .describe('Where swarms are kept.')
@@ -510,6 +511,31 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
         ['posthooks', i, 'name'],
         'none ship with the tracker: need the path of a module such as ./hook.js',
       )
+  const hasKeys = tokens.keys_file !== undefined || tokens.keys_url !== undefined
+  if (roles.includes('registry')) {
+    for (const key of ['keys_file', 'keys_url', 'keys_ca'] as const)
+      if (tokens[key] !== undefined)
+        fault(['tokens', key], 'a server with a registry has keys of its own: leave it out')
+  } else if (tracker.approval === 'token' && !hasKeys) {
+    fault(
+      ['tokens'],
+      'a tracker without a registry needs the public keys of one, from tokens.keys_file or tokens.keys_url, or tracker.approval: none',
+    )
+  }
+  try {
+    createTopology({
+      levels: config.topology.levels,
+      places: config.topology.places,
+      prefixes: config.topology.prefixes,
+      ipv4PrefixLength: config.topology.ipv4_prefix_length,
+      ipv6PrefixLength: config.topology.ipv6_prefix_length,
+    })
+  } catch (error) {
+    for (const message of (error as Error).message.split('\n')) {
+      const [, path = 'topology', what = message] = /^(topology\.\S+): (.*)$/.exec(message) ?? []
+      fault(path.split('.'), what)
+    }
+  }
   if (config.workers > 1 && roles.includes('registry'))
     fault(['workers'], 'more than one needs roles: [tracker]; run the registry as a server of its own')
 }

@@ -51,7 +51,7 @@ export async function startMainPort(
   server.requestTimeout = 0
   limit(server, config)
   lingerOnClose(server)
-  const handshakes = server instanceof HttpsServer ? watchHandshakes(server) : undefined
+  const handshakes = isTls(server) ? watchHandshakes(server) : undefined
   server.on('timeout', (socket: { destroy(): void }) => {
     socket.destroy()
   })
@@ -108,7 +108,7 @@ export async function startMainPort(
     origin: `${deps.tls ? 'https' : 'http'}://${shown}:${address.port}`,
     sourceOf: (request) => sourceOf(request.raw, current),
     reload: (next, material) => {
-      if (material && server instanceof HttpsServer) server.setSecureContext(secureContextOf(material))
+      if (material && isTls(server)) server.setSecureContext(secureContextOf(material))
       limit(server, next)
       current = next
     },
@@ -142,6 +142,10 @@ function createHttpServer(
       socket.destroy()
   })
   return server
+}
+
+function isTls(server: HttpServer | HttpsServer): server is HttpsServer {
+  return server instanceof HttpsServer
 }
 
 /** Connections whose TLS handshake is under way. */

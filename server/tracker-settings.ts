@@ -34,12 +34,17 @@ export async function openTrackerSecrets(
       ? randomBytes(secretBytes).toString('base64url')
       : readOrMakeSecret(join(dataDirectory, own))
   }
+  const udpPrivateKey = await secret(
+    udp.private_key ?? environment['RACKSWARM_UDP_PRIVATE_KEY'],
+    udp.private_key_file,
+    'udp-private-key',
+  )
+  if (udpPrivateKey.length < privateKeyCharactersMin)
+    throw new ConfigError([
+      `udp: the secret of the connection ids (private_key_file, or RACKSWARM_UDP_PRIVATE_KEY) has ${udpPrivateKey.length} characters, need ${privateKeyCharactersMin} or more`,
+    ])
   return {
-    udpPrivateKey: await secret(
-      udp.private_key ?? environment['RACKSWARM_UDP_PRIVATE_KEY'],
-      udp.private_key_file,
-      'udp-private-key',
-    ),
+    udpPrivateKey,
     ticketSecret: await secret(
       environment['RACKSWARM_TICKET_SECRET'],
       tokens.ticket_secret_file,
@@ -49,6 +54,7 @@ export async function openTrackerSecrets(
 }
 
 const secretBytes = 32
+const privateKeyCharactersMin = 16
 
 /** Reads the PEM files of `http.tls`. @throws ConfigError naming the file that cannot be read */
 export async function readTlsMaterial({ tls }: ServerConfig['http']): Promise<TlsMaterial | undefined> {

@@ -3,7 +3,7 @@ import type { TokenVerifier } from '../../lib/token/claims.ts'
 import { TokenError } from '../../lib/token/claims.ts'
 import type { AccessControl, Action, Caller } from './access.ts'
 import { covers } from './access.ts'
-import { ApiError } from './api-error.ts'
+import { ApiError, tooBusy } from './api-error.ts'
 
 export interface AccessControlOptions {
   readonly verifier: TokenVerifier
@@ -38,6 +38,7 @@ export function createAccessControl({
       try {
         return await callerOfToken(verifier, token)
       } catch (error) {
+        if (error instanceof TokenError && error.fault === 'busy') throw tooBusy(error)
         if (error instanceof TokenError)
           throw unauthorized(`Cannot accept the credential: ${error.fault.replaceAll('_', ' ')}`, error)
         throw error

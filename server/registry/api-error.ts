@@ -19,3 +19,12 @@ export class ApiError extends Error {
     this.headers = options.headers ?? {}
   }
 }
+
+/** More tokens wait to be verified than this server takes on. */
+export function tooBusy(cause: Error): ApiError {
+  return new ApiError(503, 'TOOMANYREQUESTS', 'too many tokens wait to be verified', {
+    hint: 'Try again in a moment.',
+    headers: { 'retry-after': '2' },
+    cause,
+  })
+}

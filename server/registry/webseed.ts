@@ -4,7 +4,7 @@ import { cidrContains } from '../../lib/protocol/cidr.ts'
 import { digestFromHex } from '../../lib/protocol/digest.ts'
 import type { TokenVerifier } from '../../lib/token/claims.ts'
 import { TokenError } from '../../lib/token/claims.ts'
-import { ApiError } from './api-error.ts'
+import { ApiError, tooBusy } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
 import { parseRange } from './http-range.ts'
 import { sendBytes } from './oci-routes.ts'
@@ -92,11 +92,12 @@ export function registerWebseedRoutes(app: FastifyInstance, deps: WebseedDeps): 
 /** @throws ApiError 403: the reason stays here, as on announces */
 async function claimsOfToken(verifier: TokenVerifier, token: string, source: Ip) {
   try {
-    const claims = await verifier.verify(token, 'announce')
+    const claims = await verifier.verify(token, 'announce', { from: source })
     if (!claims.scopes.has('webseed')) throw new TokenError('wrong_scope')
     if (claims.cidr && !cidrContains(claims.cidr, source)) throw new TokenError('wrong_address')
     return claims
   } catch (error) {
+    if (error instanceof TokenError && error.fault === 'busy') throw tooBusy(error)
     if (error instanceof TokenError)
       throw new ApiError(403, 'DENIED', 'unapproved request: invalid jwt', { cause: error })
     throw error

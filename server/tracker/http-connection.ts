@@ -11,6 +11,7 @@ import { HttpReader } from './http-reader.ts'
 import type { TextAnswer } from './http-reply.ts'
 import { writeReply } from './http-reply.ts'
 import type { MatchRoute } from './http-routes.ts'
+import type { Turns } from './http-turns.ts'
 
 /** What answers: the tracker. What a request is refused for is in the bytes. */
 export interface TrackerHandlers {
@@ -27,6 +28,7 @@ export interface ConnectionContext {
   readonly forwardedHeader: ForwardedHeader
   readonly headTimeoutMs: number
   readonly idleTimeoutMs: number
+  readonly turns: Turns
   /** Milliseconds, of a clock that moves with each sweep: reading it costs nothing. */
   readonly now: number
   /** The listener ends: every reply is the last one on its connection. */
@@ -35,6 +37,8 @@ export interface ConnectionContext {
 
 /** An announce with the largest token we accept has some 5,000 characters; a scrape of 50 infohashes 3,500. */
 export const queryCharactersMax = 8192
+/** Requests of one connection that are answered before those of all others that wait. */
+const requestsPerTurn = 4
 /** Replies to pipelined requests that go out as one; then the socket says whether the client reads them. */
 const batchBytesMax = 64 * 1024
 /** How long the tracker may take for one reply; its hooks and its store have shorter deadlines of their own. */
@@ -47,9 +51,9 @@ const lingerMs = 5_000
 
 /**
  * `idle`: between requests. `reading`: a head is awaited, or part of one is there. `replying`: the tracker works. `draining`: the
- * client does not read its replies. `ending`: the last reply is written, the client's end is awaited.
+ * client does not read its replies. `resting`: others have their turn. `ending`: the last reply is written, the client's end is awaited.
  */
-type State = 'idle' | 'reading' | 'replying' | 'draining' | 'ending'
+type State = 'idle' | 'reading' | 'replying' | 'draining' | 'resting' | 'ending'
 
 /**
  * One connection: reads requests, has them answered in order, and ends. While it waits for the tracker or for the client to read,
@@ -63,6 +67,8 @@ export class HttpConnection {
   #peer: Ip | undefined
   #state: State = 'reading'
   #deadline: number
+  /** Requests taken since it last let others have their turn. */
+  #taken = 0
   /** The client sends no more; it may still read. */
   #halfClosed = false
 
@@ -93,7 +99,8 @@ export class HttpConnection {
   received(chunk: Buffer): void {
     if (this.#state === 'ending') return
     this.#reader.push(chunk)
-    if (this.#state === 'replying' || this.#state === 'draining') this.#socket.pause()
+    if (this.#state === 'replying' || this.#state === 'draining' || this.#state === 'resting')
+      this.#socket.pause()
     else this.#guarded(() => this.#advance())
   }
 
@@ -143,6 +150,10 @@ export class HttpConnection {
     let replies: Buffer[] = []
     let bytes = 0
     for (;;) {
+      if ((this.#taken >= requestsPerTurn || context.turns.over) && this.#reader.held > 0) {
+        if (replies.length === 0 || this.#write(replies)) this.#rest()
+        return
+      }
       const request = this.#reader.next(trusted ? context.forwardedHeader : undefined)
       if (request === undefined) {
         if (replies.length === 0 || this.#write(replies)) this.#await(replies.length > 0)
@@ -153,6 +164,7 @@ export class HttpConnection {
         this.#end(replies)
         return
       }
+      this.#taken++
       const answer = this.#ask(request, peer)
       if (answer instanceof Promise) {
         if (replies.length > 0) this.#socket.write(join(replies))
@@ -210,6 +222,17 @@ export class HttpConnection {
         if (closing) this.#end([reply], { asked: !request.keepAlive })
         else if (this.#write([reply])) this.#advance()
       })
+    })
+  }
+
+  /** Lets all others have their turn; then it goes on by itself. */
+  #rest(): void {
+    this.#taken = 0
+    this.#state = 'resting'
+    this.#deadline = Infinity
+    this.#socket.pause()
+    this.#context.turns.queue(() => {
+      if (!this.#socket.destroyed) this.#guarded(() => this.#advance())
     })
   }
 

@@ -9,6 +9,7 @@ import type { TrackerHandlers } from './http-connection.ts'
 import { HttpConnection } from './http-connection.ts'
 import type { TrackerRoutes } from './http-routes.ts'
 import { compileRoutes } from './http-routes.ts'
+import { Turns } from './http-turns.ts'
 import type { TlsMaterial } from './http-tls.ts'
 
 /** What may change while the listener runs. */
@@ -72,6 +73,7 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
   const context = {
     ...contextOf(options),
     tracker: options.tracker,
+    turns: new Turns(),
     log,
     now: performance.now(),
     closing: false,

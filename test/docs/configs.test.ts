@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { z } from 'zod'
 import { AgentConfig } from '../../agent/config.ts'
 import { ConfigError, loadConfig, parseConfig } from '../../lib/runtime/config.ts'
 import { ServerConfig } from '../../server/config.ts'
@@ -22,6 +23,13 @@ test('the sample files load, and say the defaults: with every # taken away nothi
       .map((line) => line.replace(/^#/, ''))
     const indent = (line: string | undefined) =>
       line === undefined ? 0 : line.length - line.trimStart().length
+    // A section that is only there where it is asked for has settings that must be given.
+    for (const section of optionalSections(z.toJSONSchema(schema, { io: 'input', unrepresentable: 'any' }))) {
+      const start = settings.findIndex((line) => line.trimStart() === `${section}:`)
+      const after = settings.findIndex((line, i) => i > start && indent(line) <= indent(settings[start]))
+      assert.ok(start > 0 && after > start, section)
+      settings.splice(start, after - start)
+    }
     // A setting without a default has no value to set, nor has a section of such settings.
     for (let i = settings.length - 1; i >= 0; i--) {
       const line = settings[i] ?? ''
@@ -50,3 +58,15 @@ test('every fault of a configuration is told at once, with its place', () => {
     },
   )
 })
+
+interface Schema {
+  readonly properties?: Readonly<Record<string, Schema | boolean>>
+  readonly default?: unknown
+}
+
+function optionalSections({ properties = {} }: Schema): string[] {
+  return Object.entries(properties).flatMap(([key, member]) => {
+    if (typeof member === 'boolean' || !member.properties) return []
+    return member.default === undefined ? [key] : optionalSections(member)
+  })
+}

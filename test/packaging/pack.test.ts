@@ -1,36 +1,20 @@
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
-import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { promisify } from 'node:util'
-
-const run = promisify(execFile)
-const root = join(import.meta.dirname, '..', '..')
+import { installTarball, packTarball, root, run } from '../support/package.ts'
 
 test('the packed tarball installs offline in an empty directory, and its programs publish and fetch a file', async (t) => {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-pack-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
-  const developed = await readFile(join(root, 'package.json'), 'utf8')
-  await run('npm', ['pack', '--pack-destination', directory], { cwd: root })
-  assert.equal(
-    await readFile(join(root, 'package.json'), 'utf8'),
-    developed,
-    'packing leaves package.json as it was',
-  )
-  const tarball = (await readdir(directory)).find((name) => name.endsWith('.tgz')) ?? ''
   const home = join(directory, 'installed')
-  await mkdir(home)
-  await writeFile(join(home, 'package.json'), '{"private":true}')
-  await run('npm', ['install', '--offline', '--no-audit', '--no-fund', join(directory, tarball)], {
-    cwd: home,
-  })
+  await installTarball(await packTarball(directory), home)
   assert.deepEqual(
     (await readdir(join(home, 'node_modules'))).filter((name) => !name.startsWith('.')),
     ['rackswarm'],
   )
-  const { version } = JSON.parse(developed) as { version: string }
+  const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { version: string }
   const bin = (name: string) => join(home, 'node_modules', 'rackswarm', 'bin', `${name}.js`)
   const program = (name: string, ...args: string[]) =>
     run(process.execPath, [bin(name), ...args], { cwd: home, env: { ...process.env, HOME: directory } })

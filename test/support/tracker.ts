@@ -7,6 +7,7 @@ import type { OutgoingHttpHeaders } from 'node:http'
 import { get } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { after } from 'node:test'
 import type { Bencoded } from '../../lib/protocol/bencode.ts'
 import { decode } from '../../lib/protocol/bencode.ts'
 import { infoHashFromHex, infoHashToBytes } from '../../lib/protocol/infohash.ts'
@@ -20,6 +21,17 @@ import { bin } from './fleet.ts'
 /** Whoever undoes what a helper has started: a test, or the file with its `after`. */
 export interface Owner {
   after(undo: () => PromiseLike<void> | void): void
+}
+
+/** For what all tests of a file share. */
+export function fileOwner(): Owner {
+  const owned = new AsyncDisposableStack()
+  after(() => owned.disposeAsync())
+  return {
+    after: (undo) => {
+      owned.defer(async () => undo())
+    },
+  }
 }
 
 export interface Address {
@@ -285,7 +297,7 @@ export async function udpProbe(
 /** The text of an error reply; fails for any other. */
 export function udpError(packet: Buffer | undefined): string {
   if (packet?.readUInt32BE(0) !== 3)
-    throw new Error(`No error reply: ${packet?.toString('hex') ?? 'nothing'}`)
+    throw new Error(`No error reply: ${packet?.toString('hex', 0, 64) ?? 'nothing'}`)
   if (packet.at(-1) !== 0) throw new Error('The text is not ended by a zero byte')
   return packet.toString('utf8', 8, packet.length - 1)
 }

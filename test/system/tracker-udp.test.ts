@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
 import { createHash, randomBytes, randomInt } from 'node:crypto'
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
-import { after, before, test } from 'node:test'
+import { before, test } from 'node:test'
 import type { UdpTrackerOptions } from '../../lib/client/udp-tracker.ts'
 import { createUdpTracker } from '../../lib/client/udp-tracker.ts'
 import { formatEndpoint, parseCompactPeers } from '../../lib/protocol/address.ts'
@@ -20,13 +21,14 @@ import {
   writeUdpScrape,
 } from '../../lib/protocol/udp.ts'
 import { mintOffline } from '../../lib/token/offline.ts'
-import { fetchWithLibtorrent, startAria2Seeder } from '../support/foreign.ts'
+import { aria2Options, fetchWithLibtorrent, freePort } from '../support/foreign.ts'
 import { until } from '../support/http-tracker.ts'
 import { makeTestKey } from '../support/key-server.ts'
 import type { Address, TrackerProcess, UdpProbe } from '../support/tracker.ts'
 import {
   announceFields,
   announceQuery,
+  fileOwner,
   first,
   httpGet,
   startTracker,
@@ -37,6 +39,7 @@ import {
 } from '../support/tracker.ts'
 
 // One server for all cases that leave each other alone: each has infohashes of its own.
+const owner = fileOwner()
 let server: TrackerProcess
 let nextHash = 1
 const newHash = () => testHash(nextHash++)
@@ -44,7 +47,7 @@ const families = [4, 6] as const
 
 before(async () => {
   server = await startTracker(
-    { after },
+    owner,
     `udp: { addr: ['127.0.0.1:0', '[::1]:0'] }
 tracker: { approval: none, numwant_max: 1000, scrape_max: 500 }
 `,
@@ -405,7 +408,7 @@ ${more}`,
 test('a token of 700 characters travels in three URLData options; a wrong one, or none, is refused in words', async (t) => {
   const { tracker, mint } = await startTokenTracker(t)
   const [infoHash, otherHash] = [newHash(), newHash()]
-  const token = await mint(infoHash, `a-host-with-a-long-name.${'x'.repeat(140)}`)
+  const token = await mint(infoHash, `a-host-with-a-long-name.${'x'.repeat(70)}`)
   assert.ok(token.length > 650 && token.length < 750, `${token.length} characters`)
   const probe = await udpProbe(t, first(tracker.udp))
   const id = await probe.connectionId()
@@ -482,8 +485,20 @@ test('aria2 and libtorrent find each other through a UDP tracker', async (t) => 
   const info = encode({ length: bytes.length, name, 'piece length': pieceLength, pieces, private: 1 })
   const torrent = join(directory, 'build.torrent')
   await writeFile(torrent, writeTorrent(info, { announce: `${url(first(tracker.udp))}/announce` }))
-  const seeder = await startAria2Seeder(seed, torrent)
-  t.after(() => seeder[Symbol.asyncDispose]())
+  // aria2 asks UDP trackers on the socket of its DHT, which it must have for that; a private torrent does not use it otherwise.
+  const dht = [
+    '--enable-dht=true',
+    `--dht-listen-port=${await freePort()}`,
+    `--dht-file-path=${join(directory, 'dht')}`,
+  ]
+  const seeding = [
+    `--listen-port=${await freePort()}`,
+    `--dir=${seed}`,
+    '--seed-ratio=0.0',
+    '--check-integrity=true',
+  ]
+  const seeder = spawn('aria2c', [...aria2Options, ...dht, ...seeding, torrent], { stdio: 'ignore' })
+  t.after(() => void seeder.kill('SIGKILL'))
   await until(async () => (await tracker.stats()).seeders === 1)
   const { child, done } = await fetchWithLibtorrent(fetched, torrent)
   t.after(() => void child.kill('SIGKILL'))

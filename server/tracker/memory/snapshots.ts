@@ -18,6 +18,8 @@ export interface SnapshotsOptions {
   /** Between two snapshots: what you trade is the swarms of that long, after a crash, against the disk. */
   readonly intervalMs: number
   readonly topology: Topology
+  /** Whether a last one is to be saved at the end: not of a start that failed, beside a server that may be running. */
+  readonly saveAtEnd: () => boolean
   /** Milliseconds since 1970. */
   readonly now: () => number
   readonly log: Logger
@@ -26,9 +28,9 @@ export interface SnapshotsOptions {
 /** How long the end of the program waits for the last snapshot. */
 const lastSaveMs = 60_000
 
-/** Reads the last snapshot into the store, then saves one every interval and, disposed, a last one. */
+/** Reads the last snapshot into the store, then saves one every interval and, disposed, a last one if it is to be. */
 export async function startSnapshots(options: SnapshotsOptions): Promise<Snapshots> {
-  const { store, file, intervalMs, topology, now, log } = options
+  const { store, file, intervalMs, topology, saveAtEnd, now, log } = options
   const loaded = await loadSnapshot(store, file, { topology, nowMs: now() })
   if (loaded?.fault !== undefined)
     log.warn({ file, fault: loaded.fault, peers: loaded.peers }, 'snapshot of the swarms was not whole')
@@ -85,6 +87,10 @@ export async function startSnapshots(options: SnapshotsOptions): Promise<Snapsho
     ageSeconds: () => (now() - savedAtMs) / 1000,
     [Symbol.asyncDispose]: async () => {
       clearInterval(timer)
+      if (!saveAtEnd()) {
+        await worker?.terminate()
+        return
+      }
       open().ref()
       const late = Promise.withResolvers<undefined>()
       const limit = setTimeout(late.resolve, lastSaveMs, undefined)

@@ -7,6 +7,7 @@ import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import type { ConnectionOptions, TLSSocket } from 'node:tls'
 import { connect } from 'node:tls'
+import { formatIp } from '../../../lib/protocol/address.ts'
 import { parseCidr } from '../../../lib/protocol/cidr.ts'
 import type { HttpListenerOptions } from '../../../server/tracker/http-listener.ts'
 import { createAuthority } from '../../support/certificates.ts'
@@ -199,6 +200,32 @@ test('behind a proxy the PROXY protocol names the client, whatever packets it co
     'announce f 127.0.0.2',
     'announce g 192.0.2.7',
   ])
+})
+
+test('behind a proxy too a client may end its half while the tracker works', async (t) => {
+  let answer: () => void = () => undefined
+  const slow = new Promise<void>((resolve) => {
+    answer = resolve
+  })
+  const { port, listener } = await startListener(t, {
+    ...proxied,
+    tracker: {
+      announce: async (_query, source) => {
+        await slow
+        return Buffer.from(formatIp(source))
+      },
+      scrape: (query) => Buffer.from(query),
+    },
+  })
+  const half = await rawClient(t, port, { ...proxy, allowHalfOpen: true })
+  const other = await rawClient(t, port, proxy)
+  half.socket.end(v1('192.0.2.8') + get('/announce?a'))
+  await until(() => listener.connections === 2)
+  // By the time another is answered, the end was read too.
+  other.send(v1('192.0.2.9') + get('/scrape?b'))
+  assert.equal((await other.reply()).body, 'b')
+  answer()
+  assert.match(await half.ended(), /192\.0\.2\.8$/)
 })
 
 test('a trusted proxy must send the header, anyone else must not', async (t) => {

@@ -136,6 +136,16 @@ for (const [what, [text, reason]] of Object.entries(refused)) {
   })
 }
 
+test('a head that can no longer be good is refused before it ends', () => {
+  for (const bad of ['\0', '\x7f', '\n', '\rb', '\r\r']) {
+    const reader = new HttpReader()
+    reader.push(Buffer.from(`${start}A: b`))
+    assert.equal(reader.next(), undefined)
+    reader.push(Buffer.from(bad))
+    assert.equal(reader.next()?.kind, 'refusal', JSON.stringify(bad))
+  }
+})
+
 test('Content-Length: 0 is no body', () => {
   assert.equal(read(`${start}Content-Length: 0 \r\n\r\n`)?.kind, 'request')
   assert.equal(read(`${start}Content-Length: 000\r\n\r\n`)?.kind, 'request')
