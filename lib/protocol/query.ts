@@ -1,7 +1,7 @@
 import { ClientError } from './errors.ts'
 
 /**
- * A tracker query string. Values are byte strings held as latin1 text: info_hash and peer_id are raw bytes (BEP 3),
+ * A tracker query string, of characters up to U+00FF. Values are byte strings held as latin1 text: info_hash and peer_id are raw bytes (BEP 3),
  * which UTF-8 decoding would destroy.
  */
 export interface Query {
@@ -56,11 +56,34 @@ export function escapeBytes(bytes: Uint8Array): string {
   return text
 }
 
+/** Byte by byte, at a tenth of the cost of a regular expression with a replacer: it is a good part of an announce. */
 function unescape(text: string): string {
-  if (!/[%+]/.test(text)) return text
-  // The message is static on purpose: error texts label a metric.
-  if (/%(?![0-9a-fA-F]{2})/.test(text)) throw new ClientError('bad_query', 'invalid query escape')
-  return text
-    .replaceAll('+', ' ')
-    .replace(/%([0-9a-fA-F]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)))
+  if (!text.includes('%') && !text.includes('+')) return text
+  const bytes = text.length <= scratch.length ? scratch : Buffer.allocUnsafe(text.length)
+  let length = 0
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    if (code === 0x25) {
+      const byte = (digitOf(text.charCodeAt(i + 1)) << 4) | digitOf(text.charCodeAt(i + 2))
+      // The message is static on purpose: error texts label a metric.
+      if (byte < 0) throw new ClientError('bad_query', 'invalid query escape')
+      bytes[length++] = byte
+      i += 2
+    } else {
+      bytes[length++] = code === 0x2b ? 0x20 : code
+    }
+  }
+  return bytes.toString('latin1', 0, length)
 }
+
+const scratch = Buffer.alloc(8192)
+
+/** The value of a hex digit; negative for anything else, past the end included. */
+function digitOf(code: number): number {
+  return digits[code] ?? -1
+}
+
+const digits = Int8Array.from({ length: 128 }, (_, code) => {
+  const value = Number.parseInt(String.fromCharCode(code), 16)
+  return Number.isNaN(value) ? -1 : value
+})
