@@ -110,7 +110,9 @@ export class FamilySwarms {
     this.#recordBytes = new Uint8Array(this.#records.buffer)
     this.#wheel = u32('wheel', wheelSlots)
     this.#peers = new FreeList(arrays, name('peers'), this.#records, recordWords)
-    this.#index = new HashIndex(arrays, name('index'), peersMax)
+    this.#index = new HashIndex(arrays, name('index'), peersMax, (handle) =>
+      this.#hash(this.swarmOf(handle), this.endpoints, this.slotOf(handle) * this.endpointBytes),
+    )
 
     // At worst every peer is alone in its rack.
     this.#entries = u32('entries', peersMax * blockSize)
@@ -134,7 +136,9 @@ export class FamilySwarms {
     this.#previousSiblings = u32('previousSiblings', groupsMax)
     this.#counts = [u32('seeders', groupsMax), u32('leechers', groupsMax)]
     this.#groups = new FreeList(arrays, name('groups'), this.#nextSiblings)
-    this.#groupIndex = new HashIndex(arrays, name('groupIndex'), groupsMax)
+    this.#groupIndex = new HashIndex(arrays, name('groupIndex'), groupsMax, (group) =>
+      this.#groupHash(this.#swarms[group] ?? 0, this.#nodes[group] ?? 0),
+    )
     this.#lists = new Lists(arrays, name('lists'), {
       listsMax: groupsMax * 2,
       valuesMax: peersMax * (levels + 1),
@@ -165,13 +169,8 @@ export class FamilySwarms {
   find(swarm: number, endpoint: Uint8Array): number {
     const hash = this.#hash(swarm, endpoint, 0)
     const index = this.#index
-    for (
-      let at = index.start(hash), found;
-      (found = index.candidate(at, hash)) !== none;
-      at = index.after(at)
-    ) {
-      if (found >= 0 && this.#isAt(found, endpoint) && this.swarmOf(found) === swarm) return found
-    }
+    for (let found = index.first(hash); found !== none; found = index.next(hash))
+      if (this.#isAt(found, endpoint) && this.swarmOf(found) === swarm) return found
     return -1
   }
 
@@ -204,9 +203,10 @@ export class FamilySwarms {
   }
 
   remove(handle: number): void {
-    const hashOf = (known: number) =>
-      this.#hash(this.swarmOf(known), this.endpoints, this.slotOf(known) * this.endpointBytes)
-    this.#index.remove(hashOf(handle), handle, hashOf)
+    this.#index.remove(
+      this.#hash(this.swarmOf(handle), this.endpoints, this.slotOf(handle) * this.endpointBytes),
+      handle,
+    )
     this.#leave(handle)
     this.#unlink(handle)
     this.#records[handle * recordWords + slotWord] = free
@@ -267,15 +267,10 @@ export class FamilySwarms {
   /** The group of a node in a swarm, or -1. */
   groupAt(swarm: number, node: PlaceId): number {
     if (node === rootPlace) return (this.#roots[swarm] ?? 0) - 1
-    const hash = finish(mix(mix(this.#seed, swarm), node))
+    const hash = this.#groupHash(swarm, node)
     const index = this.#groupIndex
-    for (
-      let at = index.start(hash), found;
-      (found = index.candidate(at, hash)) !== none;
-      at = index.after(at)
-    ) {
-      if (found >= 0 && this.#nodes[found] === node && this.#swarms[found] === swarm) return found
-    }
+    for (let found = index.first(hash); found !== none; found = index.next(hash))
+      if (this.#nodes[found] === node && this.#swarms[found] === swarm) return found
     return -1
   }
 
@@ -423,7 +418,7 @@ export class FamilySwarms {
     this.#nextSiblings[group] = noGroup
     this.#previousSiblings[group] = noGroup
     if (node === rootPlace) this.#roots[swarm] = group + 1
-    else this.#groupIndex.insert(finish(mix(mix(this.#seed, swarm), node)), group)
+    else this.#groupIndex.insert(this.#groupHash(swarm, node), group)
     return group
   }
 
@@ -443,9 +438,7 @@ export class FamilySwarms {
     if (node === rootPlace) {
       this.#roots[swarm] = 0
     } else {
-      this.#groupIndex.remove(finish(mix(mix(this.#seed, swarm), node)), group, (known) =>
-        finish(mix(mix(this.#seed, this.#swarms[known] ?? 0), this.#nodes[known] ?? 0)),
-      )
+      this.#groupIndex.remove(this.#groupHash(swarm, node), group)
       const [next, previous] = [
         this.#nextSiblings[group] ?? noGroup,
         this.#previousSiblings[group] ?? noGroup,
@@ -605,6 +598,10 @@ export class FamilySwarms {
     for (let i = 0; i < this.endpointBytes; i += 2)
       hash = mix(hash, ((this.endpoints[at + i] ?? 0) << 8) | (this.endpoints[at + i + 1] ?? 0))
     return finish(hash)
+  }
+
+  #groupHash(swarm: number, node: PlaceId): number {
+    return finish(mix(mix(this.#seed, swarm), node))
   }
 
   #hash(swarm: number, bytes: Uint8Array, at: number): number {

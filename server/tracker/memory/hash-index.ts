@@ -1,74 +1,174 @@
 import type { SharedArrays } from './shared-arrays.ts'
 
-/** `candidate` found the end of the run: what is looked for is not there. */
+/** What is looked for is not there. */
 export const none = -1
-/** `candidate` found an entry whose hash differs. */
-const other = -2
 
 /** Five slots for four entries: short runs, and a quarter of the memory of the next power of two. */
 const slack = 1.25
+/** A table that is fuller than this is left for one of eight times the size. */
+const fullAt = 0.75
+const growth = 8
+const slotsMin = 4096
+/** Slots of the old table that each insertion empties; one that grows is done long before the new one is full. */
+const movedPerInsert = 4
+
+/** In place of an entry that has left the old table: the run goes on behind it. */
+const moved = 0xffffffff
+
+/** Header words: entries, which table is in use, and how far the one before it has been emptied. */
+const countWord = 0
+const tableWord = 1
+const cursorWord = 2
 
 /**
  * Handles by hash, open addressing with linear probing. An entry is the handle plus one, and the bits of the hash that are left
  * above it, which spare most looks at the records themselves. The keys are in the caller's records:
  *
- *     for (let at = index.start(hash), found; (found = index.candidate(at, hash)) !== none; at = index.after(at))
- *       if (found >= 0 && matches(found)) return found
+ *     for (let found = index.first(hash); found !== none; found = index.next(hash)) if (matches(found)) return found
+ *
+ * It begins small, since what is spread over the table of millions is in no cache, and grows without a pause: each insertion moves a few
+ * entries, and meanwhile both tables are looked at.
  */
 export class HashIndex {
-  readonly #table: Uint32Array
-  readonly #slots: number
+  readonly #tables: readonly Uint32Array[]
+  readonly #header: Uint32Array
   readonly #handleMask: number
+  readonly #hashOf: (handle: number) => number
+  // Where the look for one hash has come to.
+  #table: Uint32Array
+  #at = 0
+  #inOld = false
 
-  /** `handlesMax` bounds both the handles and how many there are. */
-  constructor(arrays: SharedArrays, name: string, handlesMax: number) {
-    this.#slots = Math.ceil(handlesMax * slack) + 16
-    this.#table = arrays.u32(name, this.#slots)
+  /** `handlesMax` bounds both the handles and how many there are; `hashOf` gives the hash of any handle in the index. */
+  constructor(arrays: SharedArrays, name: string, handlesMax: number, hashOf: (handle: number) => number) {
+    const slots = Math.ceil(handlesMax * slack) + 16
+    const sizes = [slots]
+    while ((sizes[0] ?? 0) > slotsMin * growth) sizes.unshift(Math.ceil((sizes[0] ?? 0) / growth))
+    this.#tables = sizes.map((size) => arrays.u32(`${name}.${size}`, size))
+    this.#header = arrays.u32(`${name}.header`, 3)
     this.#handleMask = 2 ** Math.ceil(Math.log2(handlesMax + 2)) - 1
+    this.#hashOf = hashOf
+    this.#table = this.#current()
   }
 
-  /** Where the run of a hash (32 bits, unsigned or not) begins. */
-  start(hash: number): number {
-    return Math.floor(((hash >>> 0) * this.#slots) / 2 ** 32)
+  /** A handle that may be the one, or `none`. */
+  first(hash: number): number {
+    this.#table = this.#current()
+    this.#at = start(this.#table, hash)
+    this.#inOld = false
+    return this.#scan(hash)
   }
 
-  after(at: number): number {
-    return at + 1 === this.#slots ? 0 : at + 1
-  }
-
-  /** A handle that may be the one, negative where there is nothing to compare. */
-  candidate(at: number, hash: number): number {
-    const entry = this.#table[at] ?? 0
-    if (entry === 0) return none
-    return ((entry ^ hash) & ~this.#handleMask) === 0 ? (entry & this.#handleMask) - 1 : other
+  /** The next one, before anything else is asked of the index. */
+  next(hash: number): number {
+    this.#at = after(this.#table, this.#at)
+    return this.#scan(hash)
   }
 
   insert(hash: number, handle: number): void {
-    let at = this.start(hash)
-    while ((this.#table[at] ?? 0) !== 0) at = this.after(at)
-    this.#table[at] = (hash & ~this.#handleMask) | (handle + 1)
+    const header = this.#header
+    const count = (header[countWord] ?? 0) + 1
+    header[countWord] = count
+    const index = header[tableWord] ?? 0
+    const next = this.#tables[index + 1]
+    if (next && count > this.#current().length * fullAt) {
+      header[tableWord] = index + 1
+      header[cursorWord] = 0
+    }
+    this.#put(hash, handle)
+    this.#moveSome()
   }
 
-  /** Takes a handle out and closes the gap; `hashOf` gives the hash of any handle in the index. */
-  remove(hash: number, handle: number, hashOf: (handle: number) => number): void {
-    const table = this.#table
-    let gap = this.start(hash)
-    while (((table[gap] ?? 0) & this.#handleMask) !== handle + 1) {
-      if ((table[gap] ?? 0) === 0) return
-      gap = this.after(gap)
+  /** Takes a handle out and closes the gap. */
+  remove(hash: number, handle: number): void {
+    this.#header[countWord] = (this.#header[countWord] ?? 0) - 1
+    let gap = this.#slotIn(this.#current(), hash, handle)
+    if (gap < 0) {
+      const old = this.#old()
+      const slot = old ? this.#slotIn(old, hash, handle) : -1
+      if (old && slot >= 0) old[slot] = moved
+      return
     }
-    for (let at = this.after(gap); ; at = this.after(at)) {
+    const table = this.#current()
+    for (let at = after(table, gap); ; at = after(table, at)) {
       const entry = table[at] ?? 0
       if (entry === 0) break
       // An entry may fill the gap unless its run begins after it.
-      const start = this.start(hashOf((entry & this.#handleMask) - 1))
-      const reaches = gap <= at ? start <= gap || start > at : start <= gap && start > at
+      const first = start(table, this.#hashOf((entry & this.#handleMask) - 1))
+      const reaches = gap <= at ? first <= gap || first > at : first <= gap && first > at
       if (!reaches) continue
       table[gap] = entry
       gap = at
     }
     table[gap] = 0
   }
+
+  #scan(hash: number): number {
+    for (;;) {
+      const entry = this.#table[this.#at] ?? 0
+      if (entry === 0) {
+        const old = this.#inOld ? undefined : this.#old()
+        if (!old) return none
+        this.#table = old
+        this.#at = start(old, hash)
+        this.#inOld = true
+        continue
+      }
+      if (entry !== moved && ((entry ^ hash) & ~this.#handleMask) === 0) return (entry & this.#handleMask) - 1
+      this.#at = after(this.#table, this.#at)
+    }
+  }
+
+  #put(hash: number, handle: number): void {
+    const table = this.#current()
+    let at = start(table, hash)
+    while ((table[at] ?? 0) !== 0) at = after(table, at)
+    table[at] = (hash & ~this.#handleMask) | (handle + 1)
+  }
+
+  #moveSome(): void {
+    const old = this.#old()
+    if (!old) return
+    const from = this.#header[cursorWord] ?? 0
+    const until = Math.min(from + movedPerInsert, old.length)
+    for (let at = from; at < until; at++) {
+      const entry = old[at] ?? 0
+      if (entry === 0 || entry === moved) continue
+      const handle = (entry & this.#handleMask) - 1
+      this.#put(this.#hashOf(handle), handle)
+      old[at] = moved
+    }
+    this.#header[cursorWord] = until
+  }
+
+  #slotIn(table: Uint32Array, hash: number, handle: number): number {
+    for (let at = start(table, hash); ; at = after(table, at)) {
+      const entry = table[at] ?? 0
+      if (entry === 0) return -1
+      if (entry !== moved && (entry & this.#handleMask) === handle + 1) return at
+    }
+  }
+
+  #current(): Uint32Array {
+    return this.#tables[this.#header[tableWord] ?? 0] ?? emptyTable
+  }
+
+  /** The table before the current one, while it has entries. */
+  #old(): Uint32Array | undefined {
+    const old = this.#tables[(this.#header[tableWord] ?? 0) - 1]
+    return old && (this.#header[cursorWord] ?? 0) < old.length ? old : undefined
+  }
+}
+
+const emptyTable = new Uint32Array(1)
+
+/** Where the run of a hash (32 bits, unsigned or not) begins. */
+function start(table: Uint32Array, hash: number): number {
+  return Math.floor(((hash >>> 0) * table.length) / 2 ** 32)
+}
+
+function after(table: Uint32Array, at: number): number {
+  return at + 1 === table.length ? 0 : at + 1
 }
 
 /** Mixes a word into a 32-bit hash (the round of MurmurHash3). */

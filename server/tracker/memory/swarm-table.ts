@@ -33,7 +33,9 @@ export class SwarmTable {
     this.#emptyNext = arrays.u32('swarms.emptyNext', swarmsMax)
     this.#emptyPrevious = arrays.u32('swarms.emptyPrevious', swarmsMax)
     this.#emptyEnds = arrays.u32('swarms.emptyEnds', 2)
-    this.#index = new HashIndex(arrays, 'swarms.index', swarmsMax)
+    this.#index = new HashIndex(arrays, 'swarms.index', swarmsMax, (swarm) =>
+      this.#hash(this.infoHashes, swarm * wordsOfHash),
+    )
     this.#records = new FreeList(arrays, 'swarms.records', this.#emptyNext)
     this.#seed = options.seed
   }
@@ -66,13 +68,8 @@ export class SwarmTable {
   #find(words: Uint32Array): number {
     const hash = this.#hash(words, 0)
     const index = this.#index
-    for (
-      let at = index.start(hash), found;
-      (found = index.candidate(at, hash)) !== none;
-      at = index.after(at)
-    ) {
-      if (found >= 0 && this.#isAt(found, words)) return found
-    }
+    for (let found = index.first(hash); found !== none; found = index.next(hash))
+      if (this.#isAt(found, words)) return found
     return -1
   }
 
@@ -97,9 +94,7 @@ export class SwarmTable {
 
   remove(swarm: number): void {
     this.leaveEmpty(swarm)
-    this.#index.remove(this.#hash(this.infoHashes, swarm * wordsOfHash), swarm, (known) =>
-      this.#hash(this.infoHashes, known * wordsOfHash),
-    )
+    this.#index.remove(this.#hash(this.infoHashes, swarm * wordsOfHash), swarm)
     // What tells a free record from one in use, for those who walk them.
     this.#downloaded[swarm] = 0
     this.#records.give(swarm)
