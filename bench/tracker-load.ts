@@ -26,6 +26,11 @@ export interface LoadOptions {
   readonly swarms?: number
   /** …and each has so many peers, which differ in their ports. */
   readonly peers?: number
+  /** UDP: peers have as many source addresses, 127.0.x.y… */
+  readonly addresses?: number
+  /** …in so many /24 networks, and as many sockets for each address. */
+  readonly racks?: number
+  readonly sockets?: number
   readonly numwant?: number
   /** UDP announces under way at once. */
   readonly window?: number

@@ -14,7 +14,7 @@ export interface Arrivals {
   /** Takes a socket that was just accepted. */
   accept(socket: Socket): void
   /** Closes those that took too long. */
-  sweep(): void
+  sweep(nowMs: number): void
   destroy(): void
   /** @throws Error when the material cannot be used, or there is no TLS; then nothing has changed */
   setTls(material: TlsMaterial): void
@@ -71,7 +71,7 @@ export function createArrivals(options: ArrivalsOptions): Arrivals {
         return
       }
       const key = socketKey(socket)
-      const arrival: Arrival = { socket, deadline: context.now + context.headTimeoutMs, peer: undefined }
+      const arrival: Arrival = { socket, deadline: context.now() + context.headTimeoutMs, peer: undefined }
       arrivals.set(key, arrival)
       socket.on('error', ignore)
       socket.once('close', () => {
@@ -91,8 +91,8 @@ export function createArrivals(options: ArrivalsOptions): Arrivals {
         enter(key, arrival, named.rest)
       })
     },
-    sweep: () => {
-      for (const { socket, deadline } of arrivals.values()) if (deadline <= context.now) socket.destroy()
+    sweep: (nowMs) => {
+      for (const { socket, deadline } of arrivals.values()) if (deadline <= nowMs) socket.destroy()
     },
     destroy: () => {
       for (const { socket } of arrivals.values()) socket.destroy()

@@ -29,8 +29,8 @@ export interface ConnectionContext {
   readonly headTimeoutMs: number
   readonly idleTimeoutMs: number
   readonly turns: Turns
-  /** Milliseconds, of a clock that moves with each sweep: reading it costs nothing. */
-  readonly now: number
+  /** Milliseconds of a clock that only goes forward. */
+  readonly now: () => number
   /** The listener ends: every reply is the last one on its connection. */
   readonly closing: boolean
 }
@@ -81,7 +81,7 @@ export class HttpConnection {
     this.#context = context
     this.#socket = socket
     this.#peer = peer
-    this.#deadline = context.now + context.headTimeoutMs
+    this.#deadline = context.now() + context.headTimeoutMs
     socket.on('data', (chunk: Buffer) => {
       this.received(chunk)
     })
@@ -105,8 +105,8 @@ export class HttpConnection {
   }
 
   /** Ends what has waited for too long. */
-  sweep(): void {
-    if (this.#deadline > this.#context.now) return
+  sweep(nowMs: number): void {
+    if (this.#deadline > nowMs) return
     if (this.#state === 'reading' && !this.#reader.blank) {
       this.#end([refusal(408, 'its head took too long')])
     } else if (this.#state === 'reading' || this.#state === 'idle') {
@@ -213,7 +213,7 @@ export class HttpConnection {
 
   #awaitAnswer(request: HttpRequest, answer: Promise<Buffer | TextAnswer>): void {
     this.#state = 'replying'
-    this.#deadline = this.#context.now + replyTimeoutMs
+    this.#deadline = this.#context.now() + replyTimeoutMs
     void answer.then((late) => {
       if (this.#socket.destroyed) return
       this.#guarded(() => {
@@ -240,7 +240,7 @@ export class HttpConnection {
   #write(replies: readonly Buffer[]): boolean {
     if (this.#socket.write(join(replies))) return true
     this.#state = 'draining'
-    this.#deadline = this.#context.now + this.#context.idleTimeoutMs
+    this.#deadline = this.#context.now() + this.#context.idleTimeoutMs
     this.#socket.once('drain', () => this.#guarded(() => this.#advance()))
     return false
   }
@@ -252,11 +252,11 @@ export class HttpConnection {
       this.#refuseRest()
     } else if (this.#reader.blank) {
       this.#state = 'idle'
-      this.#deadline = now + idleTimeoutMs
+      this.#deadline = now() + idleTimeoutMs
     } else if (answered || this.#state !== 'reading') {
       // Set once for each head: a byte now and then does not buy more time.
       this.#state = 'reading'
-      this.#deadline = now + headTimeoutMs
+      this.#deadline = now() + headTimeoutMs
     }
     if (this.#socket.isPaused()) this.#socket.resume()
   }
@@ -280,7 +280,7 @@ export class HttpConnection {
    */
   #end(replies: readonly Buffer[], { asked = false } = {}): void {
     this.#state = 'ending'
-    this.#deadline = this.#context.now + lingerMs
+    this.#deadline = this.#context.now() + lingerMs
     if (replies.length > 0) this.#socket.end(join(replies))
     else this.#socket.end()
     if (asked && this.#reader.held === 0) this.#socket.destroySoon()

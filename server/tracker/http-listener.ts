@@ -60,7 +60,7 @@ export interface HttpListener extends AsyncDisposable {
   update(settings: Partial<HttpListenerSettings>): void
 }
 
-/** Between two looks for connections that are late; timeouts are kept to a quarter or to this. */
+/** Between two looks for connections that are late: they are closed up to a quarter of their time late, or up to this. */
 const sweepMsMax = 1_000
 /** Without file descriptors the same line would be logged for every connection. */
 const acceptLogMs = 10_000
@@ -75,7 +75,7 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
     tracker: options.tracker,
     turns: new Turns(),
     log,
-    now: performance.now(),
+    now: () => performance.now(),
     closing: false,
   }
   const connections = new Set<HttpConnection>()
@@ -121,9 +121,9 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
   })
 
   const sweep = () => {
-    context.now = performance.now()
-    for (const connection of connections) connection.sweep()
-    arrivals.sweep()
+    const nowMs = context.now()
+    for (const connection of connections) connection.sweep(nowMs)
+    arrivals.sweep(nowMs)
   }
   let sweeping = setInterval(sweep, sweepMs(context)).unref()
 

@@ -297,6 +297,10 @@ function isName(bytes: Buffer, start: number, name: string): boolean {
 
 /** After a request that offers an upgrade the client may speak something else, so that closes too. */
 function noteConnection(fields: Fields, bytes: Buffer, start: number, end: number): void {
+  if (end - start === 5 && isName(bytes, start, 'close')) {
+    fields.close = true
+    return
+  }
   for (const word of bytes.toString('latin1', start, end).toLowerCase().split(',')) {
     const option = word.replace(/^[ \t]+|[ \t]+$/g, '')
     if (option === 'close' || option === 'upgrade') fields.close = true

@@ -10,12 +10,12 @@ export interface SelectionInput {
   readonly gatewaysPerRack: number
   /** Far peers that everyone gets besides its rack. */
   readonly reservePeers: number
-  /** 0 ≤ random() < 1. */
-  readonly random: () => number
 }
 
-/** How many of each kind an announcer is to hear of, for each level of the view it was made of. */
+/** How many of whom an announcer is to hear of; the lists have a number for each level of the view it was made of. */
 export interface Plan {
+  /** Of the announcer's own place, seeders and leechers alike; besides those of the lists. */
+  readonly rack: number
   readonly seeders: readonly number[]
   readonly leechers: readonly number[]
   /** The requester is one of its rack's gateways. */
@@ -26,8 +26,7 @@ export interface Plan {
 const leechersPerGateway = 8
 
 /**
- * Chooses whom an announcer meets: how many of which level; who they are is drawn at random. Pure: the same input and draws give the
- * same plan.
+ * Chooses whom an announcer meets: how many of which level; who they are is drawn at random by the store. Pure.
  *
  * Nearest level first, random inside a level. But a rack is never an island: filled greedily, the peers of a rack
  * without data would only ever hear of each other. So far peers have places of their own in each reply: half of it for a
@@ -35,7 +34,7 @@ const leechersPerGateway = 8
  * everyone else. The same holds for a row, a datacentre and every other level: `spread` says how they share those places.
  */
 export function planSelection(input: SelectionInput): Plan {
-  const { view, seeding, numwant, gatewaysPerRack, reservePeers, random } = input
+  const { view, seeding, numwant, gatewaysPerRack, reservePeers } = input
   const { levels } = view
   const rack = levels[0]
   const rackSeeders = rack?.seeders ?? 0
@@ -44,7 +43,7 @@ export function planSelection(input: SelectionInput): Plan {
   const gateway = !seeding && view.gatewayRank < gateways
   const seeders = levels.map(() => 0)
   const leechers = levels.map(() => 0)
-  if (numwant <= 0) return { seeders, leechers, gateway }
+  if (numwant <= 0) return { rack: 0, seeders, leechers, gateway }
 
   const near = rackLeechers + (seeding ? 0 : rackSeeders)
   let farCount = 0
@@ -55,16 +54,15 @@ export function planSelection(input: SelectionInput): Plan {
   const kept =
     numwant < 2 && near > 0 ? 0 : Math.min(farCount, Math.max(1, Math.min(wanted, Math.floor(numwant / 2))))
   const nearChosen = Math.min(near, Math.max(0, numwant - kept))
-  // In the own rack a fellow leecher is as good as a seeder: what it has is here already.
-  seeders[0] = seeding ? 0 : drawOf(rackSeeders, rackLeechers, nearChosen, random)
-  leechers[0] = nearChosen - seeders[0]
+  if (seeding) leechers[0] = nearChosen
   spread(input, numwant - nearChosen, (level, places) => {
     // From afar, data counts.
     const holders = seeding ? 0 : (levels[level]?.seeders ?? 0)
     seeders[level] = Math.min(places, holders)
     leechers[level] = places - Math.min(places, holders)
   })
-  return { seeders, leechers, gateway }
+  // In the own rack a fellow leecher is as good as a seeder: what it has is here already.
+  return { rack: seeding ? 0 : nearChosen, seeders, leechers, gateway }
 }
 
 /**

@@ -88,6 +88,7 @@ export async function startTrackerService(
         ? await storage.open(storeDeps(settings, deps))
         : await createStore(module ?? noModule, settings, deps),
     )
+  let hasStarted = false
   const snapshots =
     memory && storage.name === 'memory' && storage.snapshot
       ? started.use(
@@ -95,6 +96,7 @@ export async function startTrackerService(
             store: memory,
             ...storage.snapshot,
             topology: createTopology(settings.topology),
+            saveAtEnd: () => hasStarted,
             now: deps.now,
             log,
           }),
@@ -129,6 +131,7 @@ export async function startTrackerService(
     answering.push(other)
     others.push(other)
   }
+  hasStarted = true
   const owned = started.move()
   return {
     first,

@@ -85,6 +85,9 @@ export interface TrackerDeps {
   readonly log: Logger
 }
 
+/** Gives a buffer of so many bytes. */
+export type AllocateReply = (bytes: number) => Buffer
+
 /**
  * The tracker without its frontends: a raw query or packet and a source address become reply bytes. Never throws: a peer's
  * fault is a `failure reason` (BEP 3) or an error packet (BEP 15), anything else is logged and answered with "internal server
@@ -94,8 +97,16 @@ export interface Tracker {
   readonly epoch: string
   announce(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
   scrape(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
-  /** An announce or scrape packet whose connection id has been found good. */
-  packet(packet: Buffer, action: TrackerAction, source: Ip): Buffer | Promise<Buffer>
+  /**
+   * An announce or scrape packet whose connection id has been found good. The reply to an announce is written into what `allocate` gives:
+   * whatever sends replies may know buffers that are free again.
+   */
+  packet(
+    packet: Buffer,
+    action: TrackerAction,
+    source: Ip,
+    allocate?: AllocateReply,
+  ): Buffer | Promise<Buffer>
   /** Counts of one swarm, for the registry. */
   counts(infoHash: InfoHash): SwarmCounts | Promise<SwarmCounts>
   /** All swarms together. */
@@ -110,11 +121,16 @@ export function createTracker(deps: TrackerDeps): Tracker {
   let fullScrapes = 0
 
   /** Answers at once where it can: then an announce costs no promise, and no closure. */
-  const answer = (kind: RequestKind, input: string | Buffer, source: Ip): Buffer | Promise<Buffer> => {
+  const answer = (
+    kind: RequestKind,
+    input: string | Buffer,
+    source: Ip,
+    allocate: AllocateReply,
+  ): Buffer | Promise<Buffer> => {
     const startMs = now()
     let bytes: Buffer | Promise<Buffer>
     try {
-      bytes = work(kind, input, source)
+      bytes = work(kind, input, source, allocate)
     } catch (error) {
       return failed(kind, input, source, startMs, error)
     }
@@ -156,11 +172,16 @@ export function createTracker(deps: TrackerDeps): Tracker {
     return done(kind, source, startMs, 'error', write('internal server error'))
   }
 
-  const work = (kind: RequestKind, input: string | Buffer, source: Ip): Buffer | Promise<Buffer> => {
+  const work = (
+    kind: RequestKind,
+    input: string | Buffer,
+    source: Ip,
+    allocate: AllocateReply,
+  ): Buffer | Promise<Buffer> => {
     if (kind.action === 'announce') {
       const announce =
         typeof input === 'string' ? parseAnnounce(input) : parseUdpAnnounce(input, source.family)
-      return handleAnnounce(kind.frontend, announce, input, source, rules, deps)
+      return handleAnnounce(kind.frontend, announce, { input, allocate }, source, rules, deps)
     }
     if (typeof input === 'string') {
       const parsed = parseScrape(input)
@@ -204,9 +225,10 @@ export function createTracker(deps: TrackerDeps): Tracker {
 
   return {
     epoch: deps.epoch,
-    announce: (rawQuery, source) => answer(kinds.http.announce, rawQuery, source),
-    scrape: (rawQuery, source) => answer(kinds.http.scrape, rawQuery, source),
-    packet: (packet, action, source) => answer(kinds.udp[action], packet, source),
+    announce: (rawQuery, source) => answer(kinds.http.announce, rawQuery, source, Buffer.allocUnsafe),
+    scrape: (rawQuery, source) => answer(kinds.http.scrape, rawQuery, source, Buffer.allocUnsafe),
+    packet: (packet, action, source, allocate = Buffer.allocUnsafe) =>
+      answer(kinds.udp[action], packet, source, allocate),
     counts: (infoHash) => store.scrape(infoHash),
     totals: () => store.totals(),
     replaceRules: (next) => {
@@ -270,10 +292,16 @@ interface Answer {
   readonly peers: StoreReply['peers']
 }
 
+/** What is answered, and where a packet's reply goes. */
+interface ReplyTarget {
+  readonly input: string | Buffer
+  readonly allocate: AllocateReply
+}
+
 function handleAnnounce(
   frontend: Frontend,
   announce: Announce,
-  input: string | Buffer,
+  target: ReplyTarget,
   source: Ip,
   rules: SortedRules,
   deps: TrackerDeps,
@@ -292,8 +320,8 @@ function handleAnnounce(
       ? runHooks(rules.announceHooks, (hook) => hook.announce?.(request))
       : undefined
   return waiting
-    ? waiting.then(() => storeAndReply(request, input, rules, deps))
-    : storeAndReply(request, input, rules, deps)
+    ? waiting.then(() => storeAndReply(request, target, rules, deps))
+    : storeAndReply(request, target, rules, deps)
 }
 
 /** What a peer says of its address counts only from networks that were configured for it; 0.0.0.0 means the source. */
@@ -307,19 +335,19 @@ function addressOf(announce: Announce, source: Ip, { trustedAnnouncers }: Tracke
 
 function storeAndReply(
   request: AnnounceRequest,
-  input: string | Buffer,
+  target: ReplyTarget,
   rules: SortedRules,
   deps: TrackerDeps,
 ): Buffer | Promise<Buffer> {
   const work = new AnnounceWork(request, rules, deps.random)
   const reply = deps.store.announce(work)
   return reply instanceof Promise
-    ? reply.then((late) => write(input, answerOf(request, work, late, rules, deps)))
-    : write(input, answerOf(request, work, reply, rules, deps))
+    ? reply.then((late) => write(target, answerOf(request, work, late, rules, deps)))
+    : write(target, answerOf(request, work, reply, rules, deps))
 }
 
-function write(input: string | Buffer, answer: Answer): Buffer {
-  return typeof input === 'string' ? writeHttp(answer) : writeUdp(input, answer)
+function write({ input, allocate }: ReplyTarget, answer: Answer): Buffer {
+  return typeof input === 'string' ? writeHttp(answer) : writeUdp(input, answer, allocate)
 }
 
 /** One announce as the store sees it, and what it has chosen with what the store told it. */
@@ -387,7 +415,6 @@ class AnnounceWork implements StoreAnnounce {
       numwant: this.#numwant,
       gatewaysPerRack,
       reservePeers,
-      random: this.#random,
     })
     this.gateway = plan.gateway
     return plan
@@ -440,10 +467,10 @@ function writeHttp({ announce, reply, peers }: Answer): Buffer {
 }
 
 /** The reply has the family of the packet, whatever address the peer is registered under. */
-function writeUdp(packet: Buffer, { source, reply, peers }: Answer): Buffer {
+function writeUdp(packet: Buffer, { source, reply, peers }: Answer, allocate: AllocateReply): Buffer {
   const { family } = source
   const bytes = peers.lengths[family] * (family === 4 ? 6 : 18)
-  const target = Buffer.allocUnsafe(udpReplyHeadBytes + bytes)
+  const target = allocate(udpReplyHeadBytes + bytes)
   writeUdpAnnounceHeader(target, 0, {
     action: packet[11] === udpActions.oldIpv6Announce ? udpActions.oldIpv6Announce : udpActions.announce,
     transactionId: readUdpTransactionId(packet),

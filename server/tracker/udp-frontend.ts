@@ -44,7 +44,7 @@ export interface UdpFrontend extends AsyncDisposable {
 
 /** Replies that the kernel would not take yet; beyond it they are dropped, and clients ask again. */
 const sendQueueMax = 1024
-const sendsPerLook = 64
+const sendsPerLook = 16
 /** Room in the kernel for packets that wait: some 20,000, as much as arrive in 0.2 s at full speed. The kernel may give less. */
 const receiveBufferBytes = 8 * 1024 * 1024
 /** Addresses whose bytes are remembered; when there are more, all are forgotten. */
@@ -80,14 +80,29 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
     return ip
   }
 
-  let sent = 0
-  let congested = false
+  let sends = 0
+  let queued = 0
   const send = (reply: Buffer, to: RemoteInfo) => {
     // Asking costs a tenth of an announce; the queue cannot grow by more than this between two looks.
-    if ((sent++ & (sendsPerLook - 1)) === 0 || congested)
-      congested = socket.getSendQueueCount() > sendQueueMax
-    if (congested) observer.dropped('send_queue_full')
+    if ((sends++ & (sendsPerLook - 1)) === 0 || queued > 0) queued = socket.getSendQueueCount()
+    if (queued > sendQueueMax) observer.dropped('send_queue_full')
     else socket.send(reply, to.port, to.address)
+  }
+
+  // The kernel takes nearly every reply at once: then its buffer is free again, and still in the cache.
+  const ring = Array.from({ length: sendsPerLook * 2 }, () => Buffer.alloc(udpReplyMax[4]))
+  const views = [...ring]
+  let turn = 0
+  let atOnce = false
+  const allocate = (bytes: number): Buffer => {
+    // A reply that waits, for the kernel or for a promise, keeps a buffer of its own.
+    if (!atOnce || queued > 0) return Buffer.allocUnsafe(bytes)
+    turn = (turn + 1) & (ring.length - 1)
+    const view = views[turn]
+    if (view?.length === bytes) return view
+    const fresh = (ring[turn] ?? Buffer.allocUnsafe(bytes)).subarray(0, bytes)
+    views[turn] = fresh
+    return fresh
   }
 
   const refuse = (packet: Buffer, to: RemoteInfo, message: string, bytesMax: number) => {
@@ -121,7 +136,14 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
       refuse(packet, from, 'unknown action ID', bytesMax)
       return
     }
-    const reply = tracker.packet(packet, action === udpActions.scrape ? 'scrape' : 'announce', source)
+    atOnce = true
+    const reply = tracker.packet(
+      packet,
+      action === udpActions.scrape ? 'scrape' : 'announce',
+      source,
+      allocate,
+    )
+    atOnce = false
     if (reply instanceof Promise) {
       void reply.then((late) => {
         if (open) send(late, from)

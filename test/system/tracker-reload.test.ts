@@ -366,8 +366,8 @@ test('a file that cannot be used changes nothing, and the log says why and where
       (text) => text.replace('addr: 127.0.0.1:0 }', 'addr: 127.0.0.1:0, announce_routes: [/:a, /:b] }'),
       /Cannot use route \/:b: another route takes the same paths/,
     ],
-    'tokens without keys': [
-      (text) => text.replace('approval: none', 'approval: token'),
+    'tokens that were not asked for at the start': [
+      (text) => `${text.replace('approval: none', 'approval: token')}tokens: { keys_file: ${list} }\n`,
       /tracker\.approval: token needs a restart/,
     ],
   }

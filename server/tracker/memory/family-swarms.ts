@@ -310,6 +310,12 @@ export class FamilySwarms {
     return (block << blockBits) + (position < fill ? position : position % fill)
   }
 
+  /** The slot of the peer of a kind with that number in its rack, which has all its blocks full but the last. */
+  slotAt(group: number, kind: Kind, index: number): number {
+    const entry = this.#lists.get(listOf(group, kind), index >>> blockBits)
+    return ((entry >>> fillBits) << blockBits) + (index & (blockSize - 1))
+  }
+
   /** How many peers the block of a slot holds: those of its slots that come first. */
   fillOf(slot: number): number {
     return (this.#fills[slot >>> blockBits] ?? 0) & ~kindBit

@@ -85,27 +85,65 @@ export function pickPeers({
   }
 
   const write = (family: Family, distance: number, withPeerIds: boolean) => {
+    for (let i = 0; i < length; i++) writePeer(family, chosen[i] ?? 0, distance, withPeerIds)
+  }
+
+  /**
+   * Writes `want` peers of the announcer's own rack, of both kinds alike. It steps through them, as if they stood in one row, from a random
+   * place on by a random stride that has no divisor in common with their number: nobody comes twice, all are equally likely, and
+   * nothing is listed, shuffled or looked up first.
+   */
+  const writeRack = (
+    groups: Readonly<Record<Family, Int32Array>>,
+    want: number,
+    { family: own, slot: self }: { family: Family; slot: number },
+    withPeerIds: boolean,
+  ) => {
+    const [group4, group6] = [groups[4][0] ?? -1, groups[6][0] ?? -1]
+    const seeders4 = families[4].count(group4, seeder)
+    const ipv4 = seeders4 + families[4].count(group4, leecher)
+    const seeders6 = families[6].count(group6, seeder)
+    const total = ipv4 + seeders6 + families[6].count(group6, leecher)
+    const stride = strideOf(total, random)
+    let at = Math.floor(random() * total)
+    let left = want
+    for (let i = 0; i < total && left > 0; i++) {
+      const family: Family = at < ipv4 ? 4 : 6
+      const peers = families[family]
+      const index = family === 4 ? at : at - ipv4
+      const ofKind = family === 4 ? seeders4 : seeders6
+      const slot =
+        index < ofKind
+          ? peers.slotAt(family === 4 ? group4 : group6, seeder, index)
+          : peers.slotAt(family === 4 ? group4 : group6, leecher, index - ofKind)
+      at += stride
+      if (at >= total) at -= total
+      if (slot === self && family === own) continue
+      writePeer(family, slot, 0, withPeerIds)
+      left--
+    }
+  }
+
+  const writePeer = (family: Family, slot: number, distance: number, withPeerIds: boolean) => {
     const peers = families[family]
     const halves = peers.endpointBytes / 2
     const { endpointHalves } = peers
     const compact = compactHalves[family]
-    const distances = sample.distances[family]
-    const from = sample.lengths[family]
-    const count = Math.min(length, distances.length - from)
-    for (let i = 0; i < count; i++) {
-      const slot = chosen[i] ?? 0
-      const [source, target] = [slot * halves, (from + i) * halves]
-      for (let half = 0; half < halves; half++) compact[target + half] = endpointHalves[source + half] ?? 0
-      distances[from + i] = distance
-    }
-    if (withPeerIds)
-      for (let i = 0; i < count; i++)
-        sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(chosen[i] ?? 0)), (from + i) * 20)
-    sample.lengths[family] = from + count
+    const to = sample.lengths[family]
+    if (to >= sampleMax) return
+    for (let half = 0; half < halves; half++)
+      compact[to * halves + half] = endpointHalves[slot * halves + half] ?? 0
+    sample.distances[family][to] = distance
+    if (withPeerIds) sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(slot)), to * 20)
+    sample.lengths[family] = to + 1
   }
 
   return (groups, announce, plan, self) => {
     const own = announce.source.family
+    if (plan.rack > 0) {
+      const slot = self >= 0 ? families[own].slotOf(self) : -1
+      writeRack(groups, plan.rack, { family: own, slot }, announce.withPeerIds)
+    }
     for (let i = 0; i <= announce.ancestors.length; i++) {
       const distance = i === 0 ? 0 : (announce.ancestors[i - 1]?.distance ?? 0)
       const [seeders, leechers] = [plan.seeders[i] ?? 0, plan.leechers[i] ?? 0]
@@ -161,6 +199,22 @@ function emptySide(): Side {
 }
 
 const bothFamilies: readonly Family[] = [4, 6]
+
+/** Primes, so that one that does not divide a number has no divisor in common with it. */
+const primes = [
+  100_003, 100_019, 100_043, 100_049, 100_057, 100_069, 100_103, 100_109, 100_129, 100_151, 100_153, 100_169,
+  100_183, 100_189, 100_193, 100_207, 100_213, 100_237, 100_267, 100_271, 100_279, 100_291, 100_297, 100_313,
+  100_333, 100_343, 100_357, 100_361, 100_363, 100_379, 100_391, 100_393,
+]
+
+/** A stride that visits all of `total` places before it comes back. */
+function strideOf(total: number, random: () => number): number {
+  for (let i = Math.floor(random() * primes.length); i < 2 * primes.length; i++) {
+    const prime = primes[i % primes.length] ?? 1
+    if (total % prime !== 0) return prime % total
+  }
+  return 1
+}
 
 /** Kinds together stand in one random order; each alone was drawn in one. */
 function shuffle(items: Uint32Array, length: number, random: () => number): void {

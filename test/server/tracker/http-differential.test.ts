@@ -210,7 +210,8 @@ async function startNode(
   // Taken, as HTTP goes; what comes behind it is not.
   server.on('connect', (request, socket) => {
     requests.push({ method: request.method ?? '', target: plainTarget(request.url ?? '') })
-    socket.end()
+    // Unread bytes would reset the connection, and a 400 that was written before were lost.
+    socket.resume().end()
   })
   server.on('clientError', (_error, socket) => {
     refused = true

@@ -58,9 +58,12 @@ export function announceOf(fields: PeerFields, most = 1000) {
     choose: (view) => {
       seen.view = structuredClone(view)
       const upTo = (count: number) => Math.min(count, most)
+      const [rack, ...far] = view.levels
+      assert.equal(rack?.distance, 0)
       return {
-        seeders: view.levels.map(({ seeders }) => upTo(seeders)),
-        leechers: view.levels.map(({ leechers }) => upTo(leechers)),
+        rack: upTo(rack.seeders + rack.leechers),
+        seeders: [0, ...far.map(({ seeders }) => upTo(seeders))],
+        leechers: [0, ...far.map(({ leechers }) => upTo(leechers))],
         gateway: false,
       }
     },

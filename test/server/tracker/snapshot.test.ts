@@ -210,7 +210,15 @@ test('snapshots are saved beside the announces, in turn, and a last one at the e
   await using store = openStore({ nowMs: 0 }, { now: () => performance.now() })
   populate(store, { peers: 4000, swarms: 50 })
   const steady = peersIn(store)
-  const options = { store, file, intervalMs: 5, topology, now: Date.now, log: silentLog() }
+  const options = {
+    store,
+    file,
+    intervalMs: 5,
+    topology,
+    saveAtEnd: () => true,
+    now: Date.now,
+    log: silentLog(),
+  }
   {
     await using snapshots = await startSnapshots(options)
     assert.ok(snapshots.ageSeconds() < 10)
@@ -245,7 +253,15 @@ test('a snapshot that cannot be saved says why, and the next one can be', async 
   const file = join(directory, 'swarms.snapshot')
   await using store = openStore()
   populate(store, { peers: 10, swarms: 2 })
-  const options = { store, file, intervalMs: 60_000, topology, now: Date.now, log: silentLog() }
+  const options = {
+    store,
+    file,
+    intervalMs: 60_000,
+    topology,
+    saveAtEnd: () => true,
+    now: Date.now,
+    log: silentLog(),
+  }
   await using snapshots = await startSnapshots(options)
   await assert.rejects(
     snapshots.save(),
