@@ -55,12 +55,13 @@ export function planSelection(input: SelectionInput): Plan {
     numwant < 2 && near > 0 ? 0 : Math.min(farCount, Math.max(1, Math.min(wanted, Math.floor(numwant / 2))))
   const nearChosen = Math.min(near, Math.max(0, numwant - kept))
   if (seeding) leechers[0] = nearChosen
-  spread(input, numwant - nearChosen, (level, places) => {
-    // From afar, data counts.
-    const holders = seeding ? 0 : (levels[level]?.seeders ?? 0)
-    seeders[level] = Math.min(places, holders)
-    leechers[level] = places - Math.min(places, holders)
-  })
+  if (farCount > 0)
+    spread(input, numwant - nearChosen, (level, places) => {
+      // From afar, data counts.
+      const holders = seeding ? 0 : (levels[level]?.seeders ?? 0)
+      seeders[level] = Math.min(places, holders)
+      leechers[level] = places - Math.min(places, holders)
+    })
   // In the own rack a fellow leecher is as good as a seeder: what it has is here already.
   return { rack: seeding ? 0 : nearChosen, seeders, leechers, gateway }
 }

@@ -49,7 +49,7 @@ if (import.meta.main) {
 
 /** Clients that say nothing, that say a byte at a time, and that ask for more than they read; whoever is cut comes back. */
 async function slow({ http, count }: AttackOptions): Promise<void> {
-  const hash = '%ee'.repeat(20)
+  const hash = '%dd'.repeat(20)
   const batches = [
     `/scrape?${`info_hash=${hash}&`.repeat(40)}`,
     `/announce?info_hash=${hash}&peer_id=${'a'.repeat(20)}&port=1&left=1&uploaded=0&downloaded=0&numwant=100`,

@@ -310,10 +310,44 @@ export class FamilySwarms {
     return (block << blockBits) + (position < fill ? position : position % fill)
   }
 
-  /** The slot of the peer of a kind with that number in its rack, which has all its blocks full but the last. */
-  slotAt(group: number, kind: Kind, index: number): number {
-    const entry = this.#lists.get(listOf(group, kind), index >>> blockBits)
-    return ((entry >>> fillBits) << blockBits) + (index & (blockSize - 1))
+  /**
+   * Writes the endpoints of `want` peers of a rack, seeders and leechers as if they stood in one row, from place `from` on by `stride`,
+   * leaving out the peer in slot `self`. The slots go to `slots`, the endpoints to `halves` from the `to`-th on.
+   *
+   * @returns how many were written
+   */
+  writeRack(
+    group: number,
+    { from, stride, want, self }: { from: number; stride: number; want: number; self: number },
+    slots: Uint32Array,
+    halves: Uint16Array,
+    to: number,
+  ): number {
+    const { arena } = this.#lists
+    const { endpointHalves } = this
+    const size = this.endpointBytes / 2
+    const [seederList, leecherList] = [listOf(group, seeder), listOf(group, leecher)]
+    const [seederBase, leecherBase] = [this.#lists.baseOf(seederList), this.#lists.baseOf(leecherList)]
+    const [seederBlock, leecherBlock] = [this.#lists.get(seederList, 0), this.#lists.get(leecherList, 0)]
+    const seeders = this.count(group, seeder)
+    const total = seeders + this.count(group, leecher)
+    let at = from
+    let written = 0
+    for (let i = 0; i < total && written < want; i++) {
+      const isSeeder = at < seeders
+      const index = isSeeder ? at : at - seeders
+      const base = isSeeder ? seederBase : leecherBase
+      const block =
+        base >= 0 ? (arena[base + (index >>> blockBits)] ?? 0) : isSeeder ? seederBlock : leecherBlock
+      const slot = ((block >>> fillBits) << blockBits) + (index & (blockSize - 1))
+      at += stride
+      if (at >= total) at -= total
+      if (slot === self) continue
+      const [source, target] = [slot * size, (to + written) * size]
+      for (let half = 0; half < size; half++) halves[target + half] = endpointHalves[source + half] ?? 0
+      slots[written++] = slot
+    }
+    return written
   }
 
   /** How many peers the block of a slot holds: those of its slots that come first. */

@@ -269,7 +269,7 @@ export function openMemoryPeerStore(
       const found = groups[family]
       const peers = families[family]
       if (swarm < 0 || (family !== own && announce.ownFamilyOnly)) {
-        found.fill(-1)
+        for (let i = 0; i <= levels; i++) found[i] = -1
         continue
       }
       // Whoever is stored is in them.

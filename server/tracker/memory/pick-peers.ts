@@ -96,31 +96,42 @@ export function pickPeers({
   const writeRack = (
     groups: Readonly<Record<Family, Int32Array>>,
     want: number,
-    { family: own, slot: self }: { family: Family; slot: number },
+    own: Family,
+    self: number,
     withPeerIds: boolean,
   ) => {
-    const [group4, group6] = [groups[4][0] ?? -1, groups[6][0] ?? -1]
-    const seeders4 = families[4].count(group4, seeder)
-    const ipv4 = seeders4 + families[4].count(group4, leecher)
-    const seeders6 = families[6].count(group6, seeder)
-    const total = ipv4 + seeders6 + families[6].count(group6, leecher)
-    const stride = strideOf(total, random)
-    let at = Math.floor(random() * total)
-    let left = want
-    for (let i = 0; i < total && left > 0; i++) {
-      const family: Family = at < ipv4 ? 4 : 6
+    const there = (family: Family) => {
+      const group = groups[family][0] ?? -1
+      const all = families[family].count(group, seeder) + families[family].count(group, leecher)
+      return all - (family === own && self >= 0 ? 1 : 0)
+    }
+    const [ipv4, ipv6] = [there(4), there(6)]
+    const wantIpv4 = ipv6 === 0 ? want : drawOf(ipv4, ipv6, want, random)
+    for (const family of bothFamilies) {
+      const wanted = family === 4 ? wantIpv4 : want - wantIpv4
+      if (wanted <= 0) continue
       const peers = families[family]
-      const index = family === 4 ? at : at - ipv4
-      const ofKind = family === 4 ? seeders4 : seeders6
-      const slot =
-        index < ofKind
-          ? peers.slotAt(family === 4 ? group4 : group6, seeder, index)
-          : peers.slotAt(family === 4 ? group4 : group6, leecher, index - ofKind)
-      at += stride
-      if (at >= total) at -= total
-      if (slot === self && family === own) continue
-      writePeer(family, slot, 0, withPeerIds)
-      left--
+      const skip = family === own && self >= 0
+      const total = (family === 4 ? ipv4 : ipv6) + (skip ? 1 : 0)
+      const to = sample.lengths[family]
+      const written = peers.writeRack(
+        groups[family][0] ?? -1,
+        {
+          from: Math.floor(random() * total),
+          stride: strideOf(total, random),
+          want: Math.min(wanted, sampleMax - to),
+          self: skip ? peers.slotOf(self) : -1,
+        },
+        chosen,
+        compactHalves[family],
+        to,
+      )
+      const distances = sample.distances[family]
+      for (let i = 0; i < written; i++) distances[to + i] = 0
+      if (withPeerIds)
+        for (let i = 0; i < written; i++)
+          sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(chosen[i] ?? 0)), (to + i) * 20)
+      sample.lengths[family] = to + written
     }
   }
 
@@ -140,10 +151,7 @@ export function pickPeers({
 
   return (groups, announce, plan, self) => {
     const own = announce.source.family
-    if (plan.rack > 0) {
-      const slot = self >= 0 ? families[own].slotOf(self) : -1
-      writeRack(groups, plan.rack, { family: own, slot }, announce.withPeerIds)
-    }
+    if (plan.rack > 0) writeRack(groups, plan.rack, own, self, announce.withPeerIds)
     for (let i = 0; i <= announce.ancestors.length; i++) {
       const distance = i === 0 ? 0 : (announce.ancestors[i - 1]?.distance ?? 0)
       const [seeders, leechers] = [plan.seeders[i] ?? 0, plan.leechers[i] ?? 0]

@@ -354,7 +354,7 @@ function announceOf(fields: Fields, seen: { view?: SwarmView } = {}): StoreAnnou
     lifetimeMs: () => fields.lifeMs ?? 600_000,
     choose: (view) => {
       seen.view = structuredClone(view)
-      return { seeders: [], leechers: [], gateway: false }
+      return { rack: 0, seeders: [], leechers: [], gateway: false }
     },
   }
 }
