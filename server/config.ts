@@ -518,7 +518,7 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
         fault(['tokens', key], 'a server with a registry has keys of its own: leave it out')
   } else if (tracker.approval === 'token' && !hasKeys) {
     fault(
-      ['tokens'],
+      ['tokens', 'keys_file'],
       'a tracker without a registry needs the public keys of one, from tokens.keys_file or tokens.keys_url, or tracker.approval: none',
     )
   }

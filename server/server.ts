@@ -251,16 +251,13 @@ async function keySetOf(
 ): Promise<KeySetSource | undefined> {
   if (tracker.approval === 'none') return undefined
   if (tokens.keys_file !== undefined) return { file: tokens.keys_file }
-  if (tokens.keys_url !== undefined)
-    return {
-      url: tokens.keys_url,
-      refreshIntervalMs: tokens.keys_refresh,
-      cacheFile: directory && join(directory, 'keys-cache.json'),
-      ca: tokens.keys_ca === undefined ? undefined : await readAuthority(tokens.keys_ca),
-    }
-  throw new ConfigError([
-    'tokens.keys_file: a tracker without a registry needs the public keys of one, from tokens.keys_file or tokens.keys_url, or tracker.approval: none',
-  ])
+  if (tokens.keys_url === undefined) return undefined
+  return {
+    url: tokens.keys_url,
+    refreshIntervalMs: tokens.keys_refresh,
+    cacheFile: directory && join(directory, 'keys-cache.json'),
+    ca: tokens.keys_ca === undefined ? undefined : await readAuthority(tokens.keys_ca),
+  }
 }
 
 async function readAuthority(file: string): Promise<string> {

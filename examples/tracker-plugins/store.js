@@ -171,6 +171,7 @@ export default function createMapStore(config, { sampleMax, random, now }) {
         levels.flatMap(({ distance, seeders, leechers }, i) =>
           shuffled(
             [
+              ...(i === 0 ? draw([...seeders, ...leechers], plan.rack, random) : []),
               ...draw(seeders, plan.seeders[i] ?? 0, random),
               ...draw(leechers, plan.leechers[i] ?? 0, random),
             ],

@@ -88,6 +88,8 @@ export interface TrackerDeps {
 /** Gives a buffer of so many bytes. */
 export type AllocateReply = (bytes: number) => Buffer
 
+const allocateReply: AllocateReply = (bytes) => Buffer.allocUnsafe(bytes)
+
 /**
  * The tracker without its frontends: a raw query or packet and a source address become reply bytes. Never throws: a peer's
  * fault is a `failure reason` (BEP 3) or an error packet (BEP 15), anything else is logged and answered with "internal server
@@ -225,9 +227,9 @@ export function createTracker(deps: TrackerDeps): Tracker {
 
   return {
     epoch: deps.epoch,
-    announce: (rawQuery, source) => answer(kinds.http.announce, rawQuery, source, Buffer.allocUnsafe),
-    scrape: (rawQuery, source) => answer(kinds.http.scrape, rawQuery, source, Buffer.allocUnsafe),
-    packet: (packet, action, source, allocate = Buffer.allocUnsafe) =>
+    announce: (rawQuery, source) => answer(kinds.http.announce, rawQuery, source, allocateReply),
+    scrape: (rawQuery, source) => answer(kinds.http.scrape, rawQuery, source, allocateReply),
+    packet: (packet, action, source, allocate = allocateReply) =>
       answer(kinds.udp[action], packet, source, allocate),
     counts: (infoHash) => store.scrape(infoHash),
     totals: () => store.totals(),

@@ -173,7 +173,7 @@ test('all that is wrong with the settings is said at once', async () => {
       prehooks: [{ name: 'unheard-of' }],
       storage: { config: { snapshot: true } },
     }),
-    ['http.addr', 'min_announce_interval', 'prehooks.0.name', 'storage.config.snapshot', 'tokens'],
+    ['http.addr', 'min_announce_interval', 'prehooks.0.name', 'storage.config.snapshot', 'tokens.keys_file'],
   )
   assert.deepEqual(await faultsOf({ ...open, storage: { config: { peers_max: 0 } } }), [
     'storage.config.peers_max',

@@ -5,6 +5,7 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { connect } from 'node:net'
+import { constants, setPriority } from 'node:os'
 import { escapeBytes } from '../../lib/protocol/query.ts'
 import { infoHashFromBytes } from '../../lib/protocol/infohash.ts'
 import { parseUdpConnectReply, writeUdpAnnounce, writeUdpConnect } from '../../lib/protocol/udp.ts'
@@ -38,6 +39,8 @@ const stats = { sent: 0, answered: 0, closed: 0, open: 0 }
 let over = false
 
 if (import.meta.main) {
+  // Real attackers have machines of their own; they take no time from the server's, nor from the honest.
+  setPriority(constants.priority.PRIORITY_BELOW_NORMAL)
   const [kind = '', json = '{}'] = process.argv.slice(2)
   await attacks[kind as AttackKind](JSON.parse(json) as AttackOptions)
   process.stdout.write('"ready"\n')
@@ -144,7 +147,7 @@ async function tokens({ http, udp, count, token = '', infoHash = '' }: AttackOpt
     downloaded: 0,
     left: 1,
   }
-  await floodUdp(udp, { window: 500, renewMs: 1000 }, (connectionId, transactionId) =>
+  await floodUdp(udp, { window: 200, renewMs: 1000 }, (connectionId, transactionId) =>
     writeUdpAnnounce({ connectionId, transactionId }, fields, `/?jwt=${forged()}`),
   )
 }
@@ -163,7 +166,7 @@ async function swarms({ http, udp, count }: AttackOptions): Promise<void> {
     ask()
   }
   await Promise.all(Array.from({ length: count }, (_, i) => begin(i)))
-  await floodUdp(udp, { window: 500, renewMs: 1000 }, (connectionId, transactionId) =>
+  await floodUdp(udp, { window: 200, renewMs: 1000 }, (connectionId, transactionId) =>
     writeUdpAnnounce(
       { connectionId, transactionId },
       {
