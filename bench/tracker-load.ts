@@ -47,6 +47,8 @@ export interface LoadOptions {
   /** Replies of a server that does not look at what it gets. */
   readonly blind?: boolean
   readonly connectEach?: boolean
+  /** Never sleeps in a closed loop; only on a core of its own. */
+  readonly spin?: boolean
   readonly connections?: number
   readonly newConnections?: boolean
   readonly tls?: boolean

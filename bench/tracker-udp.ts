@@ -70,12 +70,13 @@ async function prepare(stack: AsyncDisposableStack, { directory }: BenchOptions)
   const side = (target: LoadTarget, settings: string, own = {}, pinned = true): Side => ({
     name: target.name,
     settings,
-    run: async () => toRateFigures(windowOf(await generator.load(target, { ...shape, ...own }, pinned))),
+    run: async () =>
+      toRateFigures(windowOf(await generator.load(target, { ...shape, spin: pinned, ...own }, pinned))),
   })
   return [
     side(
       own.udp,
-      `${swarms} swarms of ${peers} peers, no token approval; server on one core (taskset), generator on the other; 128 announces under way over 16 sockets, 2 s of warm-up, 4 s measured; each reply checked`,
+      `${swarms} swarms of ${peers} peers, no token approval; server on one core (taskset), generator on the other, where it never sleeps (to wake it would be at the cost of the server, the more the slower that is); 128 announces under way over 16 sockets, 2 s of warm-up, 4 s measured; each reply checked`,
     ),
     side(
       echo,

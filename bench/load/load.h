@@ -33,6 +33,8 @@ struct options {
     int pids[64];
     int pid_count;
     bool connect_each, blind;
+    // Never sleeps in a closed loop: to wake the generator would be at the cost of whoever answers, the more the slower it is.
+    bool spin;
     int connections;
     bool new_connections, tls;
     const char *path;

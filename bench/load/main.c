@@ -73,7 +73,7 @@ int main(int count, char **arguments) {
 }
 
 enum { SWARMS = 256, PEERS, NUMWANT, SEEDER_EVERY, WINDOW, RATE, WARM, SECONDS, FILL, ADDRESSES, RACKS, SOCKETS, TIMEOUT,
-       TOKENS, SAVE_TICKETS, PIDS, CONNECT_EACH, BLIND, CONNECTIONS, NEW_CONNECTIONS, TLS, PATH, HOST, PORT };
+       TOKENS, SAVE_TICKETS, PIDS, CONNECT_EACH, BLIND, SPIN, CONNECTIONS, NEW_CONNECTIONS, TLS, PATH, HOST, PORT };
 
 static void read_options(int count, char **arguments) {
     static const struct option known[] = {
@@ -82,7 +82,7 @@ static void read_options(int count, char **arguments) {
         {"rate", 1, 0, RATE}, {"warm", 1, 0, WARM}, {"seconds", 1, 0, SECONDS}, {"fill", 0, 0, FILL},
         {"addresses", 1, 0, ADDRESSES}, {"racks", 1, 0, RACKS}, {"sockets", 1, 0, SOCKETS},
         {"timeout-ms", 1, 0, TIMEOUT}, {"tokens", 1, 0, TOKENS}, {"save-tickets", 1, 0, SAVE_TICKETS},
-        {"pids", 1, 0, PIDS}, {"connect-each", 0, 0, CONNECT_EACH}, {"blind", 0, 0, BLIND},
+        {"pids", 1, 0, PIDS}, {"connect-each", 0, 0, CONNECT_EACH}, {"blind", 0, 0, BLIND}, {"spin", 0, 0, SPIN},
         {"connections", 1, 0, CONNECTIONS}, {"new-connections", 0, 0, NEW_CONNECTIONS}, {"tls", 0, 0, TLS},
         {"path", 1, 0, PATH}, {0},
     };
@@ -112,6 +112,7 @@ static void read_options(int count, char **arguments) {
             }
             break;
         case CONNECT_EACH: options.connect_each = true; break;
+        case SPIN: options.spin = true; break;
         case BLIND: options.blind = true; break;
         case CONNECTIONS: options.connections = atoi(optarg); break;
         case NEW_CONNECTIONS: options.new_connections = true; break;

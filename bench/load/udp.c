@@ -176,7 +176,7 @@ void run_udp(struct phase *phase) {
             }
         }
         flush_all();
-        uint64_t wait_ns = EXPIRE_EVERY_NS;
+        uint64_t wait_ns = options.spin && !open_loop && !phase->fill ? 0 : EXPIRE_EVERY_NS;
         if (open_loop && !over && intended_ns < now + wait_ns) wait_ns = intended_ns > now ? intended_ns - now : 0;
         struct epoll_event events[256];
         struct timespec wait = {0, (long)wait_ns};
