@@ -3,11 +3,11 @@ import type { SharedArrays } from './shared-arrays.ts'
 /** What is looked for is not there. */
 export const none = -1
 
-/** Five slots for four entries: short runs, and a quarter of the memory of the next power of two. */
-const slack = 1.25
-/** A table that is fuller than this is left for one of eight times the size. */
+/** Six slots for five entries: runs stay short, and it is a fifth of the memory of the next power of two. */
+const slack = 1.2
+/** A table that is fuller than this is left for one of sixteen times the size. */
 const fullAt = 0.75
-const growth = 8
+const growth = 16
 const slotsMin = 4096
 /** Slots of the old table that each insertion empties; one that grows is done long before the new one is full. */
 const movedPerInsert = 4

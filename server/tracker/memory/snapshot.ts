@@ -30,9 +30,9 @@ const swarmBytes = 24
 
 /** Peers looked at while the store is locked: 0.3 ms, which an announce may have to wait. */
 const peersPerFrame = 512
-const frameBytesMax = 1024 * 1024
-/** Frames collected into one write. */
-const writeBytes = 1024 * 1024
+const frameBytesMax = 64 * 1024
+/** Frames collected into one write, and what is read at a time. */
+const writeBytes = 256 * 1024
 /** Whoever was silent for longer than this is not there any more, whatever the snapshot says. */
 const ageMaxMs = 60 * 60 * 1000
 /** A peer could not announce while the tracker was gone: it gets this long to do so. */
@@ -54,20 +54,19 @@ export async function saveSnapshot(
   let bytes = 0
   try {
     await using handle: FileHandle = await open(temporary, 'w', 0o600)
-    let pending: Buffer[] = [head(nowMs)]
-    let pendingBytes = headBytes
+    // One buffer for all of it: a new one for each frame would grow the process by what waits to be collected, some 60 MiB.
+    const output = Buffer.allocUnsafe(writeBytes + frameBytesMax)
+    let end = head(nowMs).copy(output)
     const flush = async () => {
       // All of it or an error: a disk that is nearly full takes a part without a word.
-      await handle.writeFile(Buffer.concat(pending, pendingBytes))
-      bytes += pendingBytes
-      pending = []
-      pendingBytes = 0
+      await handle.writeFile(output.subarray(0, end))
+      bytes += end
+      end = 0
     }
-    for (const { frame, records } of frames(store)) {
-      pending.push(frame)
-      pendingBytes += frame.length
+    for (const { frame, records } of frames(store, () => output.subarray(end))) {
+      end += frame.length
       peers += records
-      if (pendingBytes >= writeBytes) await flush()
+      if (end >= writeBytes) await flush()
     }
     await flush()
     await handle.sync()
@@ -158,13 +157,13 @@ function restoreFrame(store: MemoryPeerStore, payload: Buffer, ageMs: number, to
   return restored
 }
 
-/** The frames of a snapshot, each taken under the lock. */
-function* frames(store: MemoryPeerStore): Generator<{ frame: Buffer; records: number }> {
+/** The frames of a snapshot, each taken under the lock, and written where `room` says. */
+function* frames(store: MemoryPeerStore, room: () => Buffer): Generator<{ frame: Buffer; records: number }> {
   for (const family of [4, 6] as const) {
     for (let from = 0, more = true; more; from += peersPerFrame) {
       const part = store.locked(({ families, swarms }) => {
         more = from + peersPerFrame < families[family].touched
-        return writePeers(families[family], swarms, family, { from, nowTick: store.nowTick() })
+        return writePeers(room(), families[family], swarms, family, { from, nowTick: store.nowTick() })
       })
       if (part.records > 0) yield part
     }
@@ -172,20 +171,21 @@ function* frames(store: MemoryPeerStore): Generator<{ frame: Buffer; records: nu
   for (let from = 0, more = true; more; from += peersPerFrame) {
     const frame = store.locked(({ swarms }) => {
       more = from + peersPerFrame < swarms.touched
-      return writeSwarms(swarms, from)
+      return writeSwarms(room(), swarms, from)
     })
     if (frame) yield { frame, records: 0 }
   }
-  yield { frame: sealed(frameOf(kinds.end, 0), frameHeadBytes + 1), records: 0 }
+  yield { frame: sealed(begin(room(), kinds.end), frameHeadBytes + 1), records: 0 }
 }
 
 function writePeers(
+  frame: Buffer,
   peers: FamilySwarms,
   swarms: SwarmTable,
   family: Family,
   { from, nowTick }: { from: number; nowTick: number },
 ): { frame: Buffer; records: number } {
-  const frame = frameOf(family, peersPerFrame * (peerFieldsBytes + peers.endpointBytes))
+  begin(frame, family)
   let at = frameHeadBytes + 1
   let records = 0
   for (let handle = from; handle < Math.min(from + peersPerFrame, peers.touched); handle++) {
@@ -204,8 +204,8 @@ function writePeers(
   return { frame: sealed(frame, at), records }
 }
 
-function writeSwarms(swarms: SwarmTable, from: number): Buffer | undefined {
-  const frame = frameOf(kinds.swarms, peersPerFrame * swarmBytes)
+function writeSwarms(frame: Buffer, swarms: SwarmTable, from: number): Buffer | undefined {
+  begin(frame, kinds.swarms)
   let at = frameHeadBytes + 1
   for (let swarm = from; swarm < Math.min(from + peersPerFrame, swarms.touched); swarm++) {
     const downloaded = swarms.downloaded(swarm)
@@ -224,8 +224,7 @@ function head(nowMs: number): Buffer {
   return bytes
 }
 
-function frameOf(kind: number, recordBytes: number): Buffer {
-  const frame = Buffer.allocUnsafe(frameHeadBytes + 1 + recordBytes)
+function begin(frame: Buffer, kind: number): Buffer {
   frame[frameHeadBytes] = kind
   return frame
 }
