@@ -323,31 +323,65 @@ export class FamilySwarms {
     halves: Uint16Array,
     to: number,
   ): number {
-    const { arena } = this.#lists
-    const { endpointHalves } = this
-    const size = this.endpointBytes / 2
-    const [seederList, leecherList] = [listOf(group, seeder), listOf(group, leecher)]
-    const [seederBase, leecherBase] = [this.#lists.baseOf(seederList), this.#lists.baseOf(leecherList)]
-    const [seederBlock, leecherBlock] = [this.#lists.get(seederList, 0), this.#lists.get(leecherList, 0)]
     const seeders = this.count(group, seeder)
     const total = seeders + this.count(group, leecher)
+    const [seederList, leecherList] = [listOf(group, seeder), listOf(group, leecher)]
     let at = from
     let written = 0
     for (let i = 0; i < total && written < want; i++) {
       const isSeeder = at < seeders
       const index = isSeeder ? at : at - seeders
-      const base = isSeeder ? seederBase : leecherBase
-      const block =
-        base >= 0 ? (arena[base + (index >>> blockBits)] ?? 0) : isSeeder ? seederBlock : leecherBlock
-      const slot = ((block >>> fillBits) << blockBits) + (index & (blockSize - 1))
+      const entry = this.#lists.get(isSeeder ? seederList : leecherList, index >>> blockBits)
+      const slot = ((entry >>> fillBits) << blockBits) + (index & (blockSize - 1))
       at += stride
       if (at >= total) at -= total
       if (slot === self) continue
-      const [source, target] = [slot * size, (to + written) * size]
-      for (let half = 0; half < size; half++) halves[target + half] = endpointHalves[source + half] ?? 0
+      this.#writeEndpoint(slot, halves, to + written)
       slots[written++] = slot
     }
     return written
+  }
+
+  /** Blocks of a rack, of both kinds. */
+  blocksOf(group: number): number {
+    return this.#lists.length(listOf(group, seeder)) + this.#lists.length(listOf(group, leecher))
+  }
+
+  /** The same for a large rack, block by block: from block `from` on by `stride`, all peers of each. */
+  writeRackByBlocks(
+    group: number,
+    { from, stride, want, self }: { from: number; stride: number; want: number; self: number },
+    slots: Uint32Array,
+    halves: Uint16Array,
+    to: number,
+  ): number {
+    const [seederList, leecherList] = [listOf(group, seeder), listOf(group, leecher)]
+    const seederBlocks = this.#lists.length(seederList)
+    const total = seederBlocks + this.#lists.length(leecherList)
+    let at = from
+    let written = 0
+    for (let i = 0; i < total && written < want; i++) {
+      const entry =
+        at < seederBlocks ? this.#lists.get(seederList, at) : this.#lists.get(leecherList, at - seederBlocks)
+      const first = (entry >>> fillBits) << blockBits
+      at += stride
+      if (at >= total) at -= total
+      const fill = entry & fillMask
+      // From anywhere in the block: of the last one only some are taken.
+      for (let j = 0; j < fill && written < want; j++) {
+        const slot = first + ((from + j) % fill)
+        if (slot === self) continue
+        this.#writeEndpoint(slot, halves, to + written)
+        slots[written++] = slot
+      }
+    }
+    return written
+  }
+
+  #writeEndpoint(slot: number, halves: Uint16Array, to: number): void {
+    const size = this.endpointBytes / 2
+    const [source, target] = [slot * size, to * size]
+    for (let half = 0; half < size; half++) halves[target + half] = this.endpointHalves[source + half] ?? 0
   }
 
   /** How many peers the block of a slot holds: those of its slots that come first. */
@@ -375,26 +409,41 @@ export class FamilySwarms {
     return this.#records[handle * recordWords + tickWord] ?? 0
   }
 
-  /** Sets the tick at which a peer is due; less than `wheelSlots` from now. */
+  /**
+   * Sets the tick at which a peer is due; less than `wheelSlots` from now. A later one is only noted: the peer is moved when the slot
+   * it stands in comes round, so that an announce does not touch its neighbours.
+   */
   schedule(handle: number, tick: number): void {
     const records = this.#records
     const at = handle * recordWords
-    if (records[at + previousWord] !== unlinked) {
-      if (records[at + tickWord] === tick) return
-      this.#unlink(handle)
-    }
+    const linked = records[at + previousWord] !== unlinked
+    const later = tick >= (records[at + tickWord] ?? 0)
+    records[at + tickWord] = tick
+    if (linked && later) return
+    if (linked) this.#unlink(handle)
+    this.#link(handle, tick)
+  }
+
+  /** Moves a peer whose slot has come round to the slot of the tick at which it is due. */
+  postpone(handle: number): void {
+    this.#unlink(handle)
+    this.#link(handle, this.expiryTick(handle))
+  }
+
+  /** The next peer of a tick's slot, which is due then or later; -1 where there is none. */
+  inSlot(tick: number): number {
+    return (this.#wheel[tick % wheelSlots] ?? 0) - 1
+  }
+
+  #link(handle: number, tick: number): void {
+    const records = this.#records
+    const at = handle * recordWords
     const slot = tick % wheelSlots
     const first = this.#wheel[slot] ?? 0
-    records[at + tickWord] = tick
     records[at + nextWord] = first
     records[at + previousWord] = headBit | slot
     if (first > 0) records[(first - 1) * recordWords + previousWord] = handle
     this.#wheel[slot] = handle + 1
-  }
-
-  /** A peer that is due at a tick, or -1. */
-  due(tick: number): number {
-    return (this.#wheel[tick % wheelSlots] ?? 0) - 1
   }
 
   #unlink(handle: number): void {

@@ -16,8 +16,7 @@ const freeBit = 0x80
  * place of its pointer. One that outgrows its room moves to one of twice the size, and to half when three quarters are unused.
  */
 export class Lists {
-  /** Values of all lists; where one begins, `baseOf` says. */
-  readonly arena: Uint32Array
+  readonly #arena: Uint32Array
   readonly #states: Uint8Array
   readonly #header: Uint32Array
   readonly #at: Uint32Array
@@ -29,7 +28,7 @@ export class Lists {
   /** `valuesMax`: values in all lists together; the arena has four times that, most of which is never touched. */
   constructor(arrays: SharedArrays, name: string, options: { listsMax: number; valuesMax: number }) {
     this.#top = Math.max(12, Math.ceil(Math.log2(options.valuesMax * 4)))
-    this.arena = arrays.u32(`${name}.arena`, 2 ** this.#top)
+    this.#arena = arrays.u32(`${name}.arena`, 2 ** this.#top)
     this.#states = arrays.u8(`${name}.states`, 2 ** (this.#top - smallest))
     this.#header = arrays.u32(`${name}.header`, classes + 1)
     this.#at = arrays.u32(`${name}.at`, options.listsMax)
@@ -55,17 +54,12 @@ export class Lists {
 
   get(list: number, index: number): number {
     const at = this.#at[list] ?? 0
-    return this.#rooms[list] === 0 ? at : (this.arena[at + index] ?? 0)
-  }
-
-  /** Where the values of a list begin in the arena; -1 where there is one at most, which only `get` gives. */
-  baseOf(list: number): number {
-    return this.#rooms[list] === 0 ? -1 : (this.#at[list] ?? 0)
+    return this.#rooms[list] === 0 ? at : (this.#arena[at + index] ?? 0)
   }
 
   set(list: number, index: number, value: number): void {
     if (this.#rooms[list] === 0) this.#at[list] = value
-    else this.arena[(this.#at[list] ?? 0) + index] = value
+    else this.#arena[(this.#at[list] ?? 0) + index] = value
   }
 
   push(list: number, value: number): void {
@@ -86,7 +80,7 @@ export class Lists {
       return
     }
     const at = this.#at[list] ?? 0
-    this.#at[list] = this.arena[at] ?? 0
+    this.#at[list] = this.#arena[at] ?? 0
     this.#rooms[list] = 0
     this.#free(at, room)
   }
@@ -96,9 +90,9 @@ export class Lists {
     const before = this.#rooms[list] ?? 0
     const to = this.#allocate(room)
     if (before === 0) {
-      this.arena[to] = from
+      this.#arena[to] = from
     } else {
-      this.arena.copyWithin(to, from, from + length)
+      this.#arena.copyWithin(to, from, from + length)
       this.#free(from, before)
     }
     this.#at[list] = to
@@ -135,18 +129,18 @@ export class Lists {
 
   #link(at: number, room: number): void {
     const first = this.#header[room] ?? 0
-    this.arena[at] = first
-    this.arena[at + 1] = 0
-    if (first > 0) this.arena[first] = at + 1
+    this.#arena[at] = first
+    this.#arena[at + 1] = 0
+    if (first > 0) this.#arena[first] = at + 1
     this.#header[room] = at + 1
     this.#states[at >>> smallest] = freeBit | room
   }
 
   #unlink(at: number, room: number): void {
-    const [next, previous] = [this.arena[at] ?? 0, this.arena[at + 1] ?? 0]
-    if (previous > 0) this.arena[previous - 1] = next
+    const [next, previous] = [this.#arena[at] ?? 0, this.#arena[at + 1] ?? 0]
+    if (previous > 0) this.#arena[previous - 1] = next
     else this.#header[room] = next
-    if (next > 0) this.arena[next] = previous
+    if (next > 0) this.#arena[next] = previous
     this.#states[at >>> smallest] = 0
   }
 }

@@ -147,19 +147,20 @@ export function openMemoryPeerStore(
     if (!swarms.hasPeers(swarm)) swarms.becameEmpty(swarm)
   }
 
-  /** Removes what is due, `budget` peers at most. @returns whether nothing is due any more */
+  /** Looks after what is due, `budget` peers at most: those that announced since stay. @returns whether nothing is due any more */
   const expire = (budget: number, until = nowTick()): boolean => {
     let tick = Math.max(header[tickWord] ?? 0, until - wheelSlots)
     if (tick >= until) return true
     let left = budget
     for (; tick < until; tick++) {
       for (const peers of [families[4], families[6]]) {
-        for (let handle = peers.due(tick); handle >= 0; handle = peers.due(tick)) {
+        for (let handle = peers.inSlot(tick); handle >= 0; handle = peers.inSlot(tick)) {
           if (left-- === 0) {
             header[tickWord] = tick
             return false
           }
-          remove(peers, handle)
+          if (peers.expiryTick(handle) > tick) peers.postpone(handle)
+          else remove(peers, handle)
         }
       }
     }

@@ -10,8 +10,9 @@ const drawsPerPeerMax = 8
 /** Blocks are nearly empty where every peer is alone in its place; even then so many draws are sure to meet one. */
 const drawTries = 1024
 /**
- * Of how many peers on several are taken of a block that was drawn, and how many: half a cache line, fetched once. Each peer is as likely
- * as before to be met; only those who joined side by side are met together more often, and there are hundreds of such groups.
+ * Of how many peers on several are taken of a block that was drawn, and how many of one further away; of the own rack the whole block. It is
+ * one cache line, fetched once. Each peer is as likely as before to be met; only those who joined side by side are met together more
+ * often, and there are hundreds of such groups.
  */
 const runsFrom = 1024
 const runMax = 4
@@ -91,7 +92,7 @@ export function pickPeers({
   /**
    * Writes `want` peers of the announcer's own rack, of both kinds alike. It steps through them, as if they stood in one row, from a random
    * place on by a random stride that has no divisor in common with their number: nobody comes twice, all are equally likely, and
-   * nothing is listed, shuffled or looked up first.
+   * nothing is listed, shuffled or looked up first. Through a large rack it goes by blocks.
    */
   const writeRack = (
     groups: Readonly<Record<Family, Int32Array>>,
@@ -114,18 +115,18 @@ export function pickPeers({
       const skip = family === own && self >= 0
       const total = (family === 4 ? ipv4 : ipv6) + (skip ? 1 : 0)
       const to = sample.lengths[family]
-      const written = peers.writeRack(
-        groups[family][0] ?? -1,
-        {
-          from: Math.floor(random() * total),
-          stride: strideOf(total, random),
-          want: Math.min(wanted, sampleMax - to),
-          self: skip ? peers.slotOf(self) : -1,
-        },
-        chosen,
-        compactHalves[family],
-        to,
-      )
+      const group = groups[family][0] ?? -1
+      const large = total > runsFrom
+      const row = large ? peers.blocksOf(group) : total
+      const options = {
+        from: Math.floor(random() * row),
+        stride: strideOf(row, random),
+        want: Math.min(wanted, sampleMax - to),
+        self: skip ? peers.slotOf(self) : -1,
+      }
+      const written = large
+        ? peers.writeRackByBlocks(group, options, chosen, compactHalves[family], to)
+        : peers.writeRack(group, options, chosen, compactHalves[family], to)
       const distances = sample.distances[family]
       for (let i = 0; i < written; i++) distances[to + i] = 0
       if (withPeerIds)
