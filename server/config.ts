@@ -2,22 +2,10 @@ import { z } from 'zod'
 import { parseCidr } from '../lib/protocol/cidr.ts'
 import { parseIp, isLoopback } from '../lib/protocol/address.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
-import { duration, size } from '../lib/runtime/config.ts'
+import { duration, parsed, size } from '../lib/runtime/config.ts'
 import { builtInPreHooks } from './tracker/hooks/built-in.ts'
 import { isModulePath } from './tracker/load-module.ts'
 import { createTopology } from './tracker/topology.ts'
-
-/** A text that `parse` accepts; its message becomes the fault. */
-function parsed<Value>(parse: (text: string) => Value) {
-  return z.string().transform((text, context) => {
-    try {
-      return parse(text)
-    } catch (error) {
-      context.addIssue({ code: 'custom', message: error instanceof Error ? error.message : String(error) })
-      return z.NEVER
-    }
-  })
-}
 
 /** `HOST:PORT`, `[IPV6]:PORT`; port 0 lets the system choose. */
 export function listenAddress() {

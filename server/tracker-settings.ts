@@ -1,9 +1,8 @@
-import { randomBytes } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isLoopback, parseIp } from '../lib/protocol/address.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
-import { readOrMakeSecret, readSecret } from '../lib/runtime/secret-file.ts'
+import { makeSecret, readOrMakeSecret, readSecret } from '../lib/runtime/secret-file.ts'
 import type { KeySetSource } from '../lib/token/key-set.ts'
 import type { ServerConfig } from './config.ts'
 import { MemoryStorage } from './config.ts'
@@ -30,9 +29,7 @@ export async function openTrackerSecrets(
   const secret = async (text: string | undefined, file: string | undefined, own: string) => {
     if (text !== undefined && text !== '') return text
     if (file !== undefined) return readSecret(file)
-    return dataDirectory === undefined
-      ? randomBytes(secretBytes).toString('base64url')
-      : readOrMakeSecret(join(dataDirectory, own))
+    return dataDirectory === undefined ? makeSecret() : readOrMakeSecret(join(dataDirectory, own))
   }
   const udpPrivateKey = await secret(
     udp.private_key ?? environment['RACKSWARM_UDP_PRIVATE_KEY'],
@@ -53,7 +50,6 @@ export async function openTrackerSecrets(
   }
 }
 
-const secretBytes = 32
 const privateKeyCharactersMin = 16
 
 /** Reads the PEM files of `http.tls`. @throws ConfigError naming the file that cannot be read */

@@ -74,6 +74,18 @@ export function checkConfig<Schema extends z.ZodType>(
   }
 }
 
+/** A text that `parse` accepts; its message becomes the fault. */
+export function parsed<Value>(parse: (text: string) => Value) {
+  return z.string().transform((text, context) => {
+    try {
+      return parse(text)
+    } catch (error) {
+      context.addIssue({ code: 'custom', message: error instanceof Error ? error.message : String(error) })
+      return z.NEVER
+    }
+  })
+}
+
 /** `90s`, `30m`, `15d`, `250ms` … as milliseconds. */
 export function duration() {
   return z

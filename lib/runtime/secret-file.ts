@@ -5,6 +5,11 @@ import { isMissing, makeDirectory, writeFileAtomic } from './files.ts'
 
 const secretBytes = 32
 
+/** 256 random bits in base64url. */
+export function makeSecret(): string {
+  return randomBytes(secretBytes).toString('base64url')
+}
+
 /**
  * Reads a secret from a file that its owner alone can read.
  *
@@ -30,7 +35,7 @@ export async function readOrMakeSecret(file: string): Promise<string> {
   } catch (error) {
     if (!isMissing(error)) throw error
     await makeDirectory(dirname(file), 0o700)
-    await writeFileAtomic(file, `${randomBytes(secretBytes).toString('base64url')}\n`, { mode: 0o600 })
+    await writeFileAtomic(file, `${makeSecret()}\n`, { mode: 0o600 })
   }
   return readSecret(file)
 }

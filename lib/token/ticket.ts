@@ -1,7 +1,4 @@
-import { createHmac, createSecretKey, randomBytes, timingSafeEqual } from 'node:crypto'
-import { readFile, stat } from 'node:fs/promises'
-import { dirname } from 'node:path'
-import { isMissing, makeDirectory, writeFileAtomic } from '../runtime/files.ts'
+import { createHmac, createSecretKey, timingSafeEqual } from 'node:crypto'
 import type { VerificationKey } from './verification-key.ts'
 
 /**
@@ -41,28 +38,4 @@ export function createTickets(secret: string): Tickets {
         : undefined
     },
   }
-}
-
-/**
- * Tickets by a secret that siblings share as text, or that lies in a file (0600), made at the first start.
- *
- * @throws Error naming the file that others can read, or the secret that is too short
- */
-export async function openTickets(from: { secret: string } | { file: string }): Promise<Tickets> {
-  if ('secret' in from) return createTickets(from.secret)
-  const { file } = from
-  try {
-    const { mode } = await stat(file)
-    if ((mode & 0o077) !== 0)
-      throw new Error(
-        `Cannot use ticket secret ${file}: others can read it; remove it, and a new one is made at the next start`,
-      )
-    return createTickets(await readFile(file, 'utf8'))
-  } catch (error) {
-    if (!isMissing(error)) throw error
-  }
-  const secret = randomBytes(32).toString('base64url')
-  await makeDirectory(dirname(file), 0o700)
-  await writeFileAtomic(file, `${secret}\n`, { mode: 0o600 })
-  return createTickets(secret)
 }

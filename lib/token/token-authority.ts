@@ -168,10 +168,9 @@ export interface KeySetVerifier extends TokenVerifier, AsyncDisposable {
  * @throws Error naming the file that holds no key set; a URL that is down does not keep it from opening
  */
 export async function openKeySetVerifier(
-  options: Trust &
-    ({ jwksFile: string } | { keySet: KeySetSource }) & { log?: Logger; random?: () => number },
+  options: Trust & { keySet: KeySetSource; log?: Logger; random?: () => number },
 ): Promise<KeySetVerifier> {
-  const keySet = await openKeySet('keySet' in options ? options.keySet : { file: options.jwksFile }, {
+  const keySet = await openKeySet(options.keySet, {
     log: silentLog(),
     random: Math.random,
     ...options,

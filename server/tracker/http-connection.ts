@@ -11,13 +11,11 @@ import { HttpReader } from './http-reader.ts'
 import type { TextAnswer } from './http-reply.ts'
 import { writeReply } from './http-reply.ts'
 import type { MatchRoute } from './http-routes.ts'
+import type { Tracker } from './tracker.ts'
 import type { Turns } from './http-turns.ts'
 
 /** What answers: the tracker. What a request is refused for is in the bytes. */
-export interface TrackerHandlers {
-  announce(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
-  scrape(rawQuery: string, source: Ip): Buffer | Promise<Buffer>
-}
+export type TrackerHandlers = Pick<Tracker, 'announce' | 'scrape'>
 
 /** What all connections of a listener share; its fields change while connections live. */
 export interface ConnectionContext {

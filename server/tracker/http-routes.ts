@@ -1,5 +1,4 @@
-/** What a route of the tracker does. */
-export type TrackerAction = 'announce' | 'scrape'
+import type { TrackerAction } from './tracker.ts'
 
 /** `undefined` where the path is not a route. Lone paths come before patterns, and those in their order. */
 export type MatchRoute = (path: string) => TrackerAction | undefined

@@ -1,6 +1,5 @@
 import { Worker } from 'node:worker_threads'
 import type { Logger, LogLevel } from '../../lib/runtime/log.ts'
-import type { TokenVerifier } from '../../lib/token/claims.ts'
 import type { CounterMemory } from './counters.ts'
 import { createCounterMemory, openCounters } from './counters.ts'
 import type { OpenStore } from './create-store.ts'
@@ -12,7 +11,7 @@ import type { TlsMaterial } from './http-tls.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import { createTopology } from './topology.ts'
-import type { GivenHooks, PreparedSettings, TrackerSettings, TrackerThread } from './tracker-thread.ts'
+import type { PreparedSettings, TrackerSettings, TrackerThread, TrackerThreadDeps } from './tracker-thread.ts'
 import { startTrackerThread } from './tracker-thread.ts'
 import type { WorkerAnswer, WorkerOrder, WorkerSetup } from './tracker-worker.ts'
 
@@ -28,16 +27,10 @@ export type StorageSettings =
   /** For one thread alone. */
   | { readonly name: 'given'; readonly open: OpenStore }
 
-export interface TrackerServiceDeps {
+export interface TrackerServiceDeps extends Omit<TrackerThreadDeps, 'store' | 'counters' | 'reusePort'> {
+  /** With hooks or a store that the program has made itself: one alone. */
   readonly threads: number
   readonly storage: StorageSettings
-  readonly verifier?: TokenVerifier | undefined
-  /** Hooks that the program has made itself; for one thread alone. */
-  readonly given?: GivenHooks | undefined
-  readonly log: Logger
-  readonly now: () => number
-  readonly monotonic: () => number
-  readonly random: () => number
 }
 
 /** The tracker of a server: a store, and one or more threads that answer. */

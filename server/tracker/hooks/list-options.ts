@@ -30,18 +30,6 @@ export interface ApprovalList<List> extends ListStatus, AsyncDisposable {
 /** Entries in the configuration itself; more belong in a file, which is followed and read in slices. */
 const inlineMax = 10_000
 
-/** A text that `parse` accepts; its message becomes the fault. */
-export function parsed<Value>(parse: (text: string) => Value) {
-  return z.string().transform((text, context) => {
-    try {
-      return parse(text)
-    } catch (error) {
-      context.addIssue({ code: 'custom', message: error instanceof Error ? error.message : String(error) })
-      return z.NEVER
-    }
-  })
-}
-
 /** The options of a hook that has one list: of `what`, each written as `entry` in the configuration, as `line` in a file. */
 export function listOptions<Entry extends z.ZodType>(
   entry: Entry,

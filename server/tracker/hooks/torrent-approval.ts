@@ -1,10 +1,11 @@
 import { ClientError } from '../../../lib/protocol/errors.ts'
 import type { InfoHash } from '../../../lib/protocol/infohash.ts'
 import { infoHashFromHex, infoHashToBytes } from '../../../lib/protocol/infohash.ts'
+import { parsed } from '../../../lib/runtime/config.ts'
 import type { HookDeps, PreHookDefinition } from '../hooks.ts'
 import { createByteSet } from './byte-set.ts'
 import type { ListHook } from './list-options.ts'
-import { listOptions, openList, parsed } from './list-options.ts'
+import { listOptions, openList } from './list-options.ts'
 import type { EntryList, ListFormat } from './watched-list.ts'
 
 const name = 'torrent approval'

@@ -336,7 +336,7 @@ export class FamilySwarms {
       at += stride
       if (at >= total) at -= total
       if (slot === self) continue
-      this.#writeEndpoint(slot, halves, to + written)
+      this.writeEndpoint(slot, halves, to + written)
       slots[written++] = slot
     }
     return written
@@ -371,14 +371,15 @@ export class FamilySwarms {
       for (let j = 0; j < fill && written < want; j++) {
         const slot = first + ((from + j) % fill)
         if (slot === self) continue
-        this.#writeEndpoint(slot, halves, to + written)
+        this.writeEndpoint(slot, halves, to + written)
         slots[written++] = slot
       }
     }
     return written
   }
 
-  #writeEndpoint(slot: number, halves: Uint16Array, to: number): void {
+  /** Writes the endpoint of a slot as the `to`-th of a row. */
+  writeEndpoint(slot: number, halves: Uint16Array, to: number): void {
     const size = this.endpointBytes / 2
     const [source, target] = [slot * size, to * size]
     for (let half = 0; half < size; half++) halves[target + half] = this.endpointHalves[source + half] ?? 0

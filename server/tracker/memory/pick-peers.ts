@@ -85,8 +85,23 @@ export function pickPeers({
     }
   }
 
+  /** Writes what belongs to the `count` chosen peers whose endpoints stand from `to` on, and counts them in. */
+  const complete = (family: Family, to: number, count: number, distance: number, withPeerIds: boolean) => {
+    const peers = families[family]
+    const distances = sample.distances[family]
+    for (let i = to; i < to + count; i++) distances[i] = distance
+    if (withPeerIds)
+      for (let i = 0; i < count; i++)
+        sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(chosen[i] ?? 0)), (to + i) * 20)
+    sample.lengths[family] = to + count
+  }
+
   const write = (family: Family, distance: number, withPeerIds: boolean) => {
-    for (let i = 0; i < length; i++) writePeer(family, chosen[i] ?? 0, distance, withPeerIds)
+    const to = sample.lengths[family]
+    const count = Math.min(length, sampleMax - to)
+    for (let i = 0; i < count; i++)
+      families[family].writeEndpoint(chosen[i] ?? 0, compactHalves[family], to + i)
+    complete(family, to, count, distance, withPeerIds)
   }
 
   /**
@@ -127,27 +142,8 @@ export function pickPeers({
       const written = large
         ? peers.writeRackByBlocks(group, options, chosen, compactHalves[family], to)
         : peers.writeRack(group, options, chosen, compactHalves[family], to)
-      const distances = sample.distances[family]
-      for (let i = 0; i < written; i++) distances[to + i] = 0
-      if (withPeerIds)
-        for (let i = 0; i < written; i++)
-          sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(chosen[i] ?? 0)), (to + i) * 20)
-      sample.lengths[family] = to + written
+      complete(family, to, written, 0, withPeerIds)
     }
-  }
-
-  const writePeer = (family: Family, slot: number, distance: number, withPeerIds: boolean) => {
-    const peers = families[family]
-    const halves = peers.endpointBytes / 2
-    const { endpointHalves } = peers
-    const compact = compactHalves[family]
-    const to = sample.lengths[family]
-    if (to >= sampleMax) return
-    for (let half = 0; half < halves; half++)
-      compact[to * halves + half] = endpointHalves[slot * halves + half] ?? 0
-    sample.distances[family][to] = distance
-    if (withPeerIds) sample.peerIds[family].set(peers.peerIdOf(peers.handleAt(slot)), to * 20)
-    sample.lengths[family] = to + 1
   }
 
   return (groups, announce, plan, self) => {

@@ -5,10 +5,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { createTickets, openTickets } from '../../../lib/token/ticket.ts'
+import { readOrMakeSecret } from '../../../lib/runtime/secret-file.ts'
+import { createTickets } from '../../../lib/token/ticket.ts'
 import { importVerificationKey } from '../../../lib/token/verification-key.ts'
 
 const secret = 'a secret of thirty-two characters'
+
+/** As a server opens them. */
+const ticketsOf = async (file: string) => createTickets(await readOrMakeSecret(file))
 
 test('a ticket is for one token, one key and one secret', () => {
   const [key, otherKey] = [makeKey('main'), makeKey('main')]
@@ -34,25 +38,22 @@ test('a ticket is for one token, one key and one secret', () => {
 test('the secret is made once, readable by its owner alone, and outlives a restart', async (t) => {
   const file = join(await makeDirectory(t), 'new', 'ticket-secret')
   const key = makeKey('main')
-  const ticket = (await openTickets({ file })).issue('a.b.c', key)
+  const ticket = (await ticketsOf(file)).issue('a.b.c', key)
   assert.equal((await stat(file)).mode & 0o777, 0o600)
   assert.ok((await readFile(file, 'utf8')).trim().length >= 43)
-  assert.equal((await openTickets({ file })).check('a.b.c', key, ticket), ticket)
-  assert.equal(
-    (await openTickets({ secret: await readFile(file, 'utf8') })).check('a.b.c', key, ticket),
-    ticket,
-  )
+  assert.equal((await ticketsOf(file)).check('a.b.c', key, ticket), ticket)
+  assert.equal(createTickets(await readFile(file, 'utf8')).check('a.b.c', key, ticket), ticket)
 })
 
 test('a secret that others can read, or that is too short, is refused', async (t) => {
   const file = join(await makeDirectory(t), 'ticket-secret')
-  await openTickets({ file })
+  await ticketsOf(file)
   await chmod(file, 0o640)
-  await assert.rejects(openTickets({ file }), /ticket-secret: others can read it/)
+  await assert.rejects(ticketsOf(file), /ticket-secret: others can read it/)
   await chmod(file, 0o600)
   await writeFile(file, 'short\n')
-  await assert.rejects(openTickets({ file }), /it has 5 characters, need 32/)
-  await assert.rejects(openTickets({ secret: 'x'.repeat(31) }), /need 32/)
+  await assert.rejects(ticketsOf(file), /it has 5 characters, need 32/)
+  assert.throws(() => createTickets('x'.repeat(31)), /need 32/)
 })
 
 function makeKey(kid: string) {

@@ -130,7 +130,7 @@ test('a tracker without a registry verifies by a key set, of each algorithm, and
   const keys = pairs.map(({ publicKey }, i) => ({ ...publicKey.export({ format: 'jwk' }), kid: `key-${i}` }))
   await writeFile(jwksFile, JSON.stringify({ keys: [{ kty: 'oct', k: 'c2VjcmV0', kid: 'hmac' }, ...keys] }))
   const trust = { issuer, audience: issuer, clockToleranceMs: toleranceMs, now: () => clock.now }
-  await using verifier = await openKeySetVerifier({ ...trust, jwksFile })
+  await using verifier = await openKeySetVerifier({ ...trust, keySet: { file: jwksFile } })
   const check = async () => {
     for (const [i, { privateKey }] of pairs.entries()) {
       const file = join(directory, `key-${i}.pem`)
@@ -158,7 +158,7 @@ test('a key set that gives a new key the name of an old one is believed, by ever
   const [old, replaced] = [await makeKey('old'), await makeKey('replaced')]
   await writeFile(jwksFile, old.keySet)
   const trust = { issuer, audience: issuer, clockToleranceMs: toleranceMs, now: () => clock.now }
-  await using verifier = await openKeySetVerifier({ ...trust, jwksFile })
+  await using verifier = await openKeySetVerifier({ ...trust, keySet: { file: jwksFile } })
   /** Each token is new, so each goes to the next worker. */
   const faultsOf = async ({ mint }: { mint: () => Promise<string> }) => {
     const faults = new Set<TokenFault | undefined>()
