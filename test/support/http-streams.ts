@@ -40,15 +40,16 @@ export function packetsOf({ text, cuts }: Stream): Buffer[] {
 export function readerVerdict(packets: readonly Buffer[]): Verdict {
   const reader = new HttpReader()
   const requests: { method: string; target: string }[] = []
-  let pushed = Buffer.alloc(0)
+  const all = Buffer.concat(packets)
+  let pushed = 0
   const verdict = (end: Verdict['end']) => ({
     requests,
     end,
-    rest: pushed.toString('latin1', pushed.length - reader.held),
+    rest: all.toString('latin1', pushed - reader.held),
   })
   for (const packet of packets) {
     reader.push(packet)
-    pushed = Buffer.concat([pushed, packet])
+    pushed += packet.length
     for (let head = reader.next(); head !== undefined; head = reader.next()) {
       if (head.kind === 'refusal') return verdict(head.reason)
       requests.push({ method: head.method, target: targetOf(head) })
