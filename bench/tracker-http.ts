@@ -5,7 +5,7 @@ import { buildGenerator, rateFigures, toRateFigures, windowOf } from './tracker-
 import { describeOpentracker, startOpentracker, startReference } from './tracker-rivals.ts'
 import { startTrackerServer } from './tracker-server.ts'
 
-const shape = { protocol: 'http', swarms: 1000, peers: 50, numwant: 30 } as const
+const shape = { protocol: 'http', swarms: 1000, peers: 50, numwant: 30, spin: true } as const
 
 /** What an announce over HTTP costs, on one core. */
 export const trackerHttp: Benchmark = {

@@ -128,7 +128,7 @@ void run_http(struct phase *phase) {
             stats->cpu_seconds = cpu_seconds() - cpu_before;
             if (!open_loop) return;
         }
-        uint64_t intended_ns = 0, wait_ns = EXPIRE_EVERY_NS;
+        uint64_t intended_ns = 0, wait_ns = options.spin && !open_loop && !phase->fill ? 0 : EXPIRE_EVERY_NS;
         if (open_loop) {
             for (;; sent++) {
                 intended_ns = stats->start_ns + (uint64_t)((double)sent * 1e9 / phase->rate);

@@ -148,7 +148,11 @@ export class HttpConnection {
     let replies: Buffer[] = []
     let bytes = 0
     for (;;) {
-      if ((this.#taken >= requestsPerTurn || context.turns.over) && this.#reader.held > 0) {
+      // Whoever has sent gets one answer in this turn; the look at the clock is for those that pipeline.
+      if (
+        (this.#taken >= requestsPerTurn || (replies.length > 0 && context.turns.over)) &&
+        this.#reader.held > 0
+      ) {
         if (replies.length === 0 || this.#write(replies)) this.#rest()
         return
       }
@@ -246,6 +250,7 @@ export class HttpConnection {
   /** Nothing whole is there: waits for more. */
   #await(answered: boolean): void {
     const { now, idleTimeoutMs, headTimeoutMs, closing } = this.#context
+    this.#taken = 0
     if (this.#halfClosed || (closing && this.#reader.blank)) {
       this.#refuseRest()
     } else if (this.#reader.blank) {
@@ -279,10 +284,17 @@ export class HttpConnection {
   #end(replies: readonly Buffer[], { asked = false } = {}): void {
     this.#state = 'ending'
     this.#deadline = this.#context.now() + lingerMs
-    if (replies.length > 0) this.#socket.end(join(replies))
-    else this.#socket.end()
-    if (asked && this.#reader.held === 0) this.#socket.destroySoon()
-    else if (this.#socket.isPaused()) this.#socket.resume()
+    const socket = this.#socket
+    if (asked && this.#reader.held === 0) {
+      if (replies.length > 0) socket.write(join(replies))
+      // Closing alone sends the end too; where the kernel has it all, that saves a system call.
+      if (socket.writableLength === 0) socket.destroy()
+      else socket.destroySoon()
+      return
+    }
+    if (replies.length > 0) socket.end(join(replies))
+    else socket.end()
+    if (socket.isPaused()) socket.resume()
   }
 }
 

@@ -101,7 +101,7 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
   const bare = options.tls === undefined && !proxyProtocol
   let refused = 0
 
-  const server = createServer({ allowHalfOpen: true, noDelay: true })
+  const server = createServer({ allowHalfOpen: true })
   server.maxConnections = options.connectionsMax
   server.on('connection', (socket) => {
     if (context.closing) socket.destroy()
