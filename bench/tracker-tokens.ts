@@ -10,7 +10,7 @@ import { startTrackerServer } from './tracker-server.ts'
 
 const warmTokens = 2000
 const unseenTokens = 80_000
-const shape = { swarms: warmTokens, peers: 50, numwant: 30 } as const
+const shape = { swarms: warmTokens, peers: 50, numwant: 30, spin: true } as const
 
 /** What it costs that only the approved announce, and what TLS adds. */
 export const trackerTokens: Benchmark = {

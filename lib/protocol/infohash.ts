@@ -30,6 +30,20 @@ export function infoHashAt(bytes: Buffer, at: number): InfoHash {
   return bytes.toString('hex', at, at + 20) as InfoHash
 }
 
+/** Whether the 20 bytes at `at` are this infohash, without making a text of them. */
+export function isInfoHashAt(infoHash: InfoHash, bytes: Uint8Array, at: number): boolean {
+  for (let i = 0; i < 20; i++) {
+    const byte = (hexDigit(infoHash.charCodeAt(2 * i)) << 4) | hexDigit(infoHash.charCodeAt(2 * i + 1))
+    if (byte !== bytes[at + i]) return false
+  }
+  return true
+}
+
+/** Of a digit in lower case. */
+function hexDigit(code: number): number {
+  return code < 0x3a ? code - 0x30 : code - 0x57
+}
+
 /** The SHA-1 of a bencoded `info` dictionary, as its bytes stand in the torrent. */
 export function infoHashOf(info: Uint8Array): InfoHash {
   return createHash('sha1').update(info).digest('hex') as InfoHash

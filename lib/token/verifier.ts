@@ -50,6 +50,7 @@ const refusedForMs = 5_000
 const awaitingKeyMax = 5_000
 
 interface Accepted {
+  readonly token: string
   readonly claims: Claims
   /** What proved it: once that is no longer in force, the token is looked at anew. */
   readonly key: VerificationKey
@@ -59,14 +60,14 @@ interface Accepted {
 
 /**
  * A verifier with a cache. Hits answer without a promise, and so do tokens with a ticket; other misses share one check.
- * The cache is by the whole text of a token: a shorter name, such as a hash that is fast, could be made to collide.
+ * Accepted tokens are found by the end of their signature and compared whole; no one but a signer could make two of one name.
  */
 export function createVerifier(options: VerifierOptions): CachingVerifier {
   const { keySource, pool, tickets, issuer, audience, clockToleranceMs, now, isRevoked } = options
   const accepted = new LRUCache<string, Accepted>({
     max: cachedTokensMax,
     maxSize: cachedBytesMax,
-    sizeCalculation: (_, token) => token.length,
+    sizeCalculation: ({ token }) => token.length,
   })
   const refused = new LRUCache<string, { key: VerificationKey; untilMs: number }>({
     max: refusedMax,
@@ -80,10 +81,10 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
 
   const find = (token: string, kind: Claims['kind'], hints: VerifyHints): Accepted | Promise<Accepted> => {
     if (token.length > tokenCharactersMax) throw new TokenError('malformed')
-    const known = accepted.get(token)
-    if (known) {
+    const known = accepted.get(nameOf(token))
+    if (known?.token === token) {
       if (isInForce(known.key)) return known
-      accepted.delete(token)
+      accepted.delete(nameOf(token))
     }
     const bad = refused.get(token)
     if (bad && bad.untilMs > now() && isInForce(bad.key)) throw new TokenError('bad_signature')
@@ -116,16 +117,17 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
     { from, ticket }: VerifyHints,
   ): Accepted | Promise<Accepted> => {
     const good = ticket === undefined ? undefined : tickets?.check(token, key, ticket)
-    if (good !== undefined) return accept(token, { claims, key, ticket: good })
+    if (good !== undefined) return accept(token, claims, key, good)
     return share(token, async () => {
-      if (await pool.verify({ token, key, from })) return accept(token, { claims, key, ticket: undefined })
+      if (await pool.verify({ token, key, from })) return accept(token, claims, key)
       refused.set(ownText(token), { key, untilMs: now() + refusedForMs })
       throw new TokenError('bad_signature')
     })
   }
 
-  const accept = (token: string, entry: Accepted): Accepted => {
-    accepted.set(ownText(token), entry)
+  const accept = (token: string, claims: Claims, key: VerificationKey, ticket?: string): Accepted => {
+    const entry = { token: ownText(token), claims, key, ticket }
+    accepted.set(nameOf(entry.token), entry)
     return entry
   }
 
@@ -173,7 +175,7 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
       return entry instanceof Promise ? entry.then((late) => admitted(late, token)) : admitted(entry, token)
     },
     remember: (token, claims, key) => {
-      accept(token, { claims, key, ticket: undefined })
+      accept(token, claims, key)
     },
     stats: () => ({
       cachedTokens: accepted.size,
@@ -236,6 +238,11 @@ function readPart(part: string): Payload {
     throw new TokenError('malformed', { cause })
   }
   throw new TokenError('malformed')
+}
+
+/** 240 bits of a signature that was found right. */
+function nameOf(token: string): string {
+  return token.slice(-40)
 }
 
 /** A copy that keeps nothing else alive: what comes in is a slice of a request, which may be 16 KB long. */

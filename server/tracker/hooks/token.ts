@@ -2,6 +2,7 @@ import type { Ip } from '../../../lib/protocol/address.ts'
 import type { Cidr } from '../../../lib/protocol/cidr.ts'
 import { cidrContains } from '../../../lib/protocol/cidr.ts'
 import { ClientError } from '../../../lib/protocol/errors.ts'
+import { isInfoHashAt } from '../../../lib/protocol/infohash.ts'
 import type { Scrape } from '../../../lib/protocol/scrape.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
 import type {
@@ -86,7 +87,11 @@ export function tokenApproval({
 function approve(request: AnnounceRequest, { claims, ticket }: Admission): void {
   const { announce, source } = request
   checkBearer(claims, 'announce', source)
-  if (claims.infoHash !== announce.infoHash) throw new TokenError('wrong_infohash')
+  const { raw } = announce
+  const same = raw
+    ? isInfoHashAt(claims.infoHash, raw.bytes, raw.infoHashAt)
+    : claims.infoHash === announce.infoHash
+  if (!same) throw new TokenError('wrong_infohash')
   request.place = claims.rack
   // A client keeps the last `tracker id` it was told, so it is told once.
   if (ticket !== announce.trackerId) request.trackerId = ticket
