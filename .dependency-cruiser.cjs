@@ -51,13 +51,13 @@ module.exports = {
     {
       name: 'webtorrent-lives-in-one-file',
       severity: 'error',
-      from: { pathNot: '^(agent/engine/webtorrent\\.ts|test/)' },
+      from: { pathNot: '^(agent/engine/webtorrent/webtorrent\\.ts|test/)' },
       to: { path: 'node_modules/webtorrent/' },
     },
     {
       name: 'its-wires-are-guarded-in-one-file',
       severity: 'error',
-      from: { pathNot: '^agent/engine/wire-guard\\.ts' },
+      from: { pathNot: '^agent/engine/webtorrent/wire-guard\\.ts' },
       to: { path: 'node_modules/bittorrent-protocol/' },
     },
     {

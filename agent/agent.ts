@@ -331,8 +331,12 @@ const engines: Record<
   ) => Promise<Engine>
 > = {
   webtorrent: async (config, deps) => {
-    const { createWebtorrentEngine } = await import('./engine/webtorrent.ts')
+    const { createWebtorrentEngine } = await import('./engine/webtorrent/webtorrent.ts')
     return createWebtorrentEngine(config, deps)
+  },
+  rackswarm: async (config, deps) => {
+    const { createRackswarmEngine } = await import('./engine/rackswarm.ts')
+    return createRackswarmEngine(config, deps)
   },
 }
 

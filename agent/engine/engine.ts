@@ -1,4 +1,5 @@
-import type { Endpoint } from '../../lib/protocol/address.ts'
+import type { Endpoint, Ip } from '../../lib/protocol/address.ts'
+import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import type { Metainfo } from '../../lib/protocol/metainfo.ts'
 
 /** A peer to try. `distance`: 0 same rack … 255 unknown; `reserve` peers are for when no near peer helps. */
@@ -9,9 +10,14 @@ export interface EnginePeer {
 }
 
 /** Bytes a second; undefined means no limit. */
-export interface Limits {
+export interface Rates {
   readonly downloadBytesPerSecond: number | undefined
   readonly uploadBytesPerSecond: number | undefined
+}
+
+/** Of the whole host, and for all peers of a distance together, beside that; a distance that has no rates has no limit of its own. */
+export interface Limits extends Rates {
+  readonly byDistance?: ReadonlyMap<number, Rates>
 }
 
 export interface FetchOptions {
@@ -43,6 +49,27 @@ export interface PeerTraffic {
   readonly uploadedBytes: number
 }
 
+/** A connection as it is now: what a person needs to see why a fetch is slow. */
+export interface PeerState {
+  /** `ip:port`. */
+  readonly source: string
+  readonly host: string | undefined
+  readonly place: string | undefined
+  /** 0 same rack … 255 unknown. */
+  readonly distance: number
+  readonly incoming: boolean
+  /** Bytes a second, over the last seconds. */
+  readonly downloadRate: number
+  readonly uploadRate: number
+  /** Bytes asked for and not here yet; bytes asked of us and not sent yet. */
+  readonly requestedBytes: number
+  readonly owedBytes: number
+  /** The share of the pieces that it has, 0 to 1. */
+  readonly progress: number
+  /** Why nothing is asked of it; undefined while something is. */
+  readonly waiting: string | undefined
+}
+
 /** One torrent in an engine. */
 export interface EngineHandle {
   /** Resolves when every piece is verified and written; for a seed, at once. Rejects when the fetch cannot go on. */
@@ -58,6 +85,8 @@ export interface EngineHandle {
   /** Traffic by source since the start; sources are bounded, the rest is summed under `other`. */
   traffic(): readonly PeerTraffic[]
   readonly peerCount: number
+  /** The connections there are. */
+  peers(): readonly PeerState[]
   setWebseed(url: string | undefined): void
   /** Stops and forgets the torrent; files stay. */
   close(): Promise<void>
@@ -83,10 +112,26 @@ export interface Engine extends AsyncDisposable {
   setLimits(limits: Limits): void
 }
 
+/** Who may take part in a swarm, where not everyone may. */
+export interface PeerAdmission {
+  /** The token that shows other agents that this host may have the torrent; undefined where it has none. */
+  tokenFor(infoHash: InfoHash): string | undefined
+  /**
+   * Until when a token lets its bearer, who is seen under this address, take part; undefined where it does not.
+   * Milliseconds since 1970. Never rejects.
+   */
+  admit(token: string, infoHash: InfoHash, from: Ip): Promise<number | undefined>
+}
+
 export interface EngineConfig {
   readonly port: number
+  /** The address to listen on and to dial from. Default: every address, and what the system chooses. */
+  readonly address?: string | undefined
+  /** Per torrent. */
   readonly connectionsMax: number
   /** Told to other Rackswarm agents in the extended handshake. */
   readonly identity: { readonly host: string; readonly place: string | undefined }
   readonly limits: Limits
+  /** Admits only peers with a token for the torrent. Default: anyone. */
+  readonly admission?: PeerAdmission | undefined
 }

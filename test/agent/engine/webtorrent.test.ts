@@ -1,4 +1,4 @@
-import { createWebtorrentEngine } from '../../../agent/engine/webtorrent.ts'
+import { createWebtorrentEngine } from '../../../agent/engine/webtorrent/webtorrent.ts'
 import { engineContract } from './engine.contract.ts'
 
 engineContract('webtorrent', (config) =>

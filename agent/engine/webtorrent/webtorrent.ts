@@ -5,9 +5,9 @@ import { Agent } from 'undici'
 import type { Dispatcher } from 'undici'
 import type { Torrent, Wire } from 'webtorrent'
 import WebTorrent from 'webtorrent'
-import { endpointIp, endpointPort, formatEndpoint, formatIp, parseIp } from '../../lib/protocol/address.ts'
-import type { Metainfo } from '../../lib/protocol/metainfo.ts'
-import { pieceCount, pieceSize } from '../../lib/protocol/metainfo.ts'
+import { endpointIp, endpointPort, formatEndpoint, formatIp, parseIp } from '../../../lib/protocol/address.ts'
+import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
+import { pieceCount, pieceSize } from '../../../lib/protocol/metainfo.ts'
 import type {
   Engine,
   EngineConfig,
@@ -15,14 +15,15 @@ import type {
   EnginePeer,
   FetchOptions,
   Limits,
+  PeerState,
   SeedOptions,
-} from './engine.ts'
+} from '../engine.ts'
 import { PieceFile } from './piece-file.ts'
 import { createPiecePicker } from './piece-picker.ts'
-import { createSuspects } from './suspects.ts'
-import { TrafficSums } from './traffic.ts'
-import type { Claim } from './webseed-source.ts'
-import { runWebseed } from './webseed-source.ts'
+import { createSuspects } from '../suspects.ts'
+import { TrafficSums } from '../traffic.ts'
+import type { Claim } from '../webseed-source.ts'
+import { runWebseed } from '../webseed-source.ts'
 import { guardWires, requestsMax } from './wire-guard.ts'
 
 export interface WebtorrentDeps {
@@ -249,6 +250,23 @@ class WebtorrentHandle implements EngineHandle {
     const sums = this.#closedWires.copy()
     if (!this.#closing) for (const wire of this.#torrent.wires) addWire(sums, wire)
     return sums.list()
+  }
+
+  peers(): PeerState[] {
+    if (this.#closing) return []
+    return this.#torrent.wires.map((wire) => ({
+      source: `${bareAddress(wire) ?? ''}:${wire.remotePort ?? 0}`,
+      host: undefined,
+      place: placeOf(wire),
+      distance: this.#isNear(wire) ? 0 : 255,
+      incoming: wire.type !== 'tcpOutgoing',
+      downloadRate: wire.downloadSpeed(),
+      uploadRate: wire.uploadSpeed(),
+      requestedBytes: wire.requests.length * blockSize,
+      owedBytes: wire.peerRequests.length * blockSize,
+      progress: wire.isSeeder === true ? 1 : 0,
+      waiting: wire.peerChoking ? 'it chokes us' : undefined,
+    }))
   }
 
   setWebseed(url: string | undefined): void {

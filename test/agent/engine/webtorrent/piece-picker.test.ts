@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { createPiecePicker } from '../../../agent/engine/piece-picker.ts'
+import { createPiecePicker } from '../../../../agent/engine/webtorrent/piece-picker.ts'
 
 const open = { _chunks: 4, _reservations: 0, _cancellations: null }
 const begun = { ...open, _reservations: 2 }

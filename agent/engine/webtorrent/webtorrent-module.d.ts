@@ -30,6 +30,8 @@ declare module 'webtorrent' {
     readonly requests: readonly unknown[]
     readonly peerPieces: { get(piece: number): boolean }
     downloadSpeed(): number
+    uploadSpeed(): number
+    readonly peerRequests: readonly unknown[]
     setTimeout(ms: number, unref: boolean): void
     have(index: number): void
     destroy(): void

@@ -1,0 +1,126 @@
+import { decodeDictionary, encode } from '../../lib/protocol/bencode.ts'
+import { blockBytes, ownBlockBytes, WireError } from './wire.ts'
+
+/** The extension message that is the extended handshake itself (BEP 10). */
+export const extendedHandshakeId = 0
+/** The id that we take our own extension under. */
+export const ownExtensionId = 1
+/** Its name in the `m` dictionary. */
+const ownExtension = 'rs_claim'
+
+/** What a peer says of itself in the extended handshake (BEP 10); all of it is a stranger's word. */
+export interface ExtendedHandshake {
+  /** Requests it takes at once, `reqq`. */
+  readonly requestsMax: number
+  /** Where it listens, `p`. */
+  readonly port: number | undefined
+  /** The `rs` dictionary: only Rackswarm agents send one. */
+  readonly own: OwnHandshake | undefined
+  /** The id of claims that it takes; undefined where it takes none. */
+  readonly claimId: number | undefined
+  /** Name and version of the client, `v`. */
+  readonly client: string | undefined
+}
+
+export interface OwnHandshake {
+  readonly host: string | undefined
+  readonly place: string | undefined
+  /** Shows that it may have this torrent. */
+  readonly token: string | undefined
+  /** The longest block that it takes and sends. */
+  readonly blockBytesMax: number
+  /** How much it is sending, 0 to 1 of what it may; undefined where it does not say. */
+  readonly load: number | undefined
+}
+
+export function writeExtendedHandshake(handshake: {
+  readonly requestsMax: number
+  readonly port: number
+  readonly client: string
+  /** Told to agents alone. */
+  readonly own:
+    | {
+        readonly host: string
+        readonly place: string | undefined
+        readonly token: string | undefined
+        readonly load: number
+      }
+    | undefined
+}): Buffer {
+  const { requestsMax, port, client, own } = handshake
+  return encode({
+    m: own ? { [ownExtension]: ownExtensionId } : {},
+    p: port,
+    reqq: requestsMax,
+    rs: own && {
+      block: ownBlockBytes,
+      host: own.host,
+      load: Math.round(100 * own.load),
+      place: own.place,
+      token: own.token,
+    },
+    v: client,
+  })
+}
+
+/** @throws WireError where it is no dictionary; members of a wrong type count as missing */
+export function readExtendedHandshake(payload: Uint8Array): ExtendedHandshake {
+  let members: Map<string, unknown>
+  try {
+    members = decodeDictionary(payload).members
+  } catch {
+    throw new WireError('an extended handshake that is no dictionary')
+  }
+  const m = members.get('m')
+  const rs = members.get('rs')
+  const claimId = m instanceof Map ? integer(m.get(ownExtension), 1, 255) : undefined
+  return {
+    requestsMax: integer(members.get('reqq'), 1, 100_000) ?? 250,
+    port: integer(members.get('p'), 1, 65_535),
+    client: text(members.get('v'), 64, /^[\x20-\x7e]*$/),
+    claimId,
+    own:
+      rs instanceof Map
+        ? {
+            host: text(rs.get('host'), 128, /^[A-Za-z0-9][A-Za-z0-9._-]*$/),
+            place: text(rs.get('place'), 64, /^[A-Za-z0-9][A-Za-z0-9._:/-]*$/),
+            token: text(rs.get('token'), 4096, /^[\w.-]+$/),
+            blockBytesMax: integer(rs.get('block'), blockBytes, ownBlockBytes) ?? blockBytes,
+            load: percent(rs.get('load')),
+          }
+        : undefined,
+  }
+}
+
+/** Pieces that a host has begun to fetch from afar: its neighbours need not. */
+export function writeClaim(pieces: readonly number[]): Buffer {
+  const bytes = Buffer.allocUnsafe(4 * pieces.length)
+  for (const [i, piece] of pieces.entries()) bytes.writeUInt32BE(piece, 4 * i)
+  return bytes
+}
+
+/** @throws WireError for a ragged length or a piece that there is not */
+export function readClaim(payload: Uint8Array, pieceCount: number): number[] {
+  if (payload.length % 4 !== 0) throw new WireError(`a claim of ${payload.length} bytes`)
+  const view = new DataView(payload.buffer, payload.byteOffset, payload.length)
+  return Array.from({ length: payload.length / 4 }, (_, i) => {
+    const piece = view.getUint32(4 * i)
+    if (piece >= pieceCount) throw new WireError(`a claim of piece ${piece} of ${pieceCount}`)
+    return piece
+  })
+}
+
+function integer(value: unknown, min: number, max: number): number | undefined {
+  return typeof value === 'number' && value >= min ? Math.min(value, max) : undefined
+}
+
+function percent(value: unknown): number | undefined {
+  const number = integer(value, 0, 100)
+  return number === undefined ? undefined : number / 100
+}
+
+function text(value: unknown, lengthMax: number, form: RegExp): string | undefined {
+  if (!(value instanceof Uint8Array) || value.length > lengthMax) return undefined
+  const characters = Buffer.from(value.buffer, value.byteOffset, value.length).toString('latin1')
+  return form.test(characters) ? characters : undefined
+}

@@ -1,0 +1,458 @@
+import type { Ip } from '../../lib/protocol/address.ts'
+import { formatIp } from '../../lib/protocol/address.ts'
+import type { ExtendedHandshake } from './extended.ts'
+import {
+  extendedHandshakeId,
+  ownExtensionId,
+  readClaim,
+  readExtendedHandshake,
+  writeClaim,
+} from './extended.ts'
+import type { Limiter } from './limiter.ts'
+import type { Link } from './link.ts'
+import type { Ask, PickerPeer } from './picker.ts'
+import { RateMeter } from './rate-meter.ts'
+import type { Lease } from './read-cache.ts'
+import type { Block, Handshake, WireHandler } from './wire.ts'
+import {
+  blockBytes,
+  messages,
+  ownBlockBytes,
+  WireError,
+  WireReader,
+  writeBlock,
+  writeBlockHead,
+  writeExtended,
+  writePiece,
+  writeSimple,
+} from './wire.ts'
+
+/** Requests that a peer may have open with us, told in the extended handshake (`reqq`). */
+export const requestsMax = 512
+/** Bytes that lie in a socket and in blocks that were read for it: enough to keep it busy while the event loop is away. */
+const sendingBytesMax = 1024 * 1024
+
+/** What a connection tells its torrent, and asks of it. */
+export interface PeerHost {
+  readonly pieceCount: number
+  pieceSize(piece: number): number
+  /** The peer has said something about itself that may change what is asked of it, or given to it. */
+  changed(peer: Peer): void
+  gained(peer: Peer, piece: number): void
+  /** The peer has everything. */
+  gainedAll(peer: Peer): void
+  introduced(peer: Peer, handshake: ExtendedHandshake): void
+  claimed(peer: Peer, pieces: readonly number[]): void
+  /** Where the bytes of a block go; undefined: they are dropped. */
+  targetOf(ask: Ask): Uint8Array | undefined
+  received(peer: Peer, ask: Ask): void
+  /** The peer will not send these blocks. */
+  refused(peer: Peer, asks: readonly Ask[]): void
+  /** A piece that may be given away. */
+  offers(piece: number): boolean
+  read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void
+  closed(peer: Peer): void
+}
+
+/** One connection of a torrent: its state, what was asked over it, and what it has to be given. */
+export class Peer implements WireHandler {
+  readonly link: Link
+  /** `ip:port`; the port of an incoming connection is the one it came from. */
+  readonly source: string
+  readonly handshake: Handshake
+  readonly openedAtMs: number
+  readonly download: RateMeter
+  readonly upload: RateMeter
+  /** Set once it takes part. */
+  picking: PickerPeer | undefined
+  /** 0 same rack … 255 unknown. */
+  distance: number
+  introduction: ExtendedHandshake | undefined
+  /** Until when it may take part, milliseconds since 1970. */
+  admittedUntilMs = Infinity
+  choked = true
+  choking = true
+  interestedInUs = false
+  interesting = false
+  /** What was asked of it and is not here, oldest first. */
+  readonly asks = new Set<Ask>()
+  requestedBytes = 0
+  owedBytes = 0
+  /** When the last bytes of a block came, or the first of the blocks under way was asked for. */
+  movedAtMs: number
+  timer: NodeJS.Timeout | undefined
+  closedWhy: string | undefined
+  readonly #host: PeerHost
+  readonly #limiter: Limiter
+  readonly #now: () => number
+  readonly #reader: WireReader
+  readonly #owed: Block[] = []
+  #sendingBytes = 0
+  #reading = false
+  #serveTimer: NodeJS.Timeout | undefined
+  #out: Uint8Array[] = []
+  #flushing = false
+  #coming: Ask | undefined
+  #bitfieldPending: Uint8Array | undefined
+
+  constructor(
+    link: Link,
+    handshake: Handshake,
+    options: {
+      readonly host: PeerHost
+      readonly limiter: Limiter
+      readonly distance: number
+      readonly now: () => number
+    },
+  ) {
+    this.link = link
+    this.handshake = handshake
+    this.distance = options.distance
+    this.#host = options.host
+    this.#limiter = options.limiter
+    this.#now = options.now
+    const now = options.now()
+    this.openedAtMs = this.movedAtMs = now
+    this.download = new RateMeter(now)
+    this.upload = new RateMeter(now)
+    this.source = sourceOf(link.ip, link.port)
+    this.#reader = new WireReader(this, options.host.pieceCount, ownBlockBytes)
+    link.socket.once('close', () => {
+      this.close('it closed the connection')
+    })
+  }
+
+  /** Takes what comes from now on, and what came already. */
+  start(rest: Uint8Array): void {
+    this.link.receive = (bytes) => {
+      this.#push(bytes)
+    }
+    if (rest.length > 0) this.#push(rest)
+  }
+
+  get blockBytesMax(): number {
+    return this.introduction?.own?.blockBytesMax ?? blockBytes
+  }
+
+  get peerRequestsMax(): number {
+    return this.introduction?.requestsMax ?? 250
+  }
+
+  /** What bans and statistics know it by: for an incoming connection, whose port means nothing, address and peer id. */
+  get sender(): string {
+    return this.link.incoming
+      ? `${formatIp(this.link.ip)}|${Buffer.from(this.handshake.peerId).toString('latin1')}`
+      : this.source
+  }
+
+  // What we say.
+
+  send(message: Uint8Array): void {
+    if (this.closedWhy !== undefined) return
+    this.#out.push(message)
+    if (this.#flushing) return
+    this.#flushing = true
+    process.nextTick(() => {
+      this.#flush()
+    })
+  }
+
+  ask(ask: Ask): void {
+    if (this.asks.size === 0) this.movedAtMs = this.#now()
+    this.asks.add(ask)
+    this.requestedBytes += ask.length
+    this.send(writeBlock(messages.request, ask))
+  }
+
+  /** Takes a request back that another peer has answered. */
+  withdraw(ask: Ask): void {
+    if (!this.#forgetAsk(ask)) return
+    this.send(writeBlock(messages.cancel, ask))
+  }
+
+  setInteresting(interesting: boolean): void {
+    if (interesting === this.interesting) return
+    this.interesting = interesting
+    this.send(writeSimple(interesting ? messages.interested : messages.notInterested))
+  }
+
+  setChoking(choking: boolean): void {
+    if (choking === this.choking) return
+    this.choking = choking
+    this.send(writeSimple(choking ? messages.choke : messages.unchoke))
+    if (choking) this.#dropOwed()
+  }
+
+  tellHave(piece: number): void {
+    this.send(writePiece(messages.have, piece))
+  }
+
+  claim(pieces: readonly number[]): void {
+    const id = this.introduction?.claimId
+    if (id !== undefined) this.send(writeExtended(id, writeClaim(pieces)))
+  }
+
+  tick(nowMs: number): void {
+    this.download.tick(nowMs)
+    this.upload.tick(nowMs)
+  }
+
+  close(why: string): void {
+    if (this.closedWhy !== undefined) return
+    this.closedWhy = why
+    this.link.receive = () => undefined
+    clearTimeout(this.timer)
+    clearTimeout(this.#serveTimer)
+    this.#out = []
+    this.#owed.length = 0
+    this.owedBytes = 0
+    this.link.socket.destroy()
+    this.#host.closed(this)
+  }
+
+  // What it says.
+
+  choke(): void {
+    this.choked = true
+    // With the fast extension each request is refused by itself.
+    if (!this.handshake.fast) this.#refusedAll()
+    this.#host.changed(this)
+  }
+
+  unchoke(): void {
+    this.choked = false
+    this.#host.changed(this)
+  }
+
+  interested(): void {
+    this.interestedInUs = true
+    this.#host.changed(this)
+  }
+
+  notInterested(): void {
+    this.interestedInUs = false
+    this.#host.changed(this)
+  }
+
+  have(piece: number): void {
+    this.#host.gained(this, piece)
+  }
+
+  bitfield(bits: Uint8Array): void {
+    if (this.picking === undefined) {
+      // Not admitted yet: looked at then.
+      this.#bitfieldPending = bits.slice()
+      return
+    }
+    for (let piece = 0; piece < this.#host.pieceCount; piece++)
+      if (((bits[piece >> 3] ?? 0) & (0x80 >> (piece & 7))) !== 0) this.#host.gained(this, piece)
+    this.#host.changed(this)
+  }
+
+  /** Once it takes part: what it said before that it has. */
+  admitted(): void {
+    const bits = this.#bitfieldPending
+    this.#bitfieldPending = undefined
+    if (bits) this.bitfield(bits)
+  }
+
+  haveAll(): void {
+    if (this.picking === undefined) {
+      this.#bitfieldPending = new Uint8Array(Math.ceil(this.#host.pieceCount / 8)).fill(0xff)
+      return
+    }
+    this.#host.gainedAll(this)
+    this.#host.changed(this)
+  }
+
+  haveNone(): void {
+    // It is what we think of any peer.
+  }
+
+  request(block: Block): void {
+    const { piece, offset, length } = block
+    if (length === 0 || length > ownBlockBytes || offset + length > this.#host.pieceSize(piece))
+      throw new WireError(`a request for ${length} bytes at ${offset} of piece ${piece}`)
+    if (this.choking || this.picking === undefined || !this.#host.offers(piece)) {
+      this.#reject(block)
+      return
+    }
+    // Twice as many: a peer may not have read yet how many it may have.
+    if (this.#owed.length >= 2 * requestsMax) throw new WireError(`more than ${2 * requestsMax} requests`)
+    this.#owed.push(block)
+    this.owedBytes += length
+    this.serve()
+  }
+
+  cancel(block: Block): void {
+    const at = this.#owed.findIndex((owed) => isSame(owed, block))
+    if (at < 0) return
+    this.#owed.splice(at, 1)
+    this.owedBytes -= block.length
+    this.#reject(block)
+  }
+
+  reject(block: Block): void {
+    for (const ask of this.asks) {
+      if (!isSame(ask, block)) continue
+      this.#forgetAsk(ask)
+      this.#host.refused(this, [ask])
+      return
+    }
+  }
+
+  suggest(): void {
+    // Which piece to ask for is decided by what the swarm needs.
+  }
+
+  allowedFast(): void {
+    // Hosts that let each other wait gain nothing here.
+  }
+
+  blockStart(block: Block): Uint8Array | undefined {
+    this.#coming = undefined
+    // Peers answer in the order they were asked.
+    for (const ask of this.asks) {
+      if (!isSame(ask, block)) continue
+      this.#coming = ask
+      return this.#host.targetOf(ask)
+    }
+    if (block.offset + block.length > this.#host.pieceSize(block.piece))
+      throw new WireError(`${block.length} bytes at ${block.offset} of piece ${block.piece}`)
+    return undefined
+  }
+
+  blockBytes(bytes: number): void {
+    this.download.add(bytes)
+    this.movedAtMs = this.#now()
+  }
+
+  blockEnd(): void {
+    const ask = this.#coming
+    this.#coming = undefined
+    if (ask === undefined || !this.#forgetAsk(ask)) return
+    this.#host.received(this, ask)
+  }
+
+  extended(id: number, payload: Uint8Array): void {
+    if (id === extendedHandshakeId) {
+      this.introduction = readExtendedHandshake(payload)
+      this.#host.introduced(this, this.introduction)
+    } else if (id === ownExtensionId) {
+      this.#host.claimed(this, readClaim(payload, this.#host.pieceCount))
+    }
+  }
+
+  // What it is given.
+
+  /** Sends blocks that it has asked for, as far as its socket and the limits take them. */
+  serve(): void {
+    if (this.#reading || this.#serveTimer !== undefined) return
+    const { socket } = this.link
+    while (this.#owed.length > 0 && this.#sendingBytes < sendingBytesMax && this.closedWhy === undefined) {
+      const waitMs = this.#limiter.waitMs('upload', this.distance)
+      if (waitMs > 0) {
+        this.#serveTimer = setTimeout(() => {
+          this.#serveTimer = undefined
+          this.serve()
+        }, waitMs)
+        return
+      }
+      const block = this.#owed.shift()
+      if (block === undefined) return
+      this.#limiter.take('upload', this.distance, block.length)
+      this.owedBytes -= block.length
+      this.#reading = true
+      let late = false
+      this.#host.read(block, (lease, error) => {
+        this.#reading = false
+        if (this.closedWhy !== undefined) {
+          lease?.release()
+          return
+        }
+        if (lease?.bytes.length !== block.length) {
+          lease?.release()
+          this.close(error === undefined ? 'the file is shorter than its torrent' : error.message)
+          return
+        }
+        this.#sendBlock(block, lease)
+        if (late) this.serve()
+      })
+      late = true
+      // Goes on when the bytes are there.
+      if (this.#isReading()) return
+    }
+    if (socket.writableCorked > 0) socket.uncork()
+  }
+
+  #isReading(): boolean {
+    return this.#reading
+  }
+
+  #sendBlock(block: Block, lease: Lease): void {
+    const { socket } = this.link
+    this.#flush()
+    if (socket.writableCorked === 0) {
+      socket.cork()
+      process.nextTick(() => {
+        socket.uncork()
+      })
+    }
+    this.#sendingBytes += block.length
+    this.upload.add(block.length)
+    socket.write(writeBlockHead(block))
+    socket.write(lease.bytes, () => {
+      lease.release()
+      this.#sendingBytes -= block.length
+      this.serve()
+    })
+  }
+
+  #push(bytes: Uint8Array): void {
+    try {
+      this.#reader.push(bytes)
+    } catch (error) {
+      this.close(error instanceof WireError ? `it sent ${error.message}` : `failed: ${String(error)}`)
+    }
+  }
+
+  #flush(): void {
+    this.#flushing = false
+    if (this.#out.length === 0) return
+    const [first] = this.#out
+    const bytes = this.#out.length === 1 && first ? first : Buffer.concat(this.#out)
+    this.#out = []
+    this.link.socket.write(bytes)
+  }
+
+  #forgetAsk(ask: Ask): boolean {
+    if (!this.asks.delete(ask)) return false
+    this.requestedBytes -= ask.length
+    return true
+  }
+
+  #refusedAll(): void {
+    const asks = [...this.asks]
+    this.asks.clear()
+    this.requestedBytes = 0
+    if (asks.length > 0) this.#host.refused(this, asks)
+  }
+
+  #reject(block: Block): void {
+    if (this.handshake.fast) this.send(writeBlock(messages.reject, block))
+  }
+
+  #dropOwed(): void {
+    const owed = this.#owed.splice(0)
+    this.owedBytes = 0
+    for (const block of owed) this.#reject(block)
+  }
+}
+
+export function sourceOf(ip: Ip, port: number): string {
+  return ip.family === 6 ? `[${formatIp(ip)}]:${port}` : `${formatIp(ip)}:${port}`
+}
+
+function isSame(one: Block, other: Block): boolean {
+  return one.piece === other.piece && one.offset === other.offset && one.length === other.length
+}

@@ -1,0 +1,957 @@
+import { createHash } from 'node:crypto'
+import { stat } from 'node:fs/promises'
+import type { Dispatcher } from 'undici'
+import { formatEndpoint } from '../../lib/protocol/address.ts'
+import { infoHashToBytes } from '../../lib/protocol/infohash.ts'
+import type { Metainfo } from '../../lib/protocol/metainfo.ts'
+import { pieceCount } from '../../lib/protocol/metainfo.ts'
+import { errorCode } from '../../lib/runtime/files.ts'
+import type {
+  EngineConfig,
+  EngineHandle,
+  EnginePeer,
+  FetchOptions,
+  PeerState,
+  PeerTraffic,
+  SeedOptions,
+} from './engine.ts'
+import type { ExtendedHandshake } from './extended.ts'
+import { extendedHandshakeId, writeExtendedHandshake } from './extended.ts'
+import type { Limiter } from './limiter.ts'
+import type { Link } from './link.ts'
+import type { PeerHost } from './peer.ts'
+import { Peer, requestsMax, sourceOf } from './peer.ts'
+import type { Ask, PickOptions, PickerPeer } from './picker.ts'
+import { Picker } from './picker.ts'
+import type { PieceStore, PieceWriter } from './piece-store.ts'
+import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
+import { createSuspects } from './suspects.ts'
+import { TrafficSums } from './traffic.ts'
+import type { Claim } from './webseed-source.ts'
+import { runWebseed } from './webseed-source.ts'
+import type { Block, Handshake } from './wire.ts'
+import { blockBytes, messages, ownBlockBytes, writeBitfield, writeExtended, writeSimple } from './wire.ts'
+
+export interface TorrentDeps {
+  /** Milliseconds since some start; it never goes back. */
+  readonly monotonic: () => number
+  readonly random: () => number
+  readonly config: EngineConfig
+  readonly limiter: Limiter
+  readonly store: PieceStore
+  readonly cache: ReadCache
+  readonly dispatcher: Dispatcher
+  readonly peerId: Uint8Array
+  readonly port: number
+  /** Dials and shakes hands. @throws Error where that fails */
+  connect(
+    peer: EnginePeer,
+    infoHash: Uint8Array,
+  ): Promise<{ link: Link; handshake: Handshake; rest: Uint8Array }>
+  closed(): void
+}
+
+export const tickMs = 250
+/** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
+const reserveAfterMs = 3_000
+const reserveStep = 4
+/** Having stood still, a host that is no gateway may ask far peers for this long. */
+const farGraceMs = 15_000
+/** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
+const nearFirstMs = 250
+/** Peers to try that are remembered; a tracker's reply has at most 100. */
+const candidatesMax = 300
+const dialsMax = 16
+/** Between two dials of a peer; doubled with each failure. */
+const redialMs = 1_000
+const redialMaxMs = 60_000
+/** A peer that was asked and sends nothing for this long is late, and others are asked too. */
+const lateMs = 1_000
+/** …and for this long is let go. */
+const silentMs = 10_000
+/** Who has not shown by then that it may take part is let go. */
+const admissionMs = 5_000
+/** Bytes asked for ahead: what a peer sends in this long, within bounds. */
+const aheadMs = 500
+const aheadMin = 256 * 1024
+const aheadFirst = 1024 * 1024
+const aheadMax = 8 * 1024 * 1024
+/** Below this rate a block of 256 KiB would keep others waiting. */
+const slowRate = 4 * 1024 * 1024
+/** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
+const uploadSlots = 50
+/** Connections for peers that have something we lack: those that have nothing cannot take them. */
+const usefulShare = 1 / 3
+const diskRetryMs = 1_000
+/** A disk that is full for this long ends the fetch, so that others may have its turn. */
+const diskFullMs = 30_000
+/** Checks of what is on disk that are under way at once. */
+const checksMax = 4
+
+interface Candidate {
+  readonly peer: EnginePeer
+  nextMs: number
+  failures: number
+  dialling: boolean
+}
+
+/** One torrent: its peers, what is asked of them, and what has come. */
+export class Torrent implements EngineHandle, PeerHost {
+  readonly metainfo: Metainfo
+  readonly infoHash: Uint8Array
+  readonly pieceCount: number
+  readonly done: Promise<void>
+  readonly #deps: TorrentDeps
+  readonly #have: Uint8Array
+  readonly #picker: Picker
+  readonly #peers = new Set<Peer>()
+  readonly #candidates = new Map<string, Candidate>()
+  readonly #near = new Set<string>()
+  readonly #suspects
+  readonly #past = new TrafficSums()
+  readonly #memory = new Map<number, Uint8Array>()
+  readonly #outcome = Promise.withResolvers<undefined>()
+  readonly #signal: AbortSignal
+  readonly #onAbort: () => void
+  readonly #writer: PieceWriter
+  readonly #seedFile: SeedFile
+  readonly #file: string
+  readonly #sha1s: string[]
+  #spare: Uint8Array | undefined
+  #bytesVerified = 0
+  #listener: ((piece: number) => void) | undefined
+  #ready: boolean
+  #complete: boolean
+  #closing: Promise<void> | undefined
+  #dialling = 0
+  /** What the tracker last said: far peers are to be used now, not held in reserve. */
+  #gateway = true
+  #farUntilMs = 0
+  #farFromMs = 0
+  #movedAtMs: number
+  #bytesSeen = 0
+  #bytesReceived = 0
+  #diskFullSinceMs: number | undefined
+  #webseedUrl: string | undefined
+  #webseed: AbortController | undefined
+  /** Stands for the webseed where pieces are shared out. */
+  readonly #webseedPeer: PickerPeer
+
+  constructor(options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed', deps: TorrentDeps) {
+    const { metainfo } = options
+    this.metainfo = metainfo
+    this.infoHash = infoHashToBytes(metainfo.infoHash)
+    this.pieceCount = pieceCount(metainfo)
+    this.#deps = deps
+    this.#file = options.file
+    this.#complete = kind === 'seed'
+    this.#ready = kind === 'seed'
+    this.#have = new Uint8Array(this.pieceCount).fill(kind === 'seed' ? 1 : 0)
+    this.#bytesVerified = kind === 'seed' ? metainfo.length : 0
+    this.#picker = new Picker({
+      pieceCount: this.pieceCount,
+      pieceLength: metainfo.pieceLength,
+      length: metainfo.length,
+      random: deps.random,
+    })
+    this.#webseedPeer = this.#picker.join(true)
+    this.#suspects = createSuspects(deps.monotonic)
+    this.#movedAtMs = deps.monotonic()
+    this.#writer = deps.store.open(options.file)
+    this.#seedFile = deps.cache.open(options.file)
+    const hashes = Buffer.from(metainfo.pieces)
+    this.#sha1s = Array.from({ length: this.pieceCount }, (_, piece) =>
+      hashes.toString('hex', 20 * piece, 20 * piece + 20),
+    )
+    this.done = this.#outcome.promise.then(() => undefined)
+    // Who does not wait for it must not be killed by it.
+    this.done.catch(() => undefined)
+    this.#signal = options.signal
+    this.#onAbort = () => {
+      this.#fail(
+        this.#signal.reason instanceof Error ? this.#signal.reason : new Error('the fetch was aborted'),
+      )
+    }
+    this.#signal.addEventListener('abort', this.#onAbort, { once: true })
+    if (kind === 'seed') this.#outcome.resolve(undefined)
+    else {
+      this.#webseedUrl = 'webseed' in options ? options.webseed : undefined
+      void this.#checkPart()
+    }
+    void this.#takeCandidates(options.peers)
+  }
+
+  has(piece: number): boolean {
+    return this.#have[piece] === 1
+  }
+
+  onPiece(listener: (piece: number) => void): void {
+    this.#listener = listener
+  }
+
+  get bytesVerified(): number {
+    return this.#bytesVerified
+  }
+
+  get peerCount(): number {
+    return this.#peers.size
+  }
+
+  get waitingReason(): string | undefined {
+    const now = this.#deps.monotonic()
+    if (this.#closing) return 'closed'
+    if (this.#complete) return undefined
+    if (this.#diskFullSinceMs !== undefined) return `the disk is full: ${this.#file} waits for room`
+    if (now - this.#movedAtMs < 2_000) return undefined
+    if (!this.#ready) return 'the part on disk is being checked'
+    const peers = this.#admitted()
+    const webseed = this.#webseed ? '; the webseed gives nothing either' : ''
+    if (peers.length === 0) {
+      const tried = this.#candidates.size
+      const also = tried === 0 ? '' : ` (${tried} known)`
+      return `no peer answers${also}${webseed}`
+    }
+    if (peers.every((peer) => !peer.interesting))
+      return `none of ${peers.length} peers has a piece that is missing${webseed}`
+    if (peers.every((peer) => peer.choked)) return `all of ${peers.length} peers are choking${webseed}`
+    return `${peers.length} peers send nothing${webseed}`
+  }
+
+  traffic(): PeerTraffic[] {
+    const sums = this.#past.copy()
+    for (const peer of this.#peers) addTo(sums, peer)
+    return sums.list()
+  }
+
+  peers(): PeerState[] {
+    return [...this.#peers].map((peer) => ({
+      source: peer.source,
+      host: peer.introduction?.own?.host,
+      place: peer.introduction?.own?.place,
+      distance: peer.distance,
+      incoming: peer.link.incoming,
+      downloadRate: peer.download.rate,
+      uploadRate: peer.upload.rate,
+      requestedBytes: peer.requestedBytes,
+      owedBytes: peer.owedBytes,
+      progress: (peer.picking?.count ?? 0) / this.pieceCount,
+      waiting: this.#waitingFor(peer),
+    }))
+  }
+
+  setWebseed(url: string | undefined): void {
+    if (url === this.#webseedUrl && (url === undefined) === (this.#webseed === undefined)) return
+    this.#webseedUrl = url
+    this.#startWebseed()
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  // What the engine tells it.
+
+  /** A connection whose handshake named this torrent. */
+  add(link: Link, handshake: Handshake, rest: () => Uint8Array, known: EnginePeer | undefined): void {
+    const refuse = () => {
+      link.socket.destroy()
+    }
+    if (this.#closing) {
+      refuse()
+      return
+    }
+    const distance = known?.distance ?? (this.#isNearAddress(link) ? 0 : 255)
+    const peer = new Peer(link, handshake, {
+      host: this,
+      limiter: this.#deps.limiter,
+      distance,
+      now: this.#deps.monotonic,
+    })
+    if (this.#suspects.isBanned(peer.sender) || !this.#hasRoom(peer) || this.#isSurplus(peer)) {
+      refuse()
+      return
+    }
+    this.#peers.add(peer)
+    const { admission } = this.#deps.config
+    if (admission && !handshake.extended) {
+      peer.close('it shows no token')
+      return
+    }
+    if (admission) {
+      peer.timer = setTimeout(() => {
+        if (peer.picking === undefined) peer.close('it shows no token')
+      }, admissionMs)
+    }
+    if (handshake.extended) this.#introduce(peer)
+    if (!admission) this.#admit(peer)
+    peer.start(rest())
+  }
+
+  tick(): void {
+    if (this.#closing) return
+    const now = this.#deps.monotonic()
+    for (const peer of this.#peers) {
+      peer.tick(now)
+      this.#watch(peer, now)
+    }
+    if (this.#complete || !this.#ready) return
+    if (this.#bytesReceived > this.#bytesSeen) {
+      this.#bytesSeen = this.#bytesReceived
+      this.#movedAtMs = now
+    } else if (now - this.#movedAtMs >= reserveAfterMs) {
+      this.#farUntilMs = now + farGraceMs
+    }
+    this.#dialMore(now)
+    for (const peer of this.#peers) this.#pump(peer)
+  }
+
+  // What its peers tell it.
+
+  pieceSize(piece: number): number {
+    return this.#picker.pieceSize(piece)
+  }
+
+  offers(piece: number): boolean {
+    return this.#have[piece] === 1
+  }
+
+  changed(peer: Peer): void {
+    if (peer.picking === undefined) return
+    this.#review(peer)
+    this.#pump(peer)
+  }
+
+  gained(peer: Peer, piece: number): void {
+    if (peer.picking === undefined) return
+    this.#picker.gains(peer.picking, piece)
+    if (this.#complete || peer.interesting || this.#have[piece] === 1) return
+    peer.setInteresting(true)
+    this.#pump(peer)
+  }
+
+  gainedAll(peer: Peer): void {
+    if (peer.picking === undefined) return
+    for (let piece = 0; piece < this.pieceCount; piece++) this.#picker.gains(peer.picking, piece)
+  }
+
+  introduced(peer: Peer, { own, port }: ExtendedHandshake): void {
+    const { admission, identity } = this.#deps.config
+    if (own?.place !== undefined && own.place === identity.place && peer.distance !== 0) {
+      peer.distance = 0
+      if (peer.picking) this.#rejoin(peer)
+    }
+    // Two hosts that dial each other tell by this that they need no second connection.
+    if (port !== undefined && peer.link.incoming) this.#known(sourceOf(peer.link.ip, port))
+    if (!admission) {
+      this.#pump(peer)
+      return
+    }
+    if (own?.token === undefined) {
+      peer.close('it shows no token')
+      return
+    }
+    void admission.admit(own.token, this.metainfo.infoHash, peer.link.ip).then((untilMs) => {
+      if (peer.closedWhy !== undefined) return
+      if (untilMs === undefined) peer.close('its token is not good')
+      else {
+        peer.admittedUntilMs = untilMs
+        if (peer.picking === undefined) this.#admit(peer)
+      }
+    })
+  }
+
+  claimed(peer: Peer, pieces: readonly number[]): void {
+    if (peer.distance !== 0 || peer.picking === undefined) return
+    for (const piece of pieces) this.#picker.claimed(piece, this.#deps.monotonic())
+  }
+
+  targetOf(ask: Ask): Uint8Array | undefined {
+    // A block that another peer has brought meanwhile must not be written over: its piece may be being hashed.
+    if (this.#picker.isHere(ask)) return undefined
+    return this.#memory.get(ask.piece)?.subarray(ask.offset, ask.offset + ask.length)
+  }
+
+  received(peer: Peer, ask: Ask): void {
+    this.#bytesReceived += ask.length
+    this.#suspects.received(ask.piece, peer.sender)
+    const { whole, surplus } = this.#picker.received(ask)
+    for (const other of surplus) {
+      this.#picker.release(other)
+      for (const slower of this.#peers) if (slower.picking === other.peer) slower.withdraw(other)
+    }
+    if (whole) void this.#finishPiece(ask.piece)
+    this.#pump(peer)
+  }
+
+  refused(peer: Peer, asks: readonly Ask[]): void {
+    for (const ask of asks) this.#release(ask, peer)
+  }
+
+  read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void {
+    this.#seedFile.read(
+      block.piece * this.metainfo.pieceLength + block.offset,
+      block.length,
+      (lease, error) => {
+        if (lease === undefined || lease.bytes.length === block.length) {
+          done(lease, error)
+          return
+        }
+        // The block lies in two chunks.
+        const first = Buffer.from(lease.bytes)
+        lease.release()
+        this.read(
+          { piece: block.piece, offset: block.offset + first.length, length: block.length - first.length },
+          (more, wrong) => {
+            if (more === undefined) done(undefined, wrong)
+            else {
+              const bytes = Buffer.concat([first, more.bytes])
+              more.release()
+              done({ bytes, release: () => undefined })
+            }
+          },
+        )
+      },
+    )
+  }
+
+  closed(peer: Peer): void {
+    this.#peers.delete(peer)
+    addTo(this.#past, peer)
+    for (const ask of peer.asks) this.#release(ask, undefined)
+    peer.asks.clear()
+    if (peer.picking) this.#picker.leave(peer.picking)
+    const candidate = this.#candidates.get(peer.source)
+    if (candidate) candidate.nextMs = this.#deps.monotonic() + redialMs
+    if (this.#closing || this.#complete) return
+    for (const other of this.#peers) this.#pump(other)
+  }
+
+  // Peers.
+
+  #admitted(): Peer[] {
+    return [...this.#peers].filter((peer) => peer.picking !== undefined)
+  }
+
+  #introduce(peer: Peer): void {
+    const { config, port } = this.#deps
+    const { identity, admission } = config
+    // An agent is known by its peer id before it says anything; others are told nothing of us.
+    const isAgent = Buffer.from(peer.handshake.peerId).toString('latin1', 0, 3) === '-RS'
+    peer.send(
+      writeExtended(
+        extendedHandshakeId,
+        writeExtendedHandshake({
+          requestsMax,
+          port,
+          client: 'Rackswarm',
+          own: isAgent
+            ? {
+                host: identity.host,
+                place: identity.place,
+                token: admission?.tokenFor(this.metainfo.infoHash),
+                load: Math.min(1, this.#peers.size / config.connectionsMax),
+              }
+            : undefined,
+        }),
+      ),
+    )
+  }
+
+  #admit(peer: Peer): void {
+    clearTimeout(peer.timer)
+    peer.timer = undefined
+    peer.picking = this.#picker.join(peer.distance === 0)
+    if (this.#complete) {
+      peer.send(peer.handshake.fast ? writeSimple(messages.haveAll) : writeBitfield(this.#bits()))
+    } else if (this.#bytesVerified > 0) {
+      peer.send(writeBitfield(this.#bits()))
+    } else if (peer.handshake.fast) {
+      peer.send(writeSimple(messages.haveNone))
+    }
+    peer.admitted()
+    this.#review(peer)
+  }
+
+  #bits(): Uint8Array {
+    const bits = new Uint8Array(Math.ceil(this.pieceCount / 8))
+    for (let piece = 0; piece < this.pieceCount; piece++)
+      if (this.#have[piece] === 1) bits[piece >> 3] = (bits[piece >> 3] ?? 0) | (0x80 >> (piece & 7))
+    return bits
+  }
+
+  /** Whether it gets what it wants, and whether we want something. */
+  #review(peer: Peer): void {
+    const { picking } = peer
+    if (picking === undefined) return
+    if (!this.#complete) peer.setInteresting(this.#picker.interests(picking))
+    if (peer.interestedInUs && peer.choking) {
+      const served = this.#admitted().filter((other) => !other.choking).length
+      if (served < uploadSlots) peer.setChoking(false)
+    } else if (!peer.interestedInUs && !peer.choking) {
+      peer.setChoking(true)
+      this.#serveNext()
+    }
+  }
+
+  #serveNext(): void {
+    for (const peer of this.#peers) {
+      if (peer.picking === undefined || !peer.interestedInUs || !peer.choking) continue
+      peer.setChoking(false)
+      return
+    }
+  }
+
+  #rejoin(peer: Peer): void {
+    const before = peer.picking
+    if (before === undefined) return
+    const pieces = before.has.slice()
+    const asks = [...peer.asks]
+    this.#picker.leave(before)
+    const picking = this.#picker.join(peer.distance === 0)
+    peer.picking = picking
+    for (let piece = 0; piece < pieces.length; piece++)
+      if (pieces[piece] === 1) this.#picker.gains(picking, piece)
+    for (const ask of asks) ask.peer = picking
+  }
+
+  #hasRoom(peer: Peer): boolean {
+    const max = this.#deps.config.connectionsMax
+    if (this.#peers.size >= 2 * max) return false
+    if (this.#complete || !peer.link.incoming) return true
+    const useless = [...this.#peers].filter(({ picking }) => (picking?.count ?? 0) === 0).length
+    return useless < 2 * max * (1 - usefulShare)
+  }
+
+  /** Two hosts that dial each other keep the connection that the smaller peer id made: both ends decide alike. */
+  #isSurplus(peer: Peer): boolean {
+    const own = Buffer.from(this.#deps.peerId)
+    const theirs = peer.handshake.peerId
+    if (own.equals(theirs)) {
+      this.#candidates.delete(peer.source)
+      return true
+    }
+    for (const other of this.#peers) {
+      if (!Buffer.from(other.handshake.peerId).equals(theirs)) continue
+      const ours = own.compare(theirs) < 0
+      const keepsNew = peer.link.incoming !== other.link.incoming && peer.link.incoming !== ours
+      if (!keepsNew) return true
+      other.close('there is another connection to it')
+    }
+    return false
+  }
+
+  #isNearAddress({ ip }: Link): boolean {
+    const start = sourceOf(ip, 0).slice(0, -1)
+    for (const address of this.#near) if (address.startsWith(start)) return true
+    return false
+  }
+
+  #known(address: string): void {
+    const candidate = this.#candidates.get(address)
+    if (candidate) candidate.nextMs = Math.max(candidate.nextMs, this.#deps.monotonic() + redialMs)
+  }
+
+  async #takeCandidates(peers: AsyncIterable<EnginePeer>): Promise<void> {
+    try {
+      for await (const peer of peers) {
+        if (this.#closing) return
+        const address = formatEndpoint(peer.endpoint)
+        if (peer.distance === 0) this.#near.add(address)
+        else {
+          this.#gateway = !peer.reserve
+          if (this.#farFromMs === 0) this.#farFromMs = this.#deps.monotonic() + nearFirstMs
+        }
+        // Seeders are dialled by those who want something.
+        if (this.#complete) continue
+        const known = this.#candidates.get(address)
+        this.#candidates.delete(address)
+        this.#candidates.set(address, {
+          peer,
+          nextMs: known?.nextMs ?? 0,
+          failures: known?.failures ?? 0,
+          dialling: known?.dialling ?? false,
+        })
+        if (this.#candidates.size > candidatesMax)
+          this.#candidates.delete(this.#candidates.keys().next().value ?? address)
+        if (this.#ready) this.#dialMore(this.#deps.monotonic())
+      }
+    } catch {
+      // The source of peers broke; those that are known go on being used, and others may dial us.
+    }
+  }
+
+  #dialMore(now: number): void {
+    if (this.#complete || this.#closing || !this.#ready) return
+    const connected = new Set<string>()
+    for (const peer of this.#peers) {
+      connected.add(peer.source)
+      const port = peer.introduction?.port
+      if (port !== undefined) connected.add(sourceOf(peer.link.ip, port))
+    }
+    const stuck = now < this.#farUntilMs
+    const served = this.#admitted().some(
+      ({ picking, distance }) => distance === 0 && picking?.count === this.pieceCount,
+    )
+    let far = reserveStep
+    for (const [address, candidate] of this.#candidates) {
+      if (this.#dialling >= dialsMax || this.#peers.size + this.#dialling >= this.#deps.config.connectionsMax)
+        return
+      if (candidate.dialling || candidate.nextMs > now || connected.has(address)) continue
+      if (this.#suspects.isBanned(address)) continue
+      const { distance, reserve } = candidate.peer
+      if (distance > 0 && !stuck) {
+        // A gateway needs far peers at once, unless its rack holds the blob already: what is near is asked first.
+        if (reserve || served || (this.#near.size > 0 && now < this.#farFromMs)) continue
+      }
+      if (reserve && far-- <= 0) continue
+      void this.#dial(address, candidate)
+    }
+  }
+
+  async #dial(address: string, candidate: Candidate): Promise<void> {
+    candidate.dialling = true
+    this.#dialling++
+    try {
+      const shaken = await this.#deps.connect(candidate.peer, this.infoHash)
+      candidate.failures = 0
+      candidate.nextMs = this.#deps.monotonic() + redialMs
+      if (this.#complete || this.#closing) shaken.link.socket.destroy()
+      else this.add(shaken.link, shaken.handshake, () => shaken.rest, candidate.peer)
+    } catch {
+      candidate.nextMs = this.#deps.monotonic() + Math.min(redialMaxMs, redialMs * 2 ** candidate.failures++)
+    } finally {
+      candidate.dialling = false
+      this.#dialling--
+      if (this.#candidates.get(address) !== candidate) {
+        const current = this.#candidates.get(address)
+        if (current)
+          Object.assign(current, { nextMs: candidate.nextMs, failures: candidate.failures, dialling: false })
+      }
+    }
+  }
+
+  /** Lets go of what does not move. */
+  #watch(peer: Peer, now: number): void {
+    if (peer.admittedUntilMs < Date.now()) {
+      peer.close('its token has ended')
+      return
+    }
+    if (peer.asks.size === 0) return
+    const stillMs = now - peer.movedAtMs
+    const tooLittle = now - peer.openedAtMs > silentMs && peer.download.rate < blockBytes / 10
+    if (
+      stillMs > silentMs ||
+      (stillMs <= silentMs && tooLittle && peer.download.total > 0 && this.#isStarved(peer, now))
+    ) {
+      peer.close('it sends nothing')
+      return
+    }
+    if (stillMs > lateMs) for (const ask of peer.asks) ask.dueMs = Infinity
+  }
+
+  /** Its oldest request is older than any honest peer would let it become. */
+  #isStarved(peer: Peer, now: number): boolean {
+    const [oldest] = peer.asks
+    return oldest !== undefined && now - oldest.askedMs > 2 * silentMs
+  }
+
+  #waitingFor(peer: Peer): string | undefined {
+    if (peer.picking === undefined) return 'it has not shown yet that it may have this'
+    if (this.#complete || peer.requestedBytes > 0) return undefined
+    if (!peer.interesting) return 'it has nothing that is missing'
+    if (peer.choked) return 'it chokes us'
+    const now = this.#deps.monotonic()
+    if (this.#deps.limiter.waitMs('download', peer.distance) > 0) return 'the download limit'
+    if (peer.distance > 0 && !this.#mayAskFar(now)) return 'it is far away, and this host is no gateway'
+    if (peer.distance > 0) return 'peers of the own rack have what is missing, or are fetching it'
+    return 'all that it has is asked of others'
+  }
+
+  // Pieces.
+
+  #mayAskFar(now: number): boolean {
+    return this.#gateway || now < this.#farUntilMs
+  }
+
+  /** Asks a peer for as much as it is good for. */
+  #pump(peer: Peer): void {
+    const { picking } = peer
+    if (picking === undefined || this.#complete || !this.#ready || this.#closing) return
+    if (peer.choked || !peer.interesting || peer.closedWhy !== undefined) return
+    const now = this.#deps.monotonic()
+    if (peer.distance > 0 && !this.#mayAskFar(now)) return
+    const { rate } = peer.download
+    const ahead =
+      peer.download.total === 0 ? aheadFirst : Math.min(aheadMax, Math.max(aheadMin, (rate * aheadMs) / 1000))
+    const bytesMax =
+      rate > 0 && rate < slowRate ? Math.min(peer.blockBytesMax, ownBlockBytes / 4) : peer.blockBytesMax
+    if (peer.requestedBytes > ahead / 2 && peer.requestedBytes > aheadMin) return
+    const claims: number[] = []
+    while (peer.requestedBytes < ahead && peer.asks.size < peer.peerRequestsMax) {
+      const waitMs = this.#deps.limiter.waitMs('download', peer.distance)
+      if (waitMs > 0) {
+        peer.timer ??= setTimeout(() => {
+          peer.timer = undefined
+          this.#pump(peer)
+        }, waitMs)
+        break
+      }
+      const held = this.#memory.size
+      this.#spare ??= this.#diskFullSinceMs === undefined ? this.#takeMemory() : undefined
+      const options: PickOptions = {
+        peer: picking,
+        bytesMax,
+        mayBegin: this.#spare !== undefined,
+        anything: now < this.#farUntilMs,
+        nowMs: now,
+      }
+      const ask = this.#picker.next(options) ?? this.#hedge(options, peer, now)
+      if (ask === undefined) break
+      if (!this.#memory.has(ask.piece)) this.#giveMemoryTo(ask.piece)
+      if (this.#memory.size > held && peer.distance > 0) claims.push(ask.piece)
+      ask.askedMs = now
+      ask.dueMs = now + (rate > 0 ? ((peer.requestedBytes + ask.length) * 1000) / rate : lateMs)
+      this.#deps.limiter.take('download', peer.distance, ask.length)
+      peer.ask(ask)
+    }
+    if (claims.length === 0) return
+    for (const neighbour of this.#peers)
+      if (neighbour.distance === 0 && neighbour.picking?.count !== this.pieceCount) neighbour.claim(claims)
+  }
+
+  /** At the end, and of what is late, also what others were asked for. */
+  #hedge(options: PickOptions, peer: Peer, now: number): Ask | undefined {
+    const { rate } = peer.download
+    const ending = this.#picker.untouched === 0 && rate > 0
+    const readyMs = ending
+      ? now + (2 * (peer.requestedBytes + options.bytesMax) * 1000) / rate
+      : Number.MAX_VALUE
+    return this.#picker.hedge(options, readyMs)
+  }
+
+  #takeMemory(): Uint8Array | undefined {
+    return this.#deps.store.takeMemory(this.metainfo.pieceLength, this.#memory.size)
+  }
+
+  #giveMemoryTo(piece: number): void {
+    const memory = this.#spare ?? this.#takeMemory()
+    this.#spare = undefined
+    if (memory) this.#memory.set(piece, memory)
+  }
+
+  #freeMemory(piece: number): void {
+    const memory = this.#memory.get(piece)
+    if (!this.#memory.delete(piece) || memory === undefined) return
+    this.#deps.store.giveMemory(memory)
+  }
+
+  #release(ask: Ask, peer: Peer | undefined): void {
+    this.#picker.release(ask)
+    this.#deps.limiter.give('download', peer?.distance ?? 255, ask.length)
+  }
+
+  /** Checks a piece that has come whole, and writes it. */
+  async #finishPiece(piece: number): Promise<void> {
+    const memory = this.#memory.get(piece)
+    if (memory === undefined) return
+    const right = await this.#write(piece, memory.subarray(0, this.pieceSize(piece)))
+    if (right === undefined) return
+    this.#freeMemory(piece)
+    if (right) this.#verified(piece)
+    else this.#wrong(piece)
+    for (const peer of this.#peers) this.#pump(peer)
+  }
+
+  /** Waits where the disk is full. @returns undefined where the fetch has ended meanwhile */
+  async #write(piece: number, bytes: Uint8Array): Promise<boolean | undefined> {
+    for (;;) {
+      try {
+        const right = await this.#writer.write(
+          piece * this.metainfo.pieceLength,
+          bytes,
+          this.#sha1s[piece] ?? '',
+        )
+        this.#diskFullSinceMs = undefined
+        return this.#isOver() ? undefined : right
+      } catch (error) {
+        if (this.#isOver()) return undefined
+        const now = this.#deps.monotonic()
+        const full = errorCode(error) === 'ENOSPC' || errorCode(error) === 'EDQUOT'
+        if (full) this.#diskFullSinceMs ??= now
+        if (!full || now - (this.#diskFullSinceMs ?? now) > diskFullMs) {
+          this.#fail(error as Error)
+          return undefined
+        }
+        await new Promise((resolve) => setTimeout(resolve, diskRetryMs))
+      }
+    }
+  }
+
+  #isOver(): boolean {
+    return this.#closing !== undefined
+  }
+
+  #verified(piece: number): void {
+    this.#picker.done(piece)
+    if (this.#have[piece] === 1) return
+    this.#have[piece] = 1
+    this.#bytesVerified += this.pieceSize(piece)
+    this.#suspects.verified(piece)
+    for (const peer of this.#peers) {
+      // Who has everything does not look for pieces.
+      if (peer.picking && peer.picking.count < this.pieceCount) peer.tellHave(piece)
+    }
+    this.#listener?.(piece)
+    if (this.#bytesVerified === this.metainfo.length) void this.#finish()
+  }
+
+  #wrong(piece: number): void {
+    this.#picker.forget(piece)
+    const senders = new Set(this.#suspects.failed(piece))
+    for (const peer of [...this.#peers]) if (senders.has(peer.sender)) peer.close('it sent wrong bytes')
+  }
+
+  async #finish(): Promise<void> {
+    this.#complete = true
+    this.#webseed?.abort()
+    this.#webseed = undefined
+    this.#candidates.clear()
+    this.#signal.removeEventListener('abort', this.#onAbort)
+    this.#freeSpare()
+    this.#writer.close()
+    // The file is about to be renamed.
+    await this.#seedFile.hold().catch(() => undefined)
+    this.#outcome.resolve(undefined)
+    for (const peer of [...this.#peers]) {
+      // Two that have everything have nothing to say to each other.
+      if (peer.picking?.count === this.pieceCount) peer.close('both have everything')
+      else peer.setInteresting(false)
+    }
+  }
+
+  #freeSpare(): void {
+    if (this.#spare) this.#deps.store.giveMemory(this.#spare)
+    this.#spare = undefined
+  }
+
+  #fail(error: Error): void {
+    this.#outcome.reject(error)
+    void this.close()
+  }
+
+  async #close(): Promise<void> {
+    this.#outcome.reject(new Error('the torrent was closed'))
+    this.#signal.removeEventListener('abort', this.#onAbort)
+    this.#webseed?.abort()
+    this.#webseed = undefined
+    for (const peer of [...this.#peers]) peer.close('the torrent was closed')
+    this.#freeSpare()
+    for (const piece of [...this.#memory.keys()]) this.#freeMemory(piece)
+    this.#writer.close()
+    await this.#seedFile.close()
+    this.#deps.closed()
+  }
+
+  /** What an earlier run left is checked, not trusted. */
+  async #checkPart(): Promise<void> {
+    try {
+      const size = await stat(this.#file).then(
+        (stats) => stats.size,
+        (error: unknown) => {
+          if (errorCode(error) === 'ENOENT') return 0
+          throw error
+        },
+      )
+      const pieces = Math.min(this.pieceCount, Math.ceil(size / this.metainfo.pieceLength))
+      let next = 0
+      const check = async () => {
+        while (next < pieces && !this.#isOver()) {
+          const piece = next++
+          const position = piece * this.metainfo.pieceLength
+          const right = await this.#writer.check(position, this.pieceSize(piece), this.#sha1s[piece] ?? '')
+          if (right && !this.#isOver()) this.#verified(piece)
+        }
+      }
+      await Promise.all(Array.from({ length: checksMax }, check))
+    } catch (error) {
+      if (!this.#isOver()) this.#fail(error as Error)
+      return
+    }
+    if (this.#isOver()) return
+    this.#ready = true
+    this.#movedAtMs = this.#deps.monotonic()
+    this.#startWebseed()
+    for (const peer of this.#peers) this.#review(peer)
+    this.tick()
+  }
+
+  // The webseed.
+
+  #startWebseed(): void {
+    this.#webseed?.abort()
+    this.#webseed = undefined
+    const url = this.#webseedUrl
+    if (url === undefined || this.#complete || this.#closing || !this.#ready) return
+    const controller = new AbortController()
+    this.#webseed = controller
+    void runWebseed(
+      url,
+      {
+        claim: (maxBytes) => this.#claim(maxBytes),
+        pieceSize: (piece) => this.pieceSize(piece),
+        received: (bytes) => {
+          this.#bytesReceived += bytes
+          this.#past.add('webseed', 'webseed', undefined, bytes, 0)
+        },
+        rate: () => this.#deps.limiter.rate('download'),
+        random: this.#deps.random,
+        dispatcher: this.#deps.dispatcher,
+      },
+      controller.signal,
+    )
+  }
+
+  /** A run of pieces that nobody was asked for. */
+  #claim(bytesMax: number): Claim | undefined {
+    if (this.#closing || this.#complete || this.#diskFullSinceMs !== undefined) return undefined
+    const piecesMax = Math.max(1, Math.floor(bytesMax / this.metainfo.pieceLength))
+    const run = this.#picker.untouchedRun(piecesMax)
+    if (run === undefined) return undefined
+    const asks = new Map<number, Ask>()
+    for (let piece = run.first; piece < run.first + run.count; piece++)
+      asks.set(piece, this.#picker.takeWhole(piece, this.#webseedPeer, this.#deps.monotonic()))
+    return {
+      first: run.first,
+      count: run.count,
+      start: run.first * this.metainfo.pieceLength,
+      end: Math.min((run.first + run.count) * this.metainfo.pieceLength, this.metainfo.length),
+      accept: async (piece, bytes) => {
+        const ask = asks.get(piece)
+        if (this.#closing || ask === undefined || this.#have[piece] === 1) return true
+        if (createHash('sha1').update(bytes).digest('hex') !== this.#sha1s[piece]) return false
+        const right = await this.#write(piece, bytes)
+        if (right !== true) return right === undefined
+        asks.delete(piece)
+        for (const late of this.#picker.received(ask).surplus) {
+          this.#picker.release(late)
+          for (const peer of this.#peers) if (peer.picking === late.peer) peer.withdraw(late)
+        }
+        this.#freeMemory(piece)
+        this.#verified(piece)
+        return true
+      },
+      release: () => {
+        for (const ask of asks.values()) {
+          this.#picker.release(ask)
+          if (!this.#memory.has(ask.piece)) this.#picker.forget(ask.piece)
+        }
+        if (!this.#closing) for (const peer of this.#peers) this.#pump(peer)
+      },
+    }
+  }
+}
+
+function addTo(sums: TrafficSums, { source, introduction, download, upload }: Peer): void {
+  sums.add(source, 'peer', introduction?.own?.place, download.total, upload.total)
+}
