@@ -53,11 +53,9 @@ export interface PieceStore extends AsyncDisposable {
 
 const threadsMax = 4
 /** What pieces are put together in, for all torrents. */
-const memoryMax = 48 * 1024 * 1024
+const memoryMax = 24 * 1024 * 1024
 /** A torrent may hold so many pieces, whatever the others hold. */
 const ownPieces = 2
-/** Kept for the next piece once it is free. */
-const spareMax = 16 * 1024 * 1024
 
 export function createPieceStore(): PieceStore {
   const threads: PieceThread[] = []
@@ -98,7 +96,10 @@ export function createPieceStore(): PieceStore {
     },
     giveMemory: (memory) => {
       inUse -= memory.length
-      if (spareBytes + memory.length > spareMax) return
+      // Nobody fetches: nothing is kept.
+      if (inUse === 0) spare.length = spareBytes = 0
+      // Left to the collector, shared memory would pile up for as long as it does not run.
+      if (inUse + spareBytes + memory.length > memoryMax) return
       spareBytes += memory.length
       spare.push(memory)
     },

@@ -75,7 +75,7 @@ const admissionMs = 5_000
 const aheadMs = 500
 const aheadMin = 256 * 1024
 const aheadFirst = 1024 * 1024
-const aheadMax = 8 * 1024 * 1024
+const aheadMax = 4 * 1024 * 1024
 /** Below this rate a block of 256 KiB would keep others waiting. */
 const slowRate = 4 * 1024 * 1024
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
