@@ -74,9 +74,9 @@ export const AgentConfig = z.strictObject({
     .describe('References that this host always has: fetched as soon as the tag moves.'),
   engine: z
     .enum(['webtorrent', 'rackswarm'])
-    .default('webtorrent')
+    .default('rackswarm')
     .describe(
-      'What moves the pieces: `rackswarm`, our own, is several times as fast as `webtorrent`, and younger. Hosts with either serve each other.',
+      'What moves the pieces: `rackswarm`, our own and several times as fast, or `webtorrent`. Hosts with either serve each other.',
     ),
   peer_port: z
     .int()

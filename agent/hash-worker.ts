@@ -11,6 +11,8 @@ interface Job {
   readonly length: number
   readonly hash: Hash
   handle: FileHandle | undefined
+  /** One for all reads: a new one for each would pile up until the collector runs. */
+  buffer: Buffer | undefined
   position: number
   wanted: number
   busy: boolean
@@ -27,6 +29,7 @@ parentPort?.on('message', (message: HashRequest) => {
       length,
       hash: createHash('sha256'),
       handle: undefined,
+      buffer: undefined,
       position: 0,
       wanted: 0,
       busy: false,
@@ -48,7 +51,7 @@ async function follow(id: number, job: Job): Promise<void> {
   job.busy = true
   try {
     job.handle ??= await open(job.file, 'r')
-    const buffer = Buffer.allocUnsafeSlow(chunkBytes)
+    const buffer = (job.buffer ??= Buffer.allocUnsafeSlow(chunkBytes))
     while (job.position < job.wanted && jobs.has(id)) {
       const { bytesRead } = await job.handle.read(
         buffer,

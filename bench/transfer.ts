@@ -15,7 +15,8 @@ import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { cpuSecondsOf } from './harness.ts'
 import { readPeakMemoryMiB, watchProcess } from './proc.ts'
 
-const noLimits = 'limits: { download: 100GiB, upload: 100GiB }\ndisk: { quota: 100GiB }\n'
+const extra = (engine: string) =>
+  `engine: ${engine}\nlimits: { download: 100GiB, upload: 100GiB }\ndisk: { quota: 100GiB }\n`
 
 /** One build from one host to another over loopback, by our agents and by aria2. */
 export const transfer: Benchmark = {
@@ -34,19 +35,44 @@ export const transfer: Benchmark = {
 async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: BenchOptions): Promise<Side[]> {
   const build = join(directory, 'build.tar')
   const sha256 = await writeRandomFile(build, sizeBytes)
-  const server = stack.use(await startFleetServer(join(directory, 'ours')))
-  await deployctlOk(server, ['publish', build, 'bench:1'])
   const gib = sizeBytes / 2 ** 30
-
-  const seeder = stack.use(
-    await startFleetAgent(join(directory, 'seeder'), server, {
-      host: 'seeder',
-      place: 'rack',
-      extra: noLimits,
-    }),
-  )
-  await fetchOn(seeder, 'bench:1')
   let number = 0
+
+  /** Two agents and a server of their own. */
+  const agents = async (engine: string): Promise<Side> => {
+    const server = stack.use(await startFleetServer(join(directory, engine)))
+    await deployctlOk(server, ['publish', build, 'bench:1'])
+    const start = (host: string) =>
+      startFleetAgent(join(directory, engine, host), server, { host, place: 'rack', extra: extra(engine) })
+    const seeder = stack.use(await start('seeder'))
+    await fetchOn(seeder, 'bench:1')
+    return {
+      name: `rackswarm agents, ${engine} engine`,
+      settings:
+        'two agents and a server as processes; limits lifted; from the request on the control socket to the exposed file, SHA-256 included',
+      run: async () => {
+        const host = `fetcher-${++number}`
+        await using fetcher = await start(host)
+        const { result, cpu } = await cpuSecondsOf({ fetching: fetcher.pid, seeding: seeder.pid }, () =>
+          fetchOn(fetcher, 'bench:1'),
+        )
+        if (result.held.bytes.webseed > 0)
+          throw new Error(`${result.held.bytes.webseed} bytes came from the webseed`)
+        const figures = {
+          rate: sizeBytes / 2 ** 20 / result.seconds,
+          'fetching CPU': (cpu['fetching'] ?? 0) / gib,
+          'seeding CPU': (cpu['seeding'] ?? 0) / gib,
+          'fetching memory': await readPeakMemoryMiB(fetcher.pid),
+          'seeding memory': await readPeakMemoryMiB(seeder.pid),
+        }
+        await fetcher[Symbol.asyncDispose]()
+        await removeAll(join(directory, engine, host))
+        return figures
+      },
+    }
+  }
+  const own = await agents('rackswarm')
+  const webtorrent = await agents('webtorrent')
 
   // A tracker of its own: in one swarm the two sides would serve each other.
   const other = stack.use(await startFleetServer(join(directory, 'theirs')))
@@ -61,34 +87,8 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
   await sleep(5_000)
 
   return [
-    {
-      name: 'rackswarm agents, webtorrent engine',
-      settings:
-        'two agents and a server as processes; limits lifted; from the request on the control socket to the exposed file, SHA-256 included',
-      run: async () => {
-        const home = join(directory, `fetcher-${++number}`)
-        await using fetcher = await startFleetAgent(home, server, {
-          host: `fetcher-${number}`,
-          place: 'rack',
-          extra: noLimits,
-        })
-        const { result, cpu } = await cpuSecondsOf({ fetching: fetcher.pid, seeding: seeder.pid }, () =>
-          fetchOn(fetcher, 'bench:1'),
-        )
-        if (result.held.bytes.webseed > 0)
-          throw new Error(`${result.held.bytes.webseed} bytes came from the webseed`)
-        const figures = {
-          rate: sizeBytes / 2 ** 20 / result.seconds,
-          'fetching CPU': (cpu['fetching'] ?? 0) / gib,
-          'seeding CPU': (cpu['seeding'] ?? 0) / gib,
-          'fetching memory': await readPeakMemoryMiB(fetcher.pid),
-          'seeding memory': await readPeakMemoryMiB(seeder.pid),
-        }
-        await fetcher[Symbol.asyncDispose]()
-        await removeAll(home)
-        return figures
-      },
-    },
+    own,
+    webtorrent,
     {
       name: 'aria2',
       settings: `${await aria2Version()}; ${aria2Options.join(' ')}; the same blob and a tracker of the same kind; from the start of the process to its end, no SHA-256`,

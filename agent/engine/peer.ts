@@ -29,6 +29,8 @@ import {
 
 /** Requests that a peer may have open with us, told in the extended handshake (`reqq`). */
 export const requestsMax = 512
+/** Not every client looks at `reqq`, and an entry here is no more than three numbers. */
+const owedMax = 16 * requestsMax
 /** Bytes that lie in a socket and in blocks that were read for it: enough to keep it busy while the event loop is away. */
 const sendingBytesMax = 1024 * 1024
 
@@ -80,6 +82,9 @@ export class Peer implements WireHandler {
   owedBytes = 0
   /** When the last bytes of a block came, or the first of the blocks under way was asked for. */
   movedAtMs: number
+  /** Refusals since it last gave a block, and until when it is not asked again. */
+  refusals = 0
+  askAgainMs = 0
   timer: NodeJS.Timeout | undefined
   closedWhy: string | undefined
   readonly #host: PeerHost
@@ -277,8 +282,7 @@ export class Peer implements WireHandler {
       this.#reject(block)
       return
     }
-    // Twice as many: a peer may not have read yet how many it may have.
-    if (this.#owed.length >= 2 * requestsMax) throw new WireError(`more than ${2 * requestsMax} requests`)
+    if (this.#owed.length >= owedMax) throw new WireError(`more than ${owedMax} requests`)
     this.#owed.push(block)
     this.owedBytes += length
     this.serve()

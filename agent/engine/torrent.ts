@@ -69,6 +69,9 @@ const redialMaxMs = 60_000
 const lateMs = 1_000
 /** …and for this long is let go. */
 const silentMs = 10_000
+/** A peer that refuses what it was asked is left in peace for this long; doubled with each refusal, until it gives something. */
+const refusedMs = 50
+const refusedMaxMs = 10_000
 /** Who has not shown by then that it may take part is let go. */
 const admissionMs = 5_000
 /** Bytes asked for ahead: what a peer sends in this long, within bounds. */
@@ -80,6 +83,8 @@ const aheadMax = 4 * 1024 * 1024
 const slowRate = 4 * 1024 * 1024
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
 const uploadSlots = 50
+/** A connection that has moved nothing for this long gives way where all are taken. */
+const idleMs = 1_000
 /** Connections for peers that have something we lack: those that have nothing cannot take them. */
 const usefulShare = 1 / 3
 const diskRetryMs = 1_000
@@ -268,7 +273,7 @@ export class Torrent implements EngineHandle, PeerHost {
       distance,
       now: this.#deps.monotonic,
     })
-    if (this.#suspects.isBanned(peer.sender) || !this.#hasRoom(peer) || this.#isSurplus(peer)) {
+    if (this.#suspects.isBanned(peer.sender) || !this.#hasRoom() || this.#isSurplus(peer)) {
       refuse()
       return
     }
@@ -374,6 +379,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   received(peer: Peer, ask: Ask): void {
     this.#bytesReceived += ask.length
+    peer.refusals = 0
     this.#suspects.received(ask.piece, peer.sender)
     const { whole, surplus } = this.#picker.received(ask)
     for (const other of surplus) {
@@ -386,6 +392,8 @@ export class Torrent implements EngineHandle, PeerHost {
 
   refused(peer: Peer, asks: readonly Ask[]): void {
     for (const ask of asks) this.#release(ask, peer)
+    const waitMs = Math.min(refusedMaxMs, refusedMs * 2 ** peer.refusals++)
+    peer.askAgainMs = this.#deps.monotonic() + waitMs
   }
 
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void {
@@ -515,12 +523,20 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const ask of asks) ask.peer = picking
   }
 
-  #hasRoom(peer: Peer): boolean {
+  /** Where all connections are taken, one that is of no use to either side gives way. */
+  #hasRoom(): boolean {
     const max = this.#deps.config.connectionsMax
-    if (this.#peers.size >= 2 * max) return false
-    if (this.#complete || !peer.link.incoming) return true
-    const useless = [...this.#peers].filter(({ picking }) => (picking?.count ?? 0) === 0).length
-    return useless < 2 * max * (1 - usefulShare)
+    const before = this.#deps.monotonic() - idleMs
+    const idle = [...this.#peers].filter(
+      ({ link, interesting, owedBytes, movedAtMs, upload }) =>
+        link.incoming && !interesting && owedBytes === 0 && upload.rate === 0 && movedAtMs < before,
+    )
+    const full =
+      this.#peers.size >= 2 * max || (!this.#complete && idle.length >= 2 * max * (1 - usefulShare))
+    if (!full) return true
+    const [oldest] = idle
+    oldest?.close('others need its place')
+    return oldest !== undefined
   }
 
   /** Two hosts that dial each other keep the connection that the smaller peer id made: both ends decide alike. */
@@ -589,14 +605,15 @@ export class Torrent implements EngineHandle, PeerHost {
       const port = peer.introduction?.port
       if (port !== undefined) connected.add(sourceOf(peer.link.ip, port))
     }
+    // Connections that others made, and that may be of no use, are counted apart.
+    const dialled = [...this.#peers].filter(({ link }) => !link.incoming).length
     const stuck = now < this.#farUntilMs
     const served = this.#admitted().some(
       ({ picking, distance }) => distance === 0 && picking?.count === this.pieceCount,
     )
     let far = reserveStep
     for (const [address, candidate] of this.#candidates) {
-      if (this.#dialling >= dialsMax || this.#peers.size + this.#dialling >= this.#deps.config.connectionsMax)
-        return
+      if (this.#dialling >= dialsMax || dialled + this.#dialling >= this.#deps.config.connectionsMax) return
       if (candidate.dialling || candidate.nextMs > now || connected.has(address)) continue
       if (this.#suspects.isBanned(address)) continue
       const { distance, reserve } = candidate.peer
@@ -680,6 +697,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (picking === undefined || this.#complete || !this.#ready || this.#closing) return
     if (peer.choked || !peer.interesting || peer.closedWhy !== undefined) return
     const now = this.#deps.monotonic()
+    if (now < peer.askAgainMs) return
     if (peer.distance > 0 && !this.#mayAskFar(now)) return
     const { rate } = peer.download
     const ahead =

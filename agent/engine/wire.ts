@@ -9,7 +9,7 @@ export interface WireHandler {
   interested(): void
   notInterested(): void
   have(piece: number): void
-  /** `bits` is valid during the call only; its spare bits are 0. */
+  /** May come at any time, and again: aria2 says so what it has got. `bits` is valid during the call only; its spare bits are 0. */
   bitfield(bits: Uint8Array): void
   haveAll(): void
   haveNone(): void
@@ -267,11 +267,9 @@ export class WireReader {
         this.#bitfield(bytes.subarray(at, end))
         break
       case messages.haveAll:
-        this.#first()
         handler.haveAll()
         break
       case messages.haveNone:
-        this.#first()
         handler.haveNone()
         break
       case messages.request:
@@ -297,20 +295,11 @@ export class WireReader {
   }
 
   #bitfield(bits: Uint8Array): void {
-    this.#first()
     if (bits.length !== this.#bitfieldBytes) throw new WireError(`a bitfield of ${bits.length} bytes`)
     const spare = 8 * this.#bitfieldBytes - this.#pieces
     if (((bits.at(-1) ?? 0) & ((1 << spare) - 1)) !== 0)
       throw new WireError('a bitfield with more pieces than there are')
     this.#handler.bitfield(bits)
-  }
-
-  #hasBitfield = false
-
-  /** What a peer has, it says once; clients differ in what they send before. */
-  #first(): void {
-    if (this.#hasBitfield) throw new WireError('a second bitfield')
-    this.#hasBitfield = true
   }
 
   #piece(bytes: Uint8Array, at: number): number {
