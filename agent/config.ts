@@ -56,7 +56,7 @@ export const AgentConfig = z.strictObject({
     ),
   control_group: z
     .string()
-    .default('rackswarm')
+    .default('webtorrent')
     .describe('Group that may use the control socket, where there is such a group.'),
   metrics_addr: z
     .string()
@@ -74,9 +74,9 @@ export const AgentConfig = z.strictObject({
     .describe('References that this host always has: fetched as soon as the tag moves.'),
   engine: z
     .enum(['webtorrent', 'rackswarm'])
-    .default('rackswarm')
+    .default('webtorrent')
     .describe(
-      'What moves the pieces: `rackswarm`, our own and several times as fast, or `webtorrent`. Hosts with either serve each other.',
+      'What moves the pieces: `webtorrent`, or `rackswarm`, our own, several times as fast between two hosts but not yet as good at keeping traffic in the rack. Hosts with either serve each other.',
     ),
   peer_port: z
     .int()
