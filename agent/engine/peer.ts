@@ -34,6 +34,9 @@ const owedMax = 16 * requestsMax
 /** Bytes that lie in a socket and in blocks that were read for it: enough to keep it busy while the event loop is away. */
 const sendingBytesMax = 1024 * 1024
 
+/** Answers wait for a peer that does not read them; more than this is an attack. */
+const unreadBytesMax = 4 * 1024 * 1024
+
 /** What a connection tells its torrent, and asks of it. */
 export interface PeerHost {
   readonly pieceCount: number
@@ -172,6 +175,10 @@ export class Peer implements WireHandler {
   /** Takes a request back that another peer has answered. */
   withdraw(ask: Ask): void {
     if (!this.#forgetAsk(ask)) return
+    if (ask === this.#coming) {
+      this.#coming = undefined
+      this.#reader.drop()
+    }
     this.send(writeBlock(messages.cancel, ask))
   }
 
@@ -328,7 +335,8 @@ export class Peer implements WireHandler {
 
   blockBytes(bytes: number): void {
     this.download.add(bytes)
-    this.movedAtMs = this.#now()
+    // What was not asked for keeps nobody from being late.
+    if (this.#coming) this.movedAtMs = this.#now()
   }
 
   blockEnd(): void {
@@ -427,6 +435,7 @@ export class Peer implements WireHandler {
     const bytes = this.#out.length === 1 && first ? first : Buffer.concat(this.#out)
     this.#out = []
     this.link.socket.write(bytes)
+    if (this.link.socket.writableLength > unreadBytesMax) this.close('it does not read')
   }
 
   #forgetAsk(ask: Ask): boolean {

@@ -33,6 +33,8 @@ export interface SeedFile {
   read(position: number, length: number, done: (lease: Lease | undefined, error?: Error) => void): void
   /** Opens the file now, so that it may be renamed. @throws Error of the system */
   hold(): Promise<void>
+  /** What lies there has changed: what was read of it is not given out again. */
+  forget(position: number, length: number): void
   close(): Promise<void>
 }
 
@@ -105,7 +107,7 @@ export class ReadCache {
         const finish = (error: Error | undefined) => {
           const waiting = chunk.waiting ?? []
           chunk.waiting = undefined
-          if (error) this.#chunks.delete(key)
+          if (error && this.#chunks.get(key) === chunk) this.#chunks.delete(key)
           for (const each of waiting) each(error)
           if (error) this.#recycle(chunk)
         }
@@ -123,6 +125,16 @@ export class ReadCache {
               finish(error instanceof Error ? error : new Error(String(error)))
             },
           )
+      },
+      forget: (position, length) => {
+        const end = position + length
+        for (let index = Math.floor(position / chunkBytes); index * chunkBytes < end; index++) {
+          const key = `${number}:${index}`
+          const chunk = this.#chunks.get(key)
+          if (chunk === undefined) continue
+          this.#chunks.delete(key)
+          if (chunk.waiting === undefined) this.#recycle(chunk)
+        }
       },
       hold: async () => {
         await opened()

@@ -392,8 +392,10 @@ export class Torrent implements EngineHandle, PeerHost {
 
   refused(peer: Peer, asks: readonly Ask[]): void {
     for (const ask of asks) this.#release(ask, peer)
-    const waitMs = Math.min(refusedMaxMs, refusedMs * 2 ** peer.refusals++)
-    peer.askAgainMs = this.#deps.monotonic() + waitMs
+    const now = this.#deps.monotonic()
+    // A burst counts once.
+    if (now < peer.askAgainMs) return
+    peer.askAgainMs = now + Math.min(refusedMaxMs, refusedMs * 2 ** peer.refusals++)
   }
 
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void {
@@ -426,7 +428,7 @@ export class Torrent implements EngineHandle, PeerHost {
   closed(peer: Peer): void {
     this.#peers.delete(peer)
     addTo(this.#past, peer)
-    for (const ask of peer.asks) this.#release(ask, undefined)
+    for (const ask of peer.asks) this.#release(ask, peer)
     peer.asks.clear()
     if (peer.picking) this.#picker.leave(peer.picking)
     const candidate = this.#candidates.get(peer.source)
@@ -637,6 +639,11 @@ export class Torrent implements EngineHandle, PeerHost {
       else this.add(shaken.link, shaken.handshake, () => shaken.rest, candidate.peer)
     } catch {
       candidate.nextMs = this.#deps.monotonic() + Math.min(redialMaxMs, redialMs * 2 ** candidate.failures++)
+      // Those that were never tried come first.
+      if (this.#candidates.get(address) === candidate) {
+        this.#candidates.delete(address)
+        this.#candidates.set(address, candidate)
+      }
     } finally {
       candidate.dialling = false
       this.#dialling--
@@ -664,7 +671,7 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.close('it sends nothing')
       return
     }
-    if (stillMs > lateMs) for (const ask of peer.asks) ask.dueMs = Infinity
+    for (const ask of peer.asks) if (stillMs > lateMs || now - ask.dueMs > lateMs) ask.dueMs = Infinity
   }
 
   /** Its oldest request is older than any honest peer would let it become. */
@@ -813,6 +820,7 @@ export class Torrent implements EngineHandle, PeerHost {
   #verified(piece: number): void {
     this.#picker.done(piece)
     if (this.#have[piece] === 1) return
+    this.#seedFile.forget(piece * this.metainfo.pieceLength, this.pieceSize(piece))
     this.#have[piece] = 1
     this.#bytesVerified += this.pieceSize(piece)
     this.#suspects.verified(piece)

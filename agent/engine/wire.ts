@@ -140,6 +140,11 @@ export class WireReader {
     this.#blockBytesMax = blockBytesMax
   }
 
+  /** What is left of the block under way is dropped. */
+  drop(): void {
+    this.#blockTarget = undefined
+  }
+
   /** @throws WireError; and whatever the handler throws */
   push(chunk: Uint8Array): void {
     let at = 0

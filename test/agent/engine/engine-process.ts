@@ -5,7 +5,7 @@ import { createRackswarmEngine } from '../../../agent/engine/rackswarm.ts'
 import { peerAt, peerFeed } from './fixtures.ts'
 import { engineConfig } from './own-engine.ts'
 
-const [kind, torrent = '', file = '', peerPort = '0', uploadBytesPerSecond] = process.argv.slice(2)
+const [kind, torrent = '', file = '', peerPorts = '', uploadBytesPerSecond] = process.argv.slice(2)
 const metainfo = parseTorrent(await readFile(torrent))
 const engine = await createRackswarmEngine(
   engineConfig({
@@ -23,7 +23,7 @@ if (kind === 'seed') {
   const handle = engine.fetch({
     metainfo,
     file,
-    peers: peerFeed(peerAt(Number(peerPort))),
+    peers: peerFeed(...peerPorts.split(',').map((port) => peerAt(Number(port)))),
     webseed: undefined,
     signal,
   })

@@ -117,6 +117,13 @@ export function fullBitfield(metainfo: Metainfo): Buffer {
   return message(5, bits)
 }
 
+/** Four bytes, as a `have` carries them. */
+export function numberOf(value: number): Buffer {
+  const bytes = Buffer.alloc(4)
+  bytes.writeUInt32BE(value)
+  return bytes
+}
+
 export function rangeOf({ piece, offset, length }: RawRequest): Buffer {
   const body = Buffer.alloc(12)
   body.writeUInt32BE(piece)
