@@ -253,7 +253,7 @@ export class Peer implements WireHandler {
   bitfield(bits: Uint8Array): void {
     if (this.picking === undefined) {
       // Not admitted yet: looked at then.
-      this.#bitfieldPending = bits.slice()
+      this.#bitfieldPending = Uint8Array.from(bits)
       return
     }
     for (let piece = 0; piece < this.#host.pieceCount; piece++)

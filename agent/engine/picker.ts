@@ -140,10 +140,12 @@ export class Picker {
   /** The block to ask for next; undefined where the peer has nothing that may be asked of it now. */
   next(options: PickOptions): Ask | undefined {
     const { peer } = options
+    const choosy = !peer.near && !options.anything
     let other: Begun | undefined
     for (const begun of this.#begun.values()) {
       if (begun.free === 0 || peer.has[begun.piece] !== 1) continue
       if (begun.owner === peer) return this.#ask(begun, options)
+      if (choosy && (this.#nearCopies[begun.piece] ?? 0) > 0) continue
       if (begun.owner === undefined || other === undefined) other = begun
     }
     if (other && (other.owner === undefined || !options.mayBegin)) return this.#ask(other, options)

@@ -57,6 +57,7 @@ export class ReadCache {
     let handle: Promise<FileHandle> | undefined
     let closed = false
     const opened = () => {
+      if (closed) return Promise.reject(new Error(`${path} is closed`))
       handle ??= open(path, 'r').catch((error: unknown) => {
         // It is tried again at the next read.
         handle = undefined
@@ -80,8 +81,9 @@ export class ReadCache {
           done({
             bytes: chunk.buffer.subarray(offset, Math.min(offset + length, chunk.bytes)),
             release: () => {
-              if (held) chunk.users--
+              if (!held) return
               held = false
+              chunk.users--
               this.#recycle(chunk)
             },
           })
@@ -167,7 +169,8 @@ export class ReadCache {
       for (const [key, chunk] of this.#chunks) {
         if (chunk.users > 0 || chunk.waiting !== undefined) continue
         this.#chunks.delete(key)
-        return chunk.buffer
+        // More were needed while sockets were slow.
+        if (this.#chunks.size < chunksMax) return chunk.buffer
       }
     }
     return this.#free.pop() ?? Buffer.allocUnsafeSlow(chunkBytes)

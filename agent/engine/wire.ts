@@ -76,8 +76,8 @@ export function isHandshakeStart(bytes: Uint8Array): boolean {
 export function readHandshake(bytes: Uint8Array): Handshake {
   if (bytes.length !== handshakeBytes || !isHandshakeStart(bytes)) throw new WireError('not a handshake')
   return {
-    infoHash: bytes.slice(28, 48),
-    peerId: bytes.slice(48, 68),
+    infoHash: Uint8Array.from(bytes.subarray(28, 48)),
+    peerId: Uint8Array.from(bytes.subarray(48, 68)),
     fast: ((bytes[27] ?? 0) & 0x04) !== 0,
     extended: ((bytes[25] ?? 0) & 0x10) !== 0,
   }

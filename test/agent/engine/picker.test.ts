@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import type { Ask, PickerPeer } from '../../../agent/engine/picker.ts'
+import type { Ask, PickOptions, PickerPeer } from '../../../agent/engine/picker.ts'
 import { Picker } from '../../../agent/engine/picker.ts'
+
+const runs = Math.ceil(Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000) / 25)
 
 const pieceLength = 64 * 1024
 const unit = 16 * 1024
@@ -43,7 +45,7 @@ test('whatever peers do, each block is asked of who has it, and not twice but wh
     fc.property(
       fc.integer({ min: 1, max: 12 }),
       fc.nat(),
-      fc.array(step, { maxLength: 120 }),
+      fc.array(step, { maxLength: 120, size: 'max' }),
       (count, seed, steps) => {
         const picker = createPicker(count, seed, 5000)
         const peers: PickerPeer[] = [0, 1, 2, 3].map((i) => picker.join(i < 3))
@@ -189,3 +191,350 @@ test('without memory for another piece only those begun are gone on with', () =>
   assert.equal(second?.piece, first?.piece)
   assert.notEqual(second?.offset, first?.offset)
 })
+
+/** How often each comes. */
+const acts = {
+  ...{ next: 12, hedge: 6, receive: 5, release: 2, late: 3, takeWhole: 1, forget: 1, wrong: 2, done: 1 },
+  ...{ gain: 4, gainAll: 2, join: 1, leave: 1, claim: 1, pass: 1 },
+}
+
+const modelStep = fc.record({
+  act: fc.constantFrom(
+    ...Object.entries(acts).flatMap(([act, times]) => Array.from({ length: times }, () => act)),
+  ),
+  who: fc.nat(100),
+  which: fc.nat(1000),
+  blocks: fc.constantFrom(1, 2, 3, 16),
+  mayBegin: fc.boolean(),
+  anything: fc.boolean(),
+})
+
+test('it decides as a simple model does, whatever happens', () => {
+  fc.assert(
+    fc.property(
+      fc.record({
+        lastBytes: fc.integer({ min: 1, max: pieceLength }),
+        seed: fc.nat(),
+        // Which of the first four peers have each piece.
+        had: fc.array(fc.nat(15), { minLength: 1, maxLength: 10 }),
+      }),
+      fc.array(modelStep, { maxLength: 150, size: 'max' }),
+      ({ lastBytes, seed, had }, steps) => {
+        const count = had.length
+        const model = new Model(count, lastBytes, seed)
+        for (const [i, near] of [true, true, true, false].entries()) {
+          const peer = model.join(near)
+          for (const [piece, bits] of had.entries()) if ((bits & (1 << i)) > 0) model.gain(peer, piece)
+        }
+        for (const { act, who, which, blocks, mayBegin, anything } of steps) {
+          const peer = at(model.peers, who)
+          const ask = at(model.asks, which)
+          const piece = which % count
+          if (act === 'join') model.join(who % 3 > 0)
+          else if (act === 'claim') model.claim(piece)
+          else if (act === 'pass') model.nowMs += 2500 * (which % 3)
+          else if (act === 'done') model.done(piece)
+          else if (act === 'wrong' || act === 'forget') model.forget(piece, act === 'wrong')
+          else if (ask && act === 'receive') model.receive(ask, mayBegin)
+          else if (ask && act === 'release') model.release(ask)
+          else if (ask && act === 'late') ask.dueMs = which % 3 === 0 ? Infinity : 10 * who
+          else if (peer === undefined) continue
+          else if (act === 'gain') model.gain(peer, piece)
+          else if (act === 'gainAll') for (const each of all(count)) model.gain(peer, each)
+          else if (act === 'leave') model.leave(peer)
+          else if (act === 'takeWhole') model.takeWhole(peer, 1 + (which % 4))
+          else {
+            const options = {
+              peer,
+              bytesMax: blocks * unit + (which % 2) * 5000,
+              mayBegin,
+              anything,
+              nowMs: model.nowMs,
+            }
+            if (act === 'next') model.next(options)
+            else model.hedge(options, 5 * which)
+          }
+          model.agrees()
+        }
+        model.finish()
+      },
+    ),
+    { numRuns: runs },
+  )
+})
+
+interface ModelPiece {
+  state: 'untouched' | 'begun' | 'done'
+  here: Set<number>
+  owner: PickerPeer | undefined
+}
+
+/** What the picker promises, told with lists that are searched from end to end. */
+class Model {
+  readonly picker: Picker
+  readonly peers: PickerPeer[] = []
+  asks: Ask[] = []
+  nowMs = 0
+  readonly #pieces: ModelPiece[]
+  readonly #has = new Map<PickerPeer, Set<number>>()
+  readonly #claimedMs = new Map<number, number>()
+
+  constructor(count: number, lastBytes: number, seed: number) {
+    this.picker = createPicker(count, seed, lastBytes)
+    this.#pieces = Array.from({ length: count }, () => untouchedPiece())
+  }
+
+  join(near: boolean): PickerPeer {
+    const peer = this.picker.join(near)
+    this.peers.push(peer)
+    this.#has.set(peer, new Set())
+    return peer
+  }
+
+  leave(peer: PickerPeer): void {
+    for (const ask of this.asks.filter((each) => each.peer === peer)) this.release(ask)
+    this.picker.leave(peer)
+    this.picker.leave(peer)
+    this.peers.splice(this.peers.indexOf(peer), 1)
+    this.#has.delete(peer)
+    for (const each of this.#pieces) if (each.owner === peer) each.owner = undefined
+  }
+
+  gain(peer: PickerPeer, piece: number): void {
+    this.picker.gains(peer, piece)
+    this.#has.get(peer)?.add(piece)
+  }
+
+  claim(piece: number): void {
+    this.picker.claimed(piece, this.nowMs)
+    this.#claimedMs.set(piece, this.nowMs)
+  }
+
+  next(options: PickOptions): Ask | undefined {
+    const { peer, bytesMax, mayBegin } = options
+    const begun = this.#numbers('begun').filter(
+      (piece) =>
+        this.#hasPiece(peer, piece) &&
+        this.#freeUnits(piece).length > 0 &&
+        (peer.near ||
+          options.anything ||
+          this.#piece(piece).owner === peer ||
+          this.#copies(piece, true) === 0),
+    )
+    const ownersOf = (owner: PickerPeer | undefined) =>
+      begun.filter((piece) => this.#piece(piece).owner === owner)
+    const toBegin = mayBegin ? this.#mayBegin(options) : []
+    // What comes first is asked first.
+    const wanted = [ownersOf(peer), ownersOf(undefined), toBegin, begun].find((pieces) => pieces.length > 0)
+    const ask = this.picker.next(options)
+    if (wanted === undefined || ask === undefined) {
+      assert.equal(ask, undefined, 'there is nothing that may be asked')
+      assert.equal(wanted, undefined, 'there is something to ask for')
+      return undefined
+    }
+    assert.ok(wanted.includes(ask.piece), `piece ${ask.piece}, not of ${wanted.join(' ')}`)
+    const free = this.#freeUnits(ask.piece)
+    const first = free[0] ?? -1
+    let units = 1
+    while ((units + 1) * unit <= bytesMax && free.includes(first + units)) units++
+    assert.equal(ask.offset, first * unit)
+    assert.equal(ask.length, Math.min(units * unit, this.picker.pieceSize(ask.piece) - ask.offset))
+    const piece = this.#piece(ask.piece)
+    piece.state = 'begun'
+    piece.owner ??= peer
+    this.#enter(ask, peer)
+    return ask
+  }
+
+  hedge(options: PickOptions, readyMs: number): void {
+    const { peer, bytesMax } = options
+    const late = this.asks.filter(
+      (ask) =>
+        this.#hasPiece(peer, ask.piece) &&
+        this.#piece(ask.piece).state === 'begun' &&
+        ask.length <= bytesMax &&
+        ask.dueMs > readyMs &&
+        unitsOf(ask).every((number) => {
+          const askers = this.#askers(ask.piece, number)
+          return askers.length < 2 && askers.every((other) => other.peer !== peer)
+        }) &&
+        !unitsOf(ask).every((number) => this.#piece(ask.piece).here.has(number)),
+    )
+    const ask = this.picker.hedge(options, readyMs)
+    assert.equal(ask === undefined, late.length === 0)
+    if (ask === undefined) return
+    const latest = Math.max(...late.map(({ dueMs }) => dueMs))
+    assert.ok(late.some((other) => other.dueMs === latest && isSame(other, ask)))
+    assert.ok(!this.asks.includes(ask))
+    this.#enter(ask, peer)
+  }
+
+  takeWhole(peer: PickerPeer, piecesMax: number): void {
+    const untouched = this.#numbers('untouched')
+    const run = this.picker.untouchedRun(piecesMax)
+    assert.equal(run === undefined, untouched.length === 0)
+    if (run === undefined) return
+    assert.ok(run.count >= 1 && run.count <= piecesMax)
+    assert.ok(run.count === piecesMax || !untouched.includes(run.first + run.count))
+    for (let piece = run.first; piece < run.first + run.count; piece++) {
+      assert.ok(untouched.includes(piece))
+      const ask = this.picker.takeWhole(piece, peer, this.nowMs)
+      assert.deepEqual([ask.piece, ask.offset, ask.length], [piece, 0, this.picker.pieceSize(piece)])
+      this.#pieces[piece] = { state: 'begun', here: new Set(), owner: peer }
+      this.#enter(ask, peer)
+    }
+  }
+
+  /** Others that were asked too are withdrawn, or answer later. */
+  receive(ask: Ask, withdraw: boolean): void {
+    this.#drop(ask)
+    const piece = this.#piece(ask.piece)
+    const before = piece.here.size
+    const { whole, surplus } = this.picker.received(ask)
+    if (piece.state === 'done') {
+      assert.deepEqual([whole, surplus], [false, []])
+      return
+    }
+    for (const number of unitsOf(ask)) piece.here.add(number)
+    assert.equal(whole, piece.here.size > before && piece.here.size === this.#unitCount(ask.piece))
+    const needless = this.asks.filter(
+      (other) => other.piece === ask.piece && unitsOf(other).some((number) => unitsOf(ask).includes(number)),
+    )
+    assert.deepEqual(new Set(surplus), new Set(needless))
+    assert.ok(this.picker.isHere(ask))
+    if (withdraw) for (const other of surplus) this.release(other)
+  }
+
+  release(ask: Ask): void {
+    this.picker.release(ask)
+    // Once more does nothing.
+    this.picker.release(ask)
+    this.#drop(ask)
+  }
+
+  done(number: number): void {
+    const piece = this.#piece(number)
+    // What is checked on disk is untouched; what came is whole.
+    if (piece.state === 'begun' && piece.here.size < this.#unitCount(number)) return
+    this.picker.done(number)
+    piece.state = 'done'
+  }
+
+  /** A piece that came wrong, or one that its only source gives back. */
+  forget(number: number, wrong: boolean): void {
+    const piece = this.#piece(number)
+    if (piece.state === 'begun') {
+      if (wrong && piece.here.size < this.#unitCount(number)) return
+      for (const ask of this.asks.filter((each) => each.piece === number)) this.release(ask)
+      this.#pieces[number] = untouchedPiece()
+    }
+    this.picker.forget(number)
+  }
+
+  /** What can be asked of the picker is as it should be. */
+  agrees(): void {
+    assert.equal(this.picker.untouched, this.#numbers('untouched').length)
+    for (const peer of this.peers) {
+      const has = this.#has.get(peer) ?? new Set()
+      assert.equal(peer.count, has.size)
+      assert.equal(
+        this.picker.interests(peer),
+        [...has].some((piece) => this.#piece(piece).state !== 'done'),
+      )
+    }
+    for (const ask of this.asks) {
+      const { state, here } = this.#piece(ask.piece)
+      assert.equal(this.picker.isHere(ask), state === 'done' || unitsOf(ask).every((each) => here.has(each)))
+    }
+  }
+
+  /** Once somebody has everything and all that is asked is answered, every piece becomes whole, and none twice. */
+  finish(): void {
+    const seeder = this.join(true)
+    for (const piece of all(this.#pieces.length)) this.gain(seeder, piece)
+    const options = { peer: seeder, bytesMax: 2 * unit, mayBegin: true, anything: false, nowMs: this.nowMs }
+    const asksMax = this.asks.length + this.#pieces.length * 4
+    for (let asked = 0; this.next(options); asked++) assert.ok(asked < asksMax)
+    for (let ask = this.asks[0]; ask; ask = this.asks[0]) this.receive(ask, false)
+    for (const [number, { state, here }] of this.#pieces.entries()) {
+      if (state !== 'done') assert.equal(here.size, this.#unitCount(number))
+      this.done(number)
+    }
+    this.agrees()
+    assert.equal(this.picker.interests(seeder), false)
+    assert.equal(this.picker.next(options), undefined)
+  }
+
+  #mayBegin({ peer, anything, nowMs }: PickOptions): number[] {
+    const allowed = this.#numbers('untouched').filter((piece) => {
+      if (!this.#hasPiece(peer, piece)) return false
+      const claimedMs = this.#claimedMs.get(piece) ?? -Infinity
+      const served = this.#copies(piece, true) > 0 || nowMs < claimedMs + 5000
+      return peer.near || anything || !served
+    })
+    const counts = this.peers.map((each) => this.#has.get(each)?.size ?? 0)
+    // With seeds alone the order is that of the file.
+    if (counts.every((each) => each === 0 || each === this.#pieces.length)) return allowed.slice(0, 1)
+    const rarest = Math.min(...allowed.map((piece) => this.#copies(piece, false)))
+    return allowed.filter((piece) => this.#copies(piece, false) === rarest)
+  }
+
+  #enter(ask: Ask, peer: PickerPeer): void {
+    assert.equal(ask.peer, peer)
+    assert.ok(this.#hasPiece(peer, ask.piece) || ask.length === this.picker.pieceSize(ask.piece))
+    this.asks.push(ask)
+    for (const number of unitsOf(ask)) assert.ok(this.#askers(ask.piece, number).length <= 2)
+  }
+
+  #drop(ask: Ask): void {
+    this.asks = this.asks.filter((other) => other !== ask)
+  }
+
+  #piece(number: number): ModelPiece {
+    const piece = this.#pieces[number]
+    assert.ok(piece)
+    return piece
+  }
+
+  #numbers(state: ModelPiece['state']): number[] {
+    return all(this.#pieces.length).filter((piece) => this.#piece(piece).state === state)
+  }
+
+  #hasPiece(peer: PickerPeer, piece: number): boolean {
+    return this.#has.get(peer)?.has(piece) ?? false
+  }
+
+  #copies(piece: number, nearOnly: boolean): number {
+    return this.peers.filter((peer) => (peer.near || !nearOnly) && this.#hasPiece(peer, piece)).length
+  }
+
+  #askers(piece: number, number: number): Ask[] {
+    return this.asks.filter((ask) => ask.piece === piece && unitsOf(ask).includes(number))
+  }
+
+  #unitCount(piece: number): number {
+    return Math.ceil(this.picker.pieceSize(piece) / unit)
+  }
+
+  #freeUnits(piece: number): number[] {
+    return all(this.#unitCount(piece)).filter(
+      (number) => !this.#piece(piece).here.has(number) && this.#askers(piece, number).length === 0,
+    )
+  }
+}
+
+function untouchedPiece(): ModelPiece {
+  return { state: 'untouched', here: new Set(), owner: undefined }
+}
+
+function unitsOf({ offset, length }: Ask): number[] {
+  return all(Math.ceil(length / unit)).map((i) => offset / unit + i)
+}
+
+function isSame(one: Ask, other: Ask): boolean {
+  return one.piece === other.piece && one.offset === other.offset && one.length === other.length
+}
+
+function at<Item>(items: readonly Item[], number: number): Item | undefined {
+  return items.length === 0 ? undefined : items[number % items.length]
+}
