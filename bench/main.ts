@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import { size } from '../lib/runtime/config.ts'
+import { engine } from './engine.ts'
 import type { Benchmark } from './harness.ts'
 import { formatReport, measure, saveReport } from './harness.ts'
 import { publish } from './publish.ts'
@@ -17,6 +18,7 @@ import { transfer } from './transfer.ts'
 /** A new engine, store or peer is a new side of one of these; a new question is a new file and a line here. */
 const benchmarks: readonly Benchmark[] = [
   transfer,
+  engine,
   publish,
   trackerUdp,
   trackerHttp,
