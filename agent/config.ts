@@ -56,7 +56,7 @@ export const AgentConfig = z.strictObject({
     ),
   control_group: z
     .string()
-    .default('webtorrent')
+    .default('rackswarm')
     .describe('Group that may use the control socket, where there is such a group.'),
   metrics_addr: z
     .string()
