@@ -73,6 +73,8 @@ export function createArrivals(options: ArrivalsOptions): Arrivals {
       const key = socketKey(socket)
       const arrival: Arrival = { socket, deadline: context.now() + context.headTimeoutMs, peer: undefined }
       arrivals.set(key, arrival)
+      // A TLS handshake is several writes.
+      socket.setNoDelay()
       socket.on('error', ignore)
       socket.once('close', () => {
         if (arrivals.get(key) === arrival) arrivals.delete(key)
