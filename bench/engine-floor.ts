@@ -6,7 +6,7 @@ import type { AddressInfo, Socket } from 'node:net'
 import { connect, createServer } from 'node:net'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
 import type { Metainfo } from '../lib/protocol/metainfo.ts'
-import { pieceCount, pieceSize } from '../lib/protocol/metainfo.ts'
+import { pieceCount, pieceHashes, pieceSize } from '../lib/protocol/metainfo.ts'
 
 const host = '127.0.0.1'
 const sendBytes = 1024 * 1024
@@ -63,11 +63,9 @@ async function send(socket: Socket, file: string): Promise<void> {
 }
 
 export async function prepareFloorFetch(metainfo: Metainfo, file: string) {
-  const count = pieceCount(metainfo)
-  const hashes = Buffer.from(metainfo.pieces)
   const work: FloorWork = {
     path: file,
-    hashes: Array.from({ length: count }, (_, index) => hashes.toString('hex', 20 * index, 20 * index + 20)),
+    hashes: pieceHashes(metainfo),
     pieceLength: metainfo.pieceLength,
   }
   const worker = new Worker(new URL(import.meta.url), { workerData: work })

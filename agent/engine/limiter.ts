@@ -1,4 +1,4 @@
-import type { Limits } from './engine.ts'
+import type { Limits, Rates } from './engine.ts'
 import { TokenBucket } from './token-bucket.ts'
 
 export type Direction = 'download' | 'upload'
@@ -16,24 +16,23 @@ export class Limiter {
 
   constructor(limits: Limits, now: () => number) {
     this.#now = now
-    this.#host = { download: new TokenBucket(undefined, now), upload: new TokenBucket(undefined, now) }
+    this.#host = this.#createBuckets()
     this.set(limits)
   }
 
   set(limits: Limits): void {
-    this.#host.download.rate = limits.downloadBytesPerSecond
-    this.#host.upload.rate = limits.uploadBytesPerSecond
+    setRates(this.#host, limits)
     for (const distance of this.#byDistance.keys())
       if (limits.byDistance?.has(distance) !== true) this.#byDistance.delete(distance)
     for (const [distance, rates] of limits.byDistance ?? []) {
-      const known = this.#byDistance.get(distance) ?? {
-        download: new TokenBucket(undefined, this.#now),
-        upload: new TokenBucket(undefined, this.#now),
-      }
-      known.download.rate = rates.downloadBytesPerSecond
-      known.upload.rate = rates.uploadBytesPerSecond
-      this.#byDistance.set(distance, known)
+      const buckets = this.#byDistance.get(distance) ?? this.#createBuckets()
+      setRates(buckets, rates)
+      this.#byDistance.set(distance, buckets)
     }
+  }
+
+  #createBuckets(): Buckets {
+    return { download: new TokenBucket(undefined, this.#now), upload: new TokenBucket(undefined, this.#now) }
   }
 
   /** Bytes a second that the whole host may move; undefined where nothing limits it. */
@@ -56,4 +55,9 @@ export class Limiter {
     this.#host[direction].give(bytes)
     this.#byDistance.get(distance)?.[direction].give(bytes)
   }
+}
+
+function setRates({ download, upload }: Buckets, rates: Rates): void {
+  download.rate = rates.downloadBytesPerSecond
+  upload.rate = rates.uploadBytesPerSecond
 }

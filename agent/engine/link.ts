@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net'
 import { connect } from 'node:net'
 import type { Endpoint, Ip } from '../../lib/protocol/address.ts'
-import { endpointIp, endpointPort, formatIp, parseIp } from '../../lib/protocol/address.ts'
+import { endpointIp, endpointPort, formatIp, socketAddress } from '../../lib/protocol/address.ts'
 import type { Handshake } from './wire.ts'
 import { handshakeBytes, isHandshakeStart, readHandshake } from './wire.ts'
 
@@ -65,7 +65,7 @@ export function dial(endpoint: Endpoint, from: string | undefined): Promise<Link
 
 /** Undefined where the socket has been closed meanwhile. */
 export function accept(socket: Socket): Link | undefined {
-  const ip = parseIp((socket.remoteAddress ?? '').replace(/%.*$/, ''))
+  const ip = socketAddress(socket.remoteAddress)
   const port = socket.remotePort
   if (ip === undefined || port === undefined) return undefined
   const link: Link = { socket, incoming: true, ip, port, receive: () => undefined }
@@ -78,9 +78,15 @@ export function accept(socket: Socket): Link | undefined {
   return link
 }
 
-/** Reads the handshake of the other side. What comes behind it is handed on as `rest`. @throws Error where there is none in time */
-export function awaitHandshake(link: Link): Promise<{ handshake: Handshake; rest: Uint8Array }> {
-  const { promise, resolve, reject } = Promise.withResolvers<{ handshake: Handshake; rest: Uint8Array }>()
+/** The handshake of the other side, and what has come behind it until now. */
+export interface Shaken {
+  readonly handshake: Handshake
+  readonly rest: Uint8Array
+}
+
+/** @throws Error where there is no handshake in time */
+export function awaitHandshake(link: Link): Promise<Shaken> {
+  const { promise, resolve, reject } = Promise.withResolvers<Shaken>()
   let held: Buffer = Buffer.alloc(0)
   const timer = setTimeout(() => {
     fail(new Error('no handshake'))

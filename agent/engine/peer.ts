@@ -1,5 +1,4 @@
-import type { Ip } from '../../lib/protocol/address.ts'
-import { formatIp } from '../../lib/protocol/address.ts'
+import { formatAddress, formatIp } from '../../lib/protocol/address.ts'
 import type { ExtendedHandshake } from './extended.ts'
 import {
   extendedHandshakeId,
@@ -123,7 +122,7 @@ export class Peer implements WireHandler {
     this.openedAtMs = this.movedAtMs = now
     this.download = new RateMeter(now)
     this.upload = new RateMeter(now)
-    this.source = sourceOf(link.ip, link.port)
+    this.source = formatAddress(link.ip, link.port)
     this.#reader = new WireReader(this, options.host.pieceCount, ownBlockBytes)
     link.socket.once('close', () => {
       this.close('it closed the connection')
@@ -460,10 +459,6 @@ export class Peer implements WireHandler {
     this.owedBytes = 0
     for (const block of owed) this.#reject(block)
   }
-}
-
-export function sourceOf(ip: Ip, port: number): string {
-  return ip.family === 6 ? `[${formatIp(ip)}]:${port}` : `${formatIp(ip)}:${port}`
 }
 
 function isSame(one: Block, other: Block): boolean {

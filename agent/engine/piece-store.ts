@@ -29,8 +29,8 @@ export type PieceReply =
 /** A file that pieces are written to. It is opened when it is first used, and held open until `close`. */
 export interface PieceWriter {
   /**
-   * Checks the bytes of a piece and writes them. Resolves with whether they were right, once the write has returned. `bytes` must
-   * lie in shared memory and stay as they are until then.
+   * Checks the bytes of a piece and writes them. Resolves with whether they were right, once the write has returned. Bytes in
+   * shared memory are not copied and must stay as they are until then.
    *
    * @throws Error of the system, with its `code`
    */

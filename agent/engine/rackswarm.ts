@@ -56,7 +56,7 @@ export async function createRackswarmEngine(
         return
       }
       link.socket.write(writeHandshake(shaken.handshake.infoHash, peerId))
-      torrent.add(link, shaken.handshake, () => shaken.rest, undefined)
+      torrent.add(link, shaken, undefined)
     } catch {
       link.socket.destroy()
     } finally {
@@ -95,13 +95,7 @@ export async function createRackswarmEngine(
       link.socket.destroy()
       throw new Error('it has another torrent')
     }
-    return {
-      link,
-      handshake: shaken.handshake,
-      get rest() {
-        return shaken.rest
-      },
-    }
+    return { link, shaken }
   }
 
   const ticker = setInterval(() => {

@@ -1,10 +1,10 @@
-import { createHash } from 'node:crypto'
 import { stat } from 'node:fs/promises'
 import type { Dispatcher } from 'undici'
-import { formatEndpoint } from '../../lib/protocol/address.ts'
+import { endpointIp, formatAddress, formatEndpoint, formatIp } from '../../lib/protocol/address.ts'
+import { distanceUnknown } from '../../lib/protocol/announce.ts'
 import { infoHashToBytes } from '../../lib/protocol/infohash.ts'
 import type { Metainfo } from '../../lib/protocol/metainfo.ts'
-import { pieceCount } from '../../lib/protocol/metainfo.ts'
+import { pieceCount, pieceHashes } from '../../lib/protocol/metainfo.ts'
 import { errorCode } from '../../lib/runtime/files.ts'
 import type {
   EngineConfig,
@@ -18,9 +18,9 @@ import type {
 import type { ExtendedHandshake } from './extended.ts'
 import { extendedHandshakeId, writeExtendedHandshake } from './extended.ts'
 import type { Limiter } from './limiter.ts'
-import type { Link } from './link.ts'
+import type { Link, Shaken } from './link.ts'
 import type { PeerHost } from './peer.ts'
-import { Peer, requestsMax, sourceOf } from './peer.ts'
+import { Peer, requestsMax } from './peer.ts'
 import type { Ask, PickOptions, PickerPeer } from './picker.ts'
 import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
@@ -29,7 +29,7 @@ import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
 import { runWebseed } from './webseed-source.ts'
-import type { Block, Handshake } from './wire.ts'
+import type { Block } from './wire.ts'
 import { blockBytes, messages, ownBlockBytes, writeBitfield, writeExtended, writeSimple } from './wire.ts'
 
 export interface TorrentDeps {
@@ -44,10 +44,7 @@ export interface TorrentDeps {
   readonly peerId: Uint8Array
   readonly port: number
   /** Dials and shakes hands. @throws Error where that fails */
-  connect(
-    peer: EnginePeer,
-    infoHash: Uint8Array,
-  ): Promise<{ link: Link; handshake: Handshake; rest: Uint8Array }>
+  connect(peer: EnginePeer, infoHash: Uint8Array): Promise<{ link: Link; shaken: Shaken }>
   closed(): void
 }
 
@@ -94,7 +91,7 @@ const diskFullMs = 30_000
 const checksMax = 4
 
 interface Candidate {
-  readonly peer: EnginePeer
+  peer: EnginePeer
   nextMs: number
   failures: number
   dialling: boolean
@@ -111,6 +108,7 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #picker: Picker
   readonly #peers = new Set<Peer>()
   readonly #candidates = new Map<string, Candidate>()
+  /** IP addresses of peers of the own rack. */
   readonly #near = new Set<string>()
   readonly #suspects
   readonly #past = new TrafficSums()
@@ -164,10 +162,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#movedAtMs = deps.monotonic()
     this.#writer = deps.store.open(options.file)
     this.#seedFile = deps.cache.open(options.file)
-    const hashes = Buffer.from(metainfo.pieces)
-    this.#sha1s = Array.from({ length: this.pieceCount }, (_, piece) =>
-      hashes.toString('hex', 20 * piece, 20 * piece + 20),
-    )
+    this.#sha1s = pieceHashes(metainfo)
     this.done = this.#outcome.promise.then(() => undefined)
     // Who does not wait for it must not be killed by it.
     this.done.catch(() => undefined)
@@ -258,15 +253,13 @@ export class Torrent implements EngineHandle, PeerHost {
   // What the engine tells it.
 
   /** A connection whose handshake named this torrent. */
-  add(link: Link, handshake: Handshake, rest: () => Uint8Array, known: EnginePeer | undefined): void {
-    const refuse = () => {
-      link.socket.destroy()
-    }
+  add(link: Link, shaken: Shaken, known: EnginePeer | undefined): void {
     if (this.#closing) {
-      refuse()
+      link.socket.destroy()
       return
     }
-    const distance = known?.distance ?? (this.#isNearAddress(link) ? 0 : 255)
+    const { handshake } = shaken
+    const distance = known?.distance ?? (this.#near.has(formatIp(link.ip)) ? 0 : distanceUnknown)
     const peer = new Peer(link, handshake, {
       host: this,
       limiter: this.#deps.limiter,
@@ -274,7 +267,7 @@ export class Torrent implements EngineHandle, PeerHost {
       now: this.#deps.monotonic,
     })
     if (this.#suspects.isBanned(peer.sender) || !this.#hasRoom() || this.#isSurplus(peer)) {
-      refuse()
+      link.socket.destroy()
       return
     }
     this.#peers.add(peer)
@@ -290,7 +283,7 @@ export class Torrent implements EngineHandle, PeerHost {
     }
     if (handshake.extended) this.#introduce(peer)
     if (!admission) this.#admit(peer)
-    peer.start(rest())
+    peer.start(shaken.rest)
   }
 
   tick(): void {
@@ -347,7 +340,7 @@ export class Torrent implements EngineHandle, PeerHost {
       if (peer.picking) this.#rejoin(peer)
     }
     // Two hosts that dial each other tell by this that they need no second connection.
-    if (port !== undefined && peer.link.incoming) this.#known(sourceOf(peer.link.ip, port))
+    if (port !== undefined && peer.link.incoming) this.#known(formatAddress(peer.link.ip, port))
     if (!admission) {
       this.#pump(peer)
       return
@@ -381,13 +374,18 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#bytesReceived += ask.length
     peer.refusals = 0
     this.#suspects.received(ask.piece, peer.sender)
+    if (this.#take(ask)) void this.#finishPiece(ask.piece)
+    this.#pump(peer)
+  }
+
+  /** A block is here; who else was asked for it need not send it. @returns whether its piece is whole */
+  #take(ask: Ask): boolean {
     const { whole, surplus } = this.#picker.received(ask)
     for (const other of surplus) {
       this.#picker.release(other)
       for (const slower of this.#peers) if (slower.picking === other.peer) slower.withdraw(other)
     }
-    if (whole) void this.#finishPiece(ask.piece)
-    this.#pump(peer)
+    return whole
   }
 
   refused(peer: Peer, asks: readonly Ask[]): void {
@@ -559,12 +557,6 @@ export class Torrent implements EngineHandle, PeerHost {
     return false
   }
 
-  #isNearAddress({ ip }: Link): boolean {
-    const start = sourceOf(ip, 0).slice(0, -1)
-    for (const address of this.#near) if (address.startsWith(start)) return true
-    return false
-  }
-
   #known(address: string): void {
     const candidate = this.#candidates.get(address)
     if (candidate) candidate.nextMs = Math.max(candidate.nextMs, this.#deps.monotonic() + redialMs)
@@ -575,21 +567,17 @@ export class Torrent implements EngineHandle, PeerHost {
       for await (const peer of peers) {
         if (this.#closing) return
         const address = formatEndpoint(peer.endpoint)
-        if (peer.distance === 0) this.#near.add(address)
+        if (peer.distance === 0) this.#near.add(formatIp(endpointIp(peer.endpoint)))
         else {
           this.#gateway = !peer.reserve
           if (this.#farFromMs === 0) this.#farFromMs = this.#deps.monotonic() + nearFirstMs
         }
         // Seeders are dialled by those who want something.
         if (this.#complete) continue
-        const known = this.#candidates.get(address)
+        const candidate = this.#candidates.get(address) ?? { peer, nextMs: 0, failures: 0, dialling: false }
+        candidate.peer = peer
         this.#candidates.delete(address)
-        this.#candidates.set(address, {
-          peer,
-          nextMs: known?.nextMs ?? 0,
-          failures: known?.failures ?? 0,
-          dialling: known?.dialling ?? false,
-        })
+        this.#candidates.set(address, candidate)
         if (this.#candidates.size > candidatesMax)
           this.#candidates.delete(this.#candidates.keys().next().value ?? address)
         if (this.#ready) this.#dialMore(this.#deps.monotonic())
@@ -605,7 +593,7 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const peer of this.#peers) {
       connected.add(peer.source)
       const port = peer.introduction?.port
-      if (port !== undefined) connected.add(sourceOf(peer.link.ip, port))
+      if (port !== undefined) connected.add(formatAddress(peer.link.ip, port))
     }
     // Connections that others made, and that may be of no use, are counted apart.
     const dialled = [...this.#peers].filter(({ link }) => !link.incoming).length
@@ -632,11 +620,11 @@ export class Torrent implements EngineHandle, PeerHost {
     candidate.dialling = true
     this.#dialling++
     try {
-      const shaken = await this.#deps.connect(candidate.peer, this.infoHash)
+      const { link, shaken } = await this.#deps.connect(candidate.peer, this.infoHash)
       candidate.failures = 0
       candidate.nextMs = this.#deps.monotonic() + redialMs
-      if (this.#complete || this.#closing) shaken.link.socket.destroy()
-      else this.add(shaken.link, shaken.handshake, () => shaken.rest, candidate.peer)
+      if (this.#complete || this.#closing) link.socket.destroy()
+      else this.add(link, shaken, candidate.peer)
     } catch {
       candidate.nextMs = this.#deps.monotonic() + Math.min(redialMaxMs, redialMs * 2 ** candidate.failures++)
       // Those that were never tried come first.
@@ -647,11 +635,6 @@ export class Torrent implements EngineHandle, PeerHost {
     } finally {
       candidate.dialling = false
       this.#dialling--
-      if (this.#candidates.get(address) !== candidate) {
-        const current = this.#candidates.get(address)
-        if (current)
-          Object.assign(current, { nextMs: candidate.nextMs, failures: candidate.failures, dialling: false })
-      }
     }
   }
 
@@ -664,10 +647,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (peer.asks.size === 0) return
     const stillMs = now - peer.movedAtMs
     const tooLittle = now - peer.openedAtMs > silentMs && peer.download.rate < blockBytes / 10
-    if (
-      stillMs > silentMs ||
-      (stillMs <= silentMs && tooLittle && peer.download.total > 0 && this.#isStarved(peer, now))
-    ) {
+    if (stillMs > silentMs || (tooLittle && peer.download.total > 0 && this.#isStarved(peer, now))) {
       peer.close('it sends nothing')
       return
     }
@@ -771,9 +751,9 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#deps.store.giveMemory(memory)
   }
 
-  #release(ask: Ask, peer: Peer | undefined): void {
+  #release(ask: Ask, peer: Peer): void {
     this.#picker.release(ask)
-    this.#deps.limiter.give('download', peer?.distance ?? 255, ask.length)
+    this.#deps.limiter.give('download', peer.distance, ask.length)
   }
 
   /** Checks a piece that has come whole, and writes it. */
@@ -955,14 +935,10 @@ export class Torrent implements EngineHandle, PeerHost {
       accept: async (piece, bytes) => {
         const ask = asks.get(piece)
         if (this.#closing || ask === undefined || this.#have[piece] === 1) return true
-        if (createHash('sha1').update(bytes).digest('hex') !== this.#sha1s[piece]) return false
         const right = await this.#write(piece, bytes)
         if (right !== true) return right === undefined
         asks.delete(piece)
-        for (const late of this.#picker.received(ask).surplus) {
-          this.#picker.release(late)
-          for (const peer of this.#peers) if (peer.picking === late.peer) peer.withdraw(late)
-        }
+        this.#take(ask)
         this.#freeMemory(piece)
         this.#verified(piece)
         return true

@@ -71,10 +71,22 @@ export function endpointPort({ compact }: Endpoint): number {
   return ((compact[compact.length - 2] ?? 0) << 8) | (compact[compact.length - 1] ?? 0)
 }
 
+/** A socket's `remoteAddress` without its zone; undefined once the socket is closed. */
+export function socketAddress(remoteAddress: string | undefined): Ip | undefined {
+  if (remoteAddress === undefined) return undefined
+  if (!remoteAddress.includes(':')) return parseIp(remoteAddress)
+  // What a dual-stack listener says of IPv4; parseIp reads it too, more slowly.
+  const mapped = remoteAddress.startsWith('::ffff:') && remoteAddress.includes('.')
+  return parseIp(mapped ? remoteAddress.slice(7) : remoteAddress.replace(/%.*$/, ''))
+}
+
 /** `10.0.0.1:6881` or `[fd00::1]:6881`. */
+export function formatAddress(ip: Ip, port: number): string {
+  return ip.family === 6 ? `[${formatIp(ip)}]:${port}` : `${formatIp(ip)}:${port}`
+}
+
 export function formatEndpoint(peer: Endpoint): string {
-  const ip = formatIp(endpointIp(peer))
-  return `${peer.family === 6 ? `[${ip}]` : ip}:${endpointPort(peer)}`
+  return formatAddress(endpointIp(peer), endpointPort(peer))
 }
 
 /** Splits a BEP 23 `peers` or BEP 7 `peers6` string. @throws ClientError `bad_peers` for a ragged length */

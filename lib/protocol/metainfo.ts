@@ -114,6 +114,14 @@ export function pieceSize(
   return Math.min(pieceLength, length - index * pieceLength)
 }
 
+/** The SHA-1 of each piece, in hex. */
+export function pieceHashes(metainfo: Metainfo): string[] {
+  const hashes = Buffer.from(metainfo.pieces)
+  return Array.from({ length: pieceCount(metainfo) }, (_, piece) =>
+    hashes.toString('hex', 20 * piece, 20 * piece + 20),
+  )
+}
+
 /** A dictionary's members without its brackets. */
 function member(dictionary: { [key: string]: Bencodable | undefined }): Buffer {
   return encode(dictionary).subarray(1, -1)

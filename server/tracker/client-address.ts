@@ -7,15 +7,6 @@ import { ClientError } from '../../lib/protocol/errors.ts'
 /** The header in which proxies say who their client is, as `real_ip_header` names it. */
 export type ForwardedHeader = 'x-forwarded-for' | 'x-real-ip'
 
-/** A socket's `remoteAddress` without its zone; undefined once the socket is closed. */
-export function socketAddress(remoteAddress: string | undefined): Ip | undefined {
-  if (remoteAddress === undefined) return undefined
-  if (!remoteAddress.includes(':')) return parseIp(remoteAddress)
-  // What a dual-stack listener says of IPv4; parseIp reads it too, more slowly.
-  const mapped = remoteAddress.startsWith('::ffff:') && remoteAddress.includes('.')
-  return parseIp(mapped ? remoteAddress.slice(7) : remoteAddress.replace(/%.*$/, ''))
-}
-
 export function isTrusted(ip: Ip, trusted: readonly Cidr[]): boolean {
   return trusted.some((cidr) => cidrContains(cidr, ip))
 }

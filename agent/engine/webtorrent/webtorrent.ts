@@ -5,9 +5,17 @@ import { Agent } from 'undici'
 import type { Dispatcher } from 'undici'
 import type { Torrent, Wire } from 'webtorrent'
 import WebTorrent from 'webtorrent'
-import { endpointIp, endpointPort, formatEndpoint, formatIp, parseIp } from '../../../lib/protocol/address.ts'
+import {
+  endpointIp,
+  endpointPort,
+  formatAddress,
+  formatEndpoint,
+  formatIp,
+  socketAddress,
+} from '../../../lib/protocol/address.ts'
+import { distanceUnknown } from '../../../lib/protocol/announce.ts'
 import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
-import { pieceCount, pieceSize } from '../../../lib/protocol/metainfo.ts'
+import { pieceCount, pieceHashes, pieceSize } from '../../../lib/protocol/metainfo.ts'
 import type {
   Engine,
   EngineConfig,
@@ -255,10 +263,10 @@ class WebtorrentHandle implements EngineHandle {
   peers(): PeerState[] {
     if (this.#closing) return []
     return this.#torrent.wires.map((wire) => ({
-      source: `${bareAddress(wire) ?? ''}:${wire.remotePort ?? 0}`,
+      source: sourceOf(wire) ?? 'other',
       host: undefined,
       place: placeOf(wire),
-      distance: this.#isNear(wire) ? 0 : 255,
+      distance: this.#isNear(wire) ? 0 : distanceUnknown,
       incoming: wire.type !== 'tcpOutgoing',
       downloadRate: wire.downloadSpeed(),
       uploadRate: wire.uploadSpeed(),
@@ -602,9 +610,7 @@ function pipelineOf(wire: Wire): number {
 }
 
 function addWire(sums: TrafficSums, wire: Wire): void {
-  const ip = bareAddress(wire)
-  const source = ip === undefined ? 'other' : `${ip.includes(':') ? `[${ip}]` : ip}:${wire.remotePort ?? 0}`
-  sums.add(source, 'peer', placeOf(wire), wire.downloaded, wire.uploaded)
+  sums.add(sourceOf(wire) ?? 'other', 'peer', placeOf(wire), wire.downloaded, wire.uploaded)
 }
 
 /** A stranger's words: read strictly, used for statistics only. */
@@ -618,15 +624,18 @@ function placeOf(wire: Wire): string | undefined {
 
 /** What a ban holds on to: the address dialled; for an incoming connection, whose port means nothing, address and peer id. */
 function senderOf(wire: Wire): string {
-  const ip = bareAddress(wire) ?? ''
   return wire.type === 'tcpOutgoing'
-    ? `${ip.includes(':') ? `[${ip}]` : ip}:${wire.remotePort ?? 0}`
-    : `${ip}|${wire.peerId}`
+    ? (sourceOf(wire) ?? `:${wire.remotePort ?? 0}`)
+    : `${bareAddress(wire) ?? ''}|${wire.peerId}`
+}
+
+function sourceOf(wire: Wire): string | undefined {
+  const ip = socketAddress(wire.remoteAddress)
+  return ip && formatAddress(ip, wire.remotePort ?? 0)
 }
 
 function bareAddress(wire: Wire): string | undefined {
-  if (wire.remoteAddress === undefined) return undefined
-  const ip = parseIp(wire.remoteAddress.replace(/%.*$/, ''))
+  const ip = socketAddress(wire.remoteAddress)
   return ip && formatIp(ip)
 }
 
@@ -644,9 +653,7 @@ function parsedTorrent(metainfo: Metainfo): object {
     length,
     pieceLength,
     lastPieceLength: length % pieceLength || pieceLength,
-    pieces: Array.from({ length: pieceCount(metainfo) }, (_, i) =>
-      pieces.toString('hex', 20 * i, 20 * i + 20),
-    ),
+    pieces: pieceHashes(metainfo),
     files: [{ path: name, name, length, offset: 0 }],
     private: true,
     announce: [],

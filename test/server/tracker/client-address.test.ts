@@ -2,10 +2,10 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import type { Ip } from '../../../lib/protocol/address.ts'
-import { formatIp, parseIp } from '../../../lib/protocol/address.ts'
+import { formatIp, parseIp, socketAddress } from '../../../lib/protocol/address.ts'
 import { parseCidr } from '../../../lib/protocol/cidr.ts'
 import type { ForwardedHeader } from '../../../server/tracker/client-address.ts'
-import { clientAddress, isTrusted, socketAddress } from '../../../server/tracker/client-address.ts'
+import { clientAddress, isTrusted } from '../../../server/tracker/client-address.ts'
 import { answersOrRefuses, spoiltText } from '../../support/fuzz.ts'
 
 const trusted = ['10.0.0.0/8', 'fd00::/8'].map(parseCidr)
