@@ -1,33 +1,23 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { mkdir, open, rename, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { encode } from '../lib/protocol/bencode.ts'
 import { pieceLengthFor, writeBlobInfo, writeTorrent } from '../lib/protocol/metainfo.ts'
-import { peerAt } from '../test/agent/engine/fixtures.ts'
-import { withDeadline } from '../test/agent/engine/own-engine.ts'
+import { peerAt, withDeadline } from '../test/agent/engine/fixtures.ts'
 import { removeAll, writeRandomFile } from '../test/support/fleet.ts'
-import { aria2Options, freePort, waitForPort } from '../test/support/foreign.ts'
+import { aria2Options, freePort, startTinyTracker, waitForPort } from '../test/support/foreign.ts'
 import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { cpuSecondsOf } from './harness.ts'
 import { readPeakMemoryMiB, readTotalCpu } from './proc.ts'
+import { transferFigures } from './transfer.ts'
 
 /** Engines alone: no agent, no SHA-256, no tracker. */
 export const engine: Benchmark = {
   name: 'engine',
   summary:
     'one blob from one engine to another, and to eight, beside webtorrent, aria2, libtorrent and the raw floor',
-  figures: [
-    { name: 'rate', unit: 'MiB/s' },
-    { name: 'fetching CPU', unit: 's/GiB' },
-    { name: 'seeding CPU', unit: 's/GiB' },
-    { name: 'fetching memory', unit: 'MiB' },
-    { name: 'seeding memory', unit: 'MiB' },
-    { name: 'busy while fetching', unit: '' },
-  ],
+  figures: [...transferFigures, { name: 'busy while fetching', unit: '' }],
   prepare,
 }
 
@@ -219,7 +209,15 @@ function byLines(start: (mode: string, blob: Blob, directory: string) => Lines) 
  */
 async function startableAria2(stack: AsyncDisposableStack, blob: Blob): Promise<Client> {
   const seederPort = await freePort()
-  const tracker = stack.use(await startTinyTracker(seederPort))
+  const seederCame = Promise.withResolvers<undefined>()
+  const peers = peerAt(seederPort).endpoint.compact
+  const tracker = stack.use(
+    await startTinyTracker((announce) => {
+      if (announce.get('left') !== '0') return peers
+      seederCame.resolve(undefined)
+      return Buffer.alloc(0)
+    }),
+  )
   const torrent = writeTorrent(blob.info, { announce: tracker.url })
   const torrentFile = `${blob.torrent}-aria2`
   await writeFile(torrentFile, torrent)
@@ -240,7 +238,7 @@ async function startableAria2(stack: AsyncDisposableStack, blob: Blob): Promise<
         ]),
       )
       // It announces once it has checked the file.
-      await withDeadline(tracker.seederCame, () => 'an announce of the aria2 seeder', startSeconds)
+      await withDeadline(seederCame.promise, () => 'an announce of the aria2 seeder', startSeconds)
       const owned = started.move()
       return { pid, port: seederPort, [Symbol.asyncDispose]: () => owned.disposeAsync() }
     },
@@ -301,26 +299,6 @@ async function fetchByControl(socket: WebSocket, torrent: Buffer): Promise<void>
   const params = [torrent.toString('base64')]
   socket.send(JSON.stringify({ jsonrpc: '2.0', id: '1', method: 'aria2.addTorrent', params }))
   await withDeadline(promise, () => 'the end of the fetch of aria2', fetchSeconds)
-}
-
-/** Answers those who lack something with one peer on loopback. */
-async function startTinyTracker(port: number) {
-  const came = Promise.withResolvers<undefined>()
-  const peers = peerAt(port).endpoint.compact
-  const server = createServer((request, response) => {
-    const whole = new URL(request.url ?? '', 'http://tracker').searchParams.get('left') === '0'
-    if (whole) came.resolve(undefined)
-    response.end(encode({ interval: 1, peers: whole ? Buffer.alloc(0) : peers }))
-  })
-  await new Promise<void>((settle) => server.listen(0, '127.0.0.1', settle))
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/announce`,
-    seederCame: came.promise,
-    [Symbol.asyncDispose]: async () => {
-      server.closeAllConnections()
-      await new Promise((settle) => server.close(settle))
-    },
-  }
 }
 
 /** A process that is told things and says things, a line each. */

@@ -18,17 +18,20 @@ import { readPeakMemoryMiB, watchProcess } from './proc.ts'
 const extra = (engine: string) =>
   `engine: ${engine}\nlimits: { download: 100GiB, upload: 100GiB }\ndisk: { quota: 100GiB }\n`
 
+/** What is told of one side that fetches from another. */
+export const transferFigures = [
+  { name: 'rate', unit: 'MiB/s' },
+  { name: 'fetching CPU', unit: 's/GiB' },
+  { name: 'seeding CPU', unit: 's/GiB' },
+  { name: 'fetching memory', unit: 'MiB' },
+  { name: 'seeding memory', unit: 'MiB' },
+] as const
+
 /** One build from one host to another over loopback, by our agents and by aria2. */
 export const transfer: Benchmark = {
   name: 'transfer',
   summary: 'one build from one agent to another, beside aria2 to aria2',
-  figures: [
-    { name: 'rate', unit: 'MiB/s' },
-    { name: 'fetching CPU', unit: 's/GiB' },
-    { name: 'seeding CPU', unit: 's/GiB' },
-    { name: 'fetching memory', unit: 'MiB' },
-    { name: 'seeding memory', unit: 'MiB' },
-  ],
+  figures: transferFigures,
   prepare,
 }
 

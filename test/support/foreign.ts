@@ -1,9 +1,11 @@
 // Other people's BitTorrent clients, as processes: Debian's aria2 and python3-libtorrent.
 import type { ChildProcess } from 'node:child_process'
 import { spawn } from 'node:child_process'
+import { createServer as createHttpServer } from 'node:http'
 import { connect, createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { encode } from '../../lib/protocol/bencode.ts'
 
 export const aria2Options = [
   '--no-conf=true',
@@ -128,6 +130,24 @@ async function endsWell(child: ChildProcess, name: string): Promise<void> {
     child.once('exit', settle)
   })
   if (code !== 0) throw new Error(`${name} ended with code ${String(code)}`)
+}
+
+/** Tells clients that take peers from a tracker alone what `peersFor` answers, as compact endpoints of IPv4, to the parameters of their announce. */
+export async function startTinyTracker(
+  peersFor: (announce: URLSearchParams) => Uint8Array,
+): Promise<{ readonly url: string } & AsyncDisposable> {
+  const server = createHttpServer((request, response) => {
+    const { searchParams } = new URL(request.url ?? '', 'http://tracker')
+    response.end(encode({ interval: 1, peers: peersFor(searchParams) }))
+  })
+  await new Promise<void>((settle) => server.listen(0, '127.0.0.1', settle))
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/announce`,
+    [Symbol.asyncDispose]: async () => {
+      server.closeAllConnections()
+      await new Promise((settle) => server.close(settle))
+    },
+  }
 }
 
 export async function freePort(): Promise<number> {

@@ -13,6 +13,7 @@ import {
   blobFile,
   eventually,
   handshake,
+  mebibyte,
   message,
   peerAt,
   peerFeed,
@@ -20,9 +21,8 @@ import {
   startRawPeer,
   startWebseed,
   temporaryDirectory,
+  withDeadline,
 } from './fixtures.ts'
-
-const mebibyte = 1024 * 1024
 
 /** What every Engine promises. `start` makes one that listens. */
 export function engineContract(name: string, start: (config: EngineConfig) => Promise<Engine>): void {
@@ -67,7 +67,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     })
 
   const assertFetched = async (handle: EngineHandle, blob: Blob, file: string) => {
-    await withDeadline(handle.done, 'the fetch')
+    await withDeadline(handle.done, () => 'the fetch')
     assert.equal(handle.bytesVerified, blob.bytes.length)
     assert.ok((await readFile(file)).equals(blob.bytes), 'the bytes are those of the blob')
   }
@@ -372,7 +372,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     await eventually(() => handle.bytesVerified > 0, 'a first piece')
     const seen = Date.now()
     const before = handle.bytesVerified
-    await withDeadline(handle.done, 'the limited fetch')
+    await withDeadline(handle.done, () => 'the limited fetch')
     const seconds = (Date.now() - seen) / 1000
     // A wide bound: it only tells a limit from none.
     assert.ok((blob.bytes.length - before) / seconds < 4 * mebibyte)
@@ -401,7 +401,10 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     // A file cannot be made below a file.
     await writeFile(join(directory, 'plain'), '')
     const handle = fetch(engine, blob, join(directory, 'plain', 'copy'), { peers: peerFeed(peer) })
-    await assert.rejects(withDeadline(handle.done, 'the refusal'), { code: 'ENOTDIR' })
+    await assert.rejects(
+      withDeadline(handle.done, () => 'the refusal'),
+      { code: 'ENOTDIR' },
+    )
   })
 }
 
@@ -411,16 +414,4 @@ function neverAborted(): AbortSignal {
 
 function sum(values: readonly number[]): number {
   return values.reduce((total, value) => total + value, 0)
-}
-
-async function withDeadline<Value>(promise: Promise<Value>, what: string): Promise<Value> {
-  const { promise: late, reject } = Promise.withResolvers<never>()
-  const timer = setTimeout(() => {
-    reject(new Error(`Not seen in 30 s: ${what}`))
-  }, 30_000)
-  try {
-    return await Promise.race([promise, late])
-  } finally {
-    clearTimeout(timer)
-  }
 }

@@ -19,6 +19,8 @@ import {
 } from '../../../lib/protocol/metainfo.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 
+export const mebibyte = 1024 * 1024
+
 export async function temporaryDirectory(t: TestContext): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-agent-'))
   t.after(() => rm(directory, { recursive: true, force: true, maxRetries: 3 }))
@@ -186,6 +188,23 @@ export function message(id: number, body: Uint8Array = Buffer.alloc(0)): Buffer 
   head.writeUInt32BE(1 + body.length)
   head[4] = id
   return Buffer.concat([head, body])
+}
+
+/** Fails where the promise takes longer. */
+export async function withDeadline<Value>(
+  promise: Promise<Value>,
+  what: () => string,
+  seconds = 30,
+): Promise<Value> {
+  const { promise: late, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => {
+    reject(new Error(`Not seen in ${seconds} s: ${what()}`))
+  }, seconds * 1000)
+  try {
+    return await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
 }
 
 /** Polls until `check` holds; fails after `seconds`. */

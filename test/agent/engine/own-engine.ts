@@ -5,9 +5,8 @@ import type { TestContext } from 'node:test'
 import type { Engine, EngineConfig, EngineHandle, EnginePeer } from '../../../agent/engine/engine.ts'
 import { createRackswarmEngine } from '../../../agent/engine/rackswarm.ts'
 import type { Blob } from './fixtures.ts'
-import { blobFile, peerAt, peerFeed } from './fixtures.ts'
+import { blobFile, peerAt, peerFeed, withDeadline } from './fixtures.ts'
 
-export const mebibyte = 1024 * 1024
 export const unlimited = { downloadBytesPerSecond: undefined, uploadBytesPerSecond: undefined }
 
 export function engineConfig(config: Partial<EngineConfig> = {}): EngineConfig {
@@ -83,20 +82,4 @@ export async function assertFetched(
   )
   assert.equal(handle.bytesVerified, blob.bytes.length)
   assert.ok((await readFile(file)).equals(blob.bytes), 'the bytes are those of the blob')
-}
-
-export async function withDeadline<Value>(
-  promise: Promise<Value>,
-  what: () => string,
-  seconds = 45,
-): Promise<Value> {
-  const { promise: late, reject } = Promise.withResolvers<never>()
-  const timer = setTimeout(() => {
-    reject(new Error(`Not seen in ${seconds} s: ${what()}`))
-  }, seconds * 1000)
-  try {
-    return await Promise.race([promise, late])
-  } finally {
-    clearTimeout(timer)
-  }
 }

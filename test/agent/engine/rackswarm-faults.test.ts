@@ -15,21 +15,15 @@ import type { Blob } from './fixtures.ts'
 import {
   blobFile,
   eventually,
+  mebibyte,
   message,
   peerAt,
   peerFeed,
   randomBlob,
   temporaryDirectory,
-} from './fixtures.ts'
-import {
-  assertFetched,
-  mebibyte,
-  startEngine,
-  startFetch,
-  startSeeder,
-  unlimited,
   withDeadline,
-} from './own-engine.ts'
+} from './fixtures.ts'
+import { assertFetched, startEngine, startFetch, startSeeder, unlimited } from './own-engine.ts'
 import type { Behaviour, RawConnection, RawPeer } from './raw-peer.ts'
 import {
   blockOf,
@@ -684,7 +678,7 @@ describe('rackswarm: memory is bounded under a flood of', { concurrency: 2 }, ()
     await flooded.promise
     const grown = (await fetcher.peakBytes()) - before
     assert.ok(grown < memoryMax, `grown by ${grown} bytes`)
-    await withDeadline(fetcher.done, () => 'the fetch')
+    await withDeadline(fetcher.done, () => 'the fetch', 45)
   })
 })
 

@@ -3,30 +3,26 @@ import type { ChildProcess } from 'node:child_process'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import type { EngineHandle, EnginePeer } from '../../../agent/engine/engine.ts'
 import { createWebtorrentEngine } from '../../../agent/engine/webtorrent/webtorrent.ts'
-import { endpoint, parseIp } from '../../../lib/protocol/address.ts'
-import { encode } from '../../../lib/protocol/bencode.ts'
 import { writeBlobInfo, writeTorrent } from '../../../lib/protocol/metainfo.ts'
-import { aria2Options, freePort, waitForPort } from '../../support/foreign.ts'
+import { aria2Options, freePort, startTinyTracker, waitForPort } from '../../support/foreign.ts'
 import type { Blob } from './fixtures.ts'
-import { blobFile, eventually, peerAt, peerFeed, randomBlob, temporaryDirectory } from './fixtures.ts'
 import {
-  assertFetched,
-  engineConfig,
+  blobFile,
+  eventually,
   mebibyte,
-  startEngine,
-  startFetch,
-  startSeeder,
-  unlimited,
+  peerAt,
+  peerFeed,
+  randomBlob,
+  temporaryDirectory,
   withDeadline,
-} from './own-engine.ts'
+} from './fixtures.ts'
+import { assertFetched, engineConfig, startEngine, startFetch, startSeeder, unlimited } from './own-engine.ts'
 
 /** Not a whole number of pieces, nor of blocks. */
 const sizeBytes = 24 * mebibyte + 12_345
@@ -129,7 +125,7 @@ test('a swarm of all of them is fed by one rackswarm seeder', async (t) => {
 })
 
 async function assertForeign({ done, file }: Foreign, blob: Blob): Promise<void> {
-  await withDeadline(done, () => `the foreign fetch of ${file}`)
+  await withDeadline(done, () => `the foreign fetch of ${file}`, 45)
   assert.ok((await readFile(file)).equals(blob.bytes), 'the bytes are those of the blob')
 }
 
@@ -140,7 +136,13 @@ function uploaded(handle: EngineHandle): number {
 async function startAria2(t: TestContext, place: Place): Promise<Foreign> {
   const { home, file } = await makeHome(place)
   // Nothing else tells aria2 of a peer.
-  const tracker = await startTinyTracker(t, place.peers)
+  const completed = Promise.withResolvers<undefined>()
+  const peers = Buffer.concat(place.peers.map((each) => peerAt(each).endpoint.compact))
+  const tracker = await startTinyTracker((announce) => {
+    if (announce.get('event') === 'completed') completed.resolve(undefined)
+    return peers
+  })
+  t.after(() => tracker[Symbol.asyncDispose]())
   const torrent = await blobFile(place.directory, 'aria2.torrent', torrentOf(place.blob, tracker.url))
   const port = await freePort()
   const child = startChild(t, 'aria2c', [
@@ -152,7 +154,7 @@ async function startAria2(t: TestContext, place: Place): Promise<Foreign> {
     torrent,
   ])
   await Promise.race([waitForPort(port), ended(child)])
-  return { peer: peerAt(port), file, done: place.whole ? Promise.resolve() : tracker.completed }
+  return { peer: peerAt(port), file, done: place.whole ? Promise.resolve() : completed.promise }
 }
 
 async function startLibtorrent(t: TestContext, place: Place): Promise<Foreign> {
@@ -235,28 +237,6 @@ async function makeHome({ blob, directory, whole }: Place): Promise<{ home: stri
 function torrentOf({ bytes, sha256, metainfo }: Blob, announce: string): Buffer {
   const info = writeBlobInfo({ sha256Hex: sha256, length: bytes.length, pieces: metainfo.pieces })
   return writeTorrent(info, { announce })
-}
-
-/** Answers every announce with the same peers, and knows when somebody has completed. */
-async function startTinyTracker(t: TestContext, ports: readonly number[]) {
-  const completed = Promise.withResolvers<undefined>()
-  const loopback = parseIp('127.0.0.1')
-  assert.ok(loopback)
-  const peers = Buffer.concat(ports.map((port) => endpoint(loopback, port).compact))
-  const server = createServer((request, response) => {
-    if (request.url?.includes('event=completed') === true) completed.resolve(undefined)
-    response.end(encode({ interval: 1, peers }))
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  t.after(() => {
-    server.closeAllConnections()
-    server.close()
-  })
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/announce`,
-    completed: completed.promise,
-  }
 }
 
 function startChild(t: TestContext, command: string, args: readonly string[]): ChildProcess {

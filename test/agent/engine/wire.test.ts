@@ -22,7 +22,7 @@ import {
   writeSimple,
 } from '../../../agent/engine/wire.ts'
 
-const runs = Math.ceil(Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000) / 2)
+const runs = Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000)
 const extendedBytesMax = 16 * 1024
 const unknownBytesMax = 64 * 1024
 
