@@ -113,6 +113,8 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #suspects
   readonly #past = new TrafficSums()
   readonly #memory = new Map<number, Uint8Array>()
+  /** Pieces whose memory a thread is reading. */
+  readonly #writing = new Set<number>()
   readonly #outcome = Promise.withResolvers<undefined>()
   readonly #signal: AbortSignal
   readonly #onAbort: () => void
@@ -745,9 +747,11 @@ export class Torrent implements EngineHandle, PeerHost {
     if (memory) this.#memory.set(piece, memory)
   }
 
+  /** What is being written is freed after that: another piece would put its bytes there, and they would be written. */
   #freeMemory(piece: number): void {
     const memory = this.#memory.get(piece)
-    if (!this.#memory.delete(piece) || memory === undefined) return
+    if (memory === undefined || this.#writing.has(piece)) return
+    this.#memory.delete(piece)
     this.#deps.store.giveMemory(memory)
   }
 
@@ -760,9 +764,11 @@ export class Torrent implements EngineHandle, PeerHost {
   async #finishPiece(piece: number): Promise<void> {
     const memory = this.#memory.get(piece)
     if (memory === undefined) return
+    this.#writing.add(piece)
     const right = await this.#write(piece, memory.subarray(0, this.pieceSize(piece)))
-    if (right === undefined) return
+    this.#writing.delete(piece)
     this.#freeMemory(piece)
+    if (right === undefined) return
     if (right) this.#verified(piece)
     else this.#wrong(piece)
     for (const peer of this.#peers) this.#pump(peer)
