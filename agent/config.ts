@@ -74,7 +74,7 @@ export const AgentConfig = z.strictObject({
     .describe('References that this host always has: fetched as soon as the tag moves.'),
   engine: z
     .enum(['webtorrent', 'rackswarm'])
-    .default('webtorrent')
+    .default('rackswarm')
     .describe(
       'What moves the pieces: `webtorrent`, or `rackswarm`, our own, several times as fast between two hosts but not yet as good at keeping traffic in the rack. Hosts with either serve each other.',
     ),

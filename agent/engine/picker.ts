@@ -73,6 +73,8 @@ export class Picker {
   readonly #claimedUntil: Float64Array
   readonly #begun = new Map<number, Begun>()
   readonly #peers = new Set<PickerPeer>()
+  /** Stands for the source that gives whole pieces; nobody waits for what it lacks. */
+  readonly #origin: PickerPeer
   readonly #pieceCount: number
 
   constructor(options: {
@@ -85,9 +87,11 @@ export class Picker {
     this.#pieceLength = options.pieceLength
     this.#length = options.length
     this.#random = options.random
-    this.#missing = Int32Array.from({ length: pieceCount }, (_, piece) => piece)
-    this.#positions = this.#missing.slice()
+    this.#missing = shuffled(pieceCount, options.random)
+    this.#positions = new Int32Array(pieceCount)
+    for (const [position, piece] of this.#missing.entries()) this.#positions[piece] = position
     this.#missingCount = pieceCount
+    this.#origin = { has: new Uint8Array(0), count: 0, near: true }
     this.#copies = new Uint16Array(pieceCount)
     this.#nearCopies = new Uint16Array(pieceCount)
     this.#claimedUntil = new Float64Array(pieceCount)
@@ -192,25 +196,40 @@ export class Picker {
   }
 
   /** Begins a piece with a source that is asked for all of it. */
-  takeWhole(piece: number, peer: PickerPeer, nowMs: number): Ask {
+  takeWhole(piece: number, nowMs: number): Ask {
     const length = this.pieceSize(piece)
-    return this.#enter(this.#begin(piece, peer), {
+    return this.#enter(this.#begin(piece, this.#origin), {
       piece,
       offset: 0,
       length,
-      peer,
+      peer: this.#origin,
       askedMs: nowMs,
       dueMs: nowMs + wholeMs,
     })
   }
 
-  /** A run of untouched pieces for a source that is asked for many bytes at once, from a random start. */
-  untouchedRun(piecesMax: number): { readonly first: number; readonly count: number } | undefined {
-    if (this.#missingCount === 0) return undefined
-    const first = this.#missing[Math.floor(this.#random() * this.#missingCount)] ?? 0
-    let count = 1
-    while (count < piecesMax && this.#isMissing(first + count)) count++
-    return { first, count }
+  /**
+   * A run of untouched pieces for a source that is asked for many bytes at once, from a random start: of those that no peer has
+   * and no neighbour has claimed, or with `anything` of all.
+   */
+  untouchedRun(options: {
+    readonly piecesMax: number
+    readonly anything: boolean
+    readonly nowMs: number
+  }): { readonly first: number; readonly count: number } | undefined {
+    const { piecesMax, anything, nowMs } = options
+    const isWanted = (piece: number) =>
+      this.#isMissing(piece) &&
+      (anything || (this.#copies[piece] === 0 && (this.#claimedUntil[piece] ?? 0) <= nowMs))
+    const start = Math.floor(this.#random() * this.#missingCount)
+    for (let i = 0; i < this.#missingCount; i++) {
+      const first = this.#missing[(start + i) % this.#missingCount] ?? 0
+      if (!isWanted(first)) continue
+      let count = 1
+      while (count < piecesMax && isWanted(first + count)) count++
+      return { first, count }
+    }
+    return undefined
   }
 
   /** A block has come. @returns the requests for it that others were asked for too, and whether the piece is whole */
@@ -266,26 +285,22 @@ export class Picker {
     if (this.#isAlone()) return this.#nextInOrder(peer, choosy, nowMs)
     let rarest = -1
     let copies = Infinity
-    let ties = 0
-    for (let i = 0; i < this.#missingCount; i++) {
-      const piece = this.#missing[i] ?? 0
+    // The list is in no order, and each look begins elsewhere: ties fall at random, another way on each host.
+    const start = Math.floor(this.#random() * this.#missingCount)
+    for (let i = 0; i < this.#missingCount && copies > 1; i++) {
+      const piece = this.#missing[(start + i) % this.#missingCount] ?? 0
       if (peer.has[piece] !== 1) continue
       const known = this.#copies[piece] ?? 0
-      if (known > copies) continue
-      if (choosy && !this.#isForFar(piece, nowMs)) continue
-      if (known < copies) {
-        copies = known
-        ties = 0
-      }
-      // One of the ties seen so far, each as likely as the others.
-      if (this.#random() * ++ties < 1) rarest = piece
+      if (known >= copies || (choosy && !this.#isForFar(piece, nowMs))) continue
+      rarest = piece
+      copies = known
     }
     return rarest
   }
 
   /** Nobody is there who lacks anything: what order is best for others does not matter. */
   #isAlone(): boolean {
-    for (const peer of this.#peers) if (peer.count > 0 && peer.count < peer.has.length) return false
+    for (const peer of this.#peers) if (peer.count < peer.has.length) return false
     return true
   }
 
@@ -370,6 +385,18 @@ export class Picker {
     this.#missing[this.#missingCount] = piece
     this.#positions[piece] = this.#missingCount
   }
+}
+
+/** 0 … count - 1 (Fisher and Yates). */
+function shuffled(count: number, random: () => number): Int32Array {
+  const pieces = Int32Array.from({ length: count }, (_, piece) => piece)
+  for (let i = count - 1; i > 0; i--) {
+    const j = Math.floor(random() * (i + 1))
+    const piece = pieces[i] ?? 0
+    pieces[i] = pieces[j] ?? 0
+    pieces[j] = piece
+  }
+  return pieces
 }
 
 function firstUnit({ offset }: Block): number {

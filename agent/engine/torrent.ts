@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises'
 import type { Dispatcher } from 'undici'
-import { endpointIp, formatAddress, formatEndpoint, formatIp } from '../../lib/protocol/address.ts'
+import { formatAddress, formatEndpoint } from '../../lib/protocol/address.ts'
 import { distanceUnknown } from '../../lib/protocol/announce.ts'
 import { infoHashToBytes } from '../../lib/protocol/infohash.ts'
 import type { Metainfo } from '../../lib/protocol/metainfo.ts'
@@ -21,7 +21,7 @@ import type { Limiter } from './limiter.ts'
 import type { Link, Shaken } from './link.ts'
 import type { PeerHost } from './peer.ts'
 import { Peer, requestsMax } from './peer.ts'
-import type { Ask, PickOptions, PickerPeer } from './picker.ts'
+import type { Ask, PickOptions } from './picker.ts'
 import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
@@ -52,12 +52,15 @@ export const tickMs = 250
 /** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
 const reserveAfterMs = 3_000
 const reserveStep = 4
+/** No peer gave anything for this long: the webseed is asked also for what peers have. */
+const webseedAfterMs = 2 * tickMs
 /** Having stood still, a host that is no gateway may ask far peers for this long. */
 const farGraceMs = 15_000
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
 const nearFirstMs = 250
 /** Peers to try that are remembered; a tracker's reply has at most 100. */
 const candidatesMax = 300
+const distancesMax = 1_000
 const dialsMax = 16
 /** Between two dials of a peer; doubled with each failure. */
 const redialMs = 1_000
@@ -108,8 +111,9 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #picker: Picker
   readonly #peers = new Set<Peer>()
   readonly #candidates = new Map<string, Candidate>()
-  /** IP addresses of peers of the own rack. */
-  readonly #near = new Set<string>()
+  /** How far the tracker says that `ip:port` is; oldest out first. */
+  readonly #distances = new Map<string, number>()
+  #nearKnown = false
   readonly #suspects
   readonly #past = new TrafficSums()
   readonly #memory = new Map<number, Uint8Array>()
@@ -134,13 +138,13 @@ export class Torrent implements EngineHandle, PeerHost {
   #farUntilMs = 0
   #farFromMs = 0
   #movedAtMs: number
+  /** When a peer last gave a block. */
+  #givenAtMs: number
   #bytesSeen = 0
   #bytesReceived = 0
   #diskFullSinceMs: number | undefined
   #webseedUrl: string | undefined
   #webseed: AbortController | undefined
-  /** Stands for the webseed where pieces are shared out. */
-  readonly #webseedPeer: PickerPeer
 
   constructor(options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed', deps: TorrentDeps) {
     const { metainfo } = options
@@ -159,9 +163,8 @@ export class Torrent implements EngineHandle, PeerHost {
       length: metainfo.length,
       random: deps.random,
     })
-    this.#webseedPeer = this.#picker.join(true)
     this.#suspects = createSuspects(deps.monotonic)
-    this.#movedAtMs = deps.monotonic()
+    this.#movedAtMs = this.#givenAtMs = deps.monotonic()
     this.#writer = deps.store.open(options.file)
     this.#seedFile = deps.cache.open(options.file)
     this.#sha1s = pieceHashes(metainfo)
@@ -261,11 +264,11 @@ export class Torrent implements EngineHandle, PeerHost {
       return
     }
     const { handshake } = shaken
-    const distance = known?.distance ?? (this.#near.has(formatIp(link.ip)) ? 0 : distanceUnknown)
     const peer = new Peer(link, handshake, {
       host: this,
       limiter: this.#deps.limiter,
-      distance,
+      // Who has dialled us says in its first message where it listens, and so who it is.
+      distance: known?.distance ?? distanceUnknown,
       now: this.#deps.monotonic,
     })
     if (this.#suspects.isBanned(peer.sender) || !this.#hasRoom() || this.#isSurplus(peer)) {
@@ -337,12 +340,13 @@ export class Torrent implements EngineHandle, PeerHost {
 
   introduced(peer: Peer, { own, port }: ExtendedHandshake): void {
     const { admission, identity } = this.#deps.config
-    if (own?.place !== undefined && own.place === identity.place && peer.distance !== 0) {
-      peer.distance = 0
-      if (peer.picking) this.#rejoin(peer)
+    if (own?.place !== undefined && own.place === identity.place) this.#place(peer, 0)
+    if (port !== undefined && peer.link.incoming) {
+      const address = formatAddress(peer.link.ip, port)
+      this.#place(peer, Math.min(peer.distance, this.#distances.get(address) ?? distanceUnknown))
+      // Two hosts that dial each other tell by this that they need no second connection.
+      this.#known(address)
     }
-    // Two hosts that dial each other tell by this that they need no second connection.
-    if (port !== undefined && peer.link.incoming) this.#known(formatAddress(peer.link.ip, port))
     if (!admission) {
       this.#pump(peer)
       return
@@ -374,6 +378,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   received(peer: Peer, ask: Ask): void {
     this.#bytesReceived += ask.length
+    this.#givenAtMs = this.#deps.monotonic()
     peer.refusals = 0
     this.#suspects.received(ask.piece, peer.sender)
     if (this.#take(ask)) void this.#finishPiece(ask.piece)
@@ -512,9 +517,11 @@ export class Torrent implements EngineHandle, PeerHost {
     }
   }
 
-  #rejoin(peer: Peer): void {
+  #place(peer: Peer, distance: number): void {
     const before = peer.picking
-    if (before === undefined) return
+    const crosses = (peer.distance === 0) !== (distance === 0)
+    peer.distance = distance
+    if (before === undefined || !crosses) return
     const pieces = before.has.slice()
     const asks = [...peer.asks]
     this.#picker.leave(before)
@@ -569,7 +576,11 @@ export class Torrent implements EngineHandle, PeerHost {
       for await (const peer of peers) {
         if (this.#closing) return
         const address = formatEndpoint(peer.endpoint)
-        if (peer.distance === 0) this.#near.add(formatIp(endpointIp(peer.endpoint)))
+        this.#distances.delete(address)
+        this.#distances.set(address, peer.distance)
+        if (this.#distances.size > distancesMax)
+          this.#distances.delete(this.#distances.keys().next().value ?? address)
+        if (peer.distance === 0) this.#nearKnown = true
         else {
           this.#gateway = !peer.reserve
           if (this.#farFromMs === 0) this.#farFromMs = this.#deps.monotonic() + nearFirstMs
@@ -611,7 +622,7 @@ export class Torrent implements EngineHandle, PeerHost {
       const { distance, reserve } = candidate.peer
       if (distance > 0 && !stuck) {
         // A gateway needs far peers at once, unless its rack holds the blob already: what is near is asked first.
-        if (reserve || served || (this.#near.size > 0 && now < this.#farFromMs)) continue
+        if (reserve || served || (this.#nearKnown && now < this.#farFromMs)) continue
       }
       if (reserve && far-- <= 0) continue
       void this.#dial(address, candidate)
@@ -722,6 +733,11 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#deps.limiter.take('download', peer.distance, ask.length)
       peer.ask(ask)
     }
+    this.#tellClaims(claims)
+  }
+
+  /** Tells the rack what this host fetches from outside, so that it comes in once. */
+  #tellClaims(claims: readonly number[]): void {
     if (claims.length === 0) return
     for (const neighbour of this.#peers)
       if (neighbour.distance === 0 && neighbour.picking?.count !== this.pieceCount) neighbour.claim(claims)
@@ -924,15 +940,20 @@ export class Torrent implements EngineHandle, PeerHost {
     )
   }
 
-  /** A run of pieces that nobody was asked for. */
+  /** A run of pieces that nobody was asked for: those that no peer has, or where nothing moves any. */
   #claim(bytesMax: number): Claim | undefined {
     if (this.#closing || this.#complete || this.#diskFullSinceMs !== undefined) return undefined
-    const piecesMax = Math.max(1, Math.floor(bytesMax / this.metainfo.pieceLength))
-    const run = this.#picker.untouchedRun(piecesMax)
+    const nowMs = this.#deps.monotonic()
+    const run = this.#picker.untouchedRun({
+      piecesMax: Math.max(1, Math.floor(bytesMax / this.metainfo.pieceLength)),
+      anything: nowMs - this.#givenAtMs > webseedAfterMs,
+      nowMs,
+    })
     if (run === undefined) return undefined
     const asks = new Map<number, Ask>()
     for (let piece = run.first; piece < run.first + run.count; piece++)
-      asks.set(piece, this.#picker.takeWhole(piece, this.#webseedPeer, this.#deps.monotonic()))
+      asks.set(piece, this.#picker.takeWhole(piece, nowMs))
+    this.#tellClaims([...asks.keys()])
     return {
       first: run.first,
       count: run.count,

@@ -158,6 +158,17 @@ test('with seeds alone it goes from front to back', () => {
   assert.deepEqual(asked, [0, 1, 2, 3])
 })
 
+test('where others have nothing yet, each host fetches another part first', () => {
+  const firsts = new Set<number>()
+  for (let seed = 1; seed <= 40; seed++) {
+    const picker = createPicker(64, seed * 7919)
+    const seeder = joinWith(picker, all(64))
+    picker.join(true)
+    firsts.add(picker.next({ ...free, peer: seeder })?.piece ?? -1)
+  }
+  assert.ok(firsts.size > 20, `${firsts.size} different pieces of 40`)
+})
+
 test('a far peer gives what no near one has, nor has claimed, unless the rack stands still', () => {
   const picker = createPicker(4)
   joinWith(picker, [0, 1])
@@ -242,7 +253,7 @@ test('it decides as a simple model does, whatever happens', () => {
           else if (act === 'gain') model.gain(peer, piece)
           else if (act === 'gainAll') for (const each of all(count)) model.gain(peer, each)
           else if (act === 'leave') model.leave(peer)
-          else if (act === 'takeWhole') model.takeWhole(peer, 1 + (which % 4))
+          else if (act === 'takeWhole') model.takeWhole(1 + (which % 4), anything)
           else {
             const options = {
               peer,
@@ -369,19 +380,21 @@ class Model {
     this.#enter(ask, peer)
   }
 
-  takeWhole(peer: PickerPeer, piecesMax: number): void {
-    const untouched = this.#numbers('untouched')
-    const run = this.picker.untouchedRun(piecesMax)
-    assert.equal(run === undefined, untouched.length === 0)
+  takeWhole(piecesMax: number, anything: boolean): void {
+    const wanted = this.#numbers('untouched').filter(
+      (piece) => anything || (this.#copies(piece, false) === 0 && !this.#isClaimed(piece, this.nowMs)),
+    )
+    const run = this.picker.untouchedRun({ piecesMax, anything, nowMs: this.nowMs })
+    assert.equal(run === undefined, wanted.length === 0)
     if (run === undefined) return
     assert.ok(run.count >= 1 && run.count <= piecesMax)
-    assert.ok(run.count === piecesMax || !untouched.includes(run.first + run.count))
+    assert.ok(run.count === piecesMax || !wanted.includes(run.first + run.count))
     for (let piece = run.first; piece < run.first + run.count; piece++) {
-      assert.ok(untouched.includes(piece))
-      const ask = this.picker.takeWhole(piece, peer, this.nowMs)
+      assert.ok(wanted.includes(piece))
+      const ask = this.picker.takeWhole(piece, this.nowMs)
       assert.deepEqual([ask.piece, ask.offset, ask.length], [piece, 0, this.picker.pieceSize(piece)])
-      this.#pieces[piece] = { state: 'begun', here: new Set(), owner: peer }
-      this.#enter(ask, peer)
+      this.#pieces[piece] = { state: 'begun', here: new Set(), owner: ask.peer }
+      this.#enter(ask, ask.peer)
     }
   }
 
@@ -468,15 +481,18 @@ class Model {
   #mayBegin({ peer, anything, nowMs }: PickOptions): number[] {
     const allowed = this.#numbers('untouched').filter((piece) => {
       if (!this.#hasPiece(peer, piece)) return false
-      const claimedMs = this.#claimedMs.get(piece) ?? -Infinity
-      const served = this.#copies(piece, true) > 0 || nowMs < claimedMs + 5000
+      const served = this.#copies(piece, true) > 0 || this.#isClaimed(piece, nowMs)
       return peer.near || anything || !served
     })
     const counts = this.peers.map((each) => this.#has.get(each)?.size ?? 0)
     // With seeds alone the order is that of the file.
-    if (counts.every((each) => each === 0 || each === this.#pieces.length)) return allowed.slice(0, 1)
+    if (counts.every((each) => each === this.#pieces.length)) return allowed.slice(0, 1)
     const rarest = Math.min(...allowed.map((piece) => this.#copies(piece, false)))
     return allowed.filter((piece) => this.#copies(piece, false) === rarest)
+  }
+
+  #isClaimed(piece: number, nowMs: number): boolean {
+    return nowMs < (this.#claimedMs.get(piece) ?? -Infinity) + 5000
   }
 
   #enter(ask: Ask, peer: PickerPeer): void {
