@@ -24,6 +24,7 @@ import { openCredential } from './credential.ts'
 import type { Engine, EngineConfig } from './engine/engine.ts'
 import { createFollower } from './follower.ts'
 import { createAgentMetrics, startMetricsServer } from './metrics.ts'
+import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
 import { startPrefixHasher } from './prefix-hasher.ts'
 import { createReleaseFetcher } from './release-fetcher.ts'
@@ -133,6 +134,12 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
   })
 
   const hasher = started.use(startPrefixHasher())
+  const peerTokens = started.use(
+    createPeerTokens(
+      { server: config.server, ca, cacheFile: join(dataDir, 'server-keys.json') },
+      { now, random, log, refused: metrics.peerRefused },
+    ),
+  )
   const engine = started.use(
     await engines[config.engine](
       {
@@ -149,6 +156,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
           downloadBytesPerSecond: config.limits.download,
           uploadBytesPerSecond: config.limits.upload,
         },
+        peerTokens,
+        admission: config.peers === 'approved' ? peerTokens : undefined,
       },
       { monotonic, random, dispatcher: webseedDispatcher },
     ),
@@ -172,6 +181,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       cache,
       hasher,
       server,
+      peerTokens,
       registry,
       fetchesMax: config.limits.fetches_max,
       stallMs: config.stall_timeout,

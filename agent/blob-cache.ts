@@ -22,11 +22,17 @@ export interface CachedBlob {
   readonly lastUsedAt: number
 }
 
-/** What is needed to seed a blob again without asking anyone. */
-export interface StoredTorrent {
-  readonly metainfo: Metainfo
+/** The right by which this host has a blob. */
+export interface StoredGrant {
   /** A repository it may be pulled through, to renew its grant. */
   readonly repository: string
+  /** What other agents are shown; a secret. Undefined where the server gives none. */
+  readonly peerToken: string | undefined
+}
+
+/** What is needed to seed a blob again without asking anyone. */
+export interface StoredTorrent extends StoredGrant {
+  readonly metainfo: Metainfo
 }
 
 /** There is no room now; there may be later. The message says what is missing. */
@@ -64,7 +70,8 @@ export interface BlobCache {
   touch(digest: Digest): Promise<void>
   /** Hard-links a blob to another name. */
   linkTo(digest: Digest, file: string): Promise<void>
-  putTorrent(digest: Digest, torrent: Uint8Array, repository: string): Promise<void>
+  putTorrent(digest: Digest, torrent: Uint8Array): Promise<void>
+  putGrant(digest: Digest, grant: StoredGrant): Promise<void>
   getTorrent(digest: Digest): Promise<StoredTorrent | undefined>
 }
 
@@ -299,17 +306,24 @@ export async function openBlobCache(
     linkTo: async (digest, file) => {
       await link(fileOf(digest), file)
     },
-    putTorrent: async (digest, torrent, repository) => {
-      const [torrentFile = '', repositoryFile = ''] = torrentFiles(digest)
-      await writeFileAtomic(repositoryFile, `${JSON.stringify({ repository })}\n`)
+    putTorrent: async (digest, torrent) => {
+      const [torrentFile = ''] = torrentFiles(digest)
       await writeFileAtomic(torrentFile, torrent)
     },
+    putGrant: async (digest, { repository, peerToken }) => {
+      const [, grantFile = ''] = torrentFiles(digest)
+      await writeFileAtomic(grantFile, `${JSON.stringify({ repository, peerToken })}\n`, { mode: 0o600 })
+    },
     getTorrent: async (digest) => {
-      const [torrentFile = '', repositoryFile = ''] = torrentFiles(digest)
+      const [torrentFile = '', grantFile = ''] = torrentFiles(digest)
       try {
         const metainfo = parseTorrent(await readFile(torrentFile))
-        const { repository } = JSON.parse(await readFile(repositoryFile, 'utf8')) as { repository?: unknown }
-        return typeof repository === 'string' ? { metainfo, repository } : undefined
+        const { repository, peerToken } = JSON.parse(await readFile(grantFile, 'utf8')) as {
+          repository?: unknown
+          peerToken?: unknown
+        }
+        if (typeof repository !== 'string') return undefined
+        return { metainfo, repository, peerToken: typeof peerToken === 'string' ? peerToken : undefined }
       } catch (error) {
         if (!isMissing(error))
           deps.log.warn(

@@ -7,7 +7,7 @@ import type { RegistryClient } from '../lib/client/registry-client.ts'
 import type { ServerClient } from '../lib/client/server-client.ts'
 import type { Digest } from '../lib/protocol/digest.ts'
 import { digestHex } from '../lib/protocol/digest.ts'
-import { infoHashToHex } from '../lib/protocol/infohash.ts'
+import { infoHashFromHex, infoHashToHex } from '../lib/protocol/infohash.ts'
 import type { Metainfo } from '../lib/protocol/metainfo.ts'
 import { parseTorrent, pieceCount, pieceSize, swarmLengthMin } from '../lib/protocol/metainfo.ts'
 import { backoff, delay } from '../lib/runtime/backoff.ts'
@@ -17,6 +17,7 @@ import type { AnnounceGrant, Announcement, Announcer } from './announcer.ts'
 import type { BlobCache } from './blob-cache.ts'
 import { NoSpaceError } from './blob-cache.ts'
 import type { Engine, EngineHandle, PeerTraffic } from './engine/engine.ts'
+import type { PeerTokens } from './peer-admission.ts'
 import type { PrefixHash, PrefixHasher } from './prefix-hasher.ts'
 import type { WatchdogStep } from './watchdog.ts'
 import { createWatchdog } from './watchdog.ts'
@@ -55,6 +56,8 @@ export interface BlobFetcherDeps {
   cache: BlobCache
   hasher: PrefixHasher
   server: Pick<ServerClient, 'swarmGrant'>
+  /** Where this host's tokens for other agents go; undefined: they are not shown. */
+  peerTokens: Pick<PeerTokens, 'tokenFor' | 'keep' | 'forget'> | undefined
   registry: Pick<RegistryClient, 'pullBlob'>
   fetchesMax: number
   stallMs: number
@@ -244,7 +247,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     ) {
       throw new WrongDigestError(`Cannot fetch ${want.digest}: the server gave the torrent of something else`)
     }
-    await cache.putTorrent(want.digest, torrent, want.repository)
+    await cache.putTorrent(want.digest, torrent)
     await fetchFromSwarm(job, metainfo, grant)
   }
 
@@ -472,19 +475,27 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     job.handle = undefined
   }
 
-  const askGrant = (
-    want: BlobWant,
+  const askGrant = async (
+    { repository, digest }: BlobWant,
     stalledMs: number | undefined,
     signal: AbortSignal,
-  ): Promise<SwarmGrant> =>
-    deps.server.swarmGrant(
+  ): Promise<SwarmGrant> => {
+    const grant = await deps.server.swarmGrant(
       {
-        repository: want.repository,
-        digest: want.digest,
+        repository,
+        digest,
         ...(stalledMs === undefined ? {} : { stalledSeconds: Math.floor(stalledMs / 1000) }),
       },
       AbortSignal.any([signal, AbortSignal.timeout(grantTimeoutMs)]),
     )
+    const { peerToken } = grant
+    const infoHash = infoHashFromHex(grant.infohash)
+    if (peerToken === undefined || deps.peerTokens?.tokenFor(infoHash) !== peerToken) {
+      await cache.putGrant(digest, { repository, peerToken })
+      if (peerToken !== undefined) deps.peerTokens?.keep(infoHash, peerToken)
+    }
+    return grant
+  }
 
   const announceGrantOf = (grant: SwarmGrant): AnnounceGrant => ({
     announceUrl: grant.announceUrl,
@@ -518,6 +529,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     seeds.delete(digest)
     count(seed.handle)
     await Promise.all([seed.handle.close(), seed.announcement.close()])
+    deps.peerTokens?.forget(infoHashFromHex(seed.infohash))
   }
 
   return {
@@ -571,6 +583,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       const blob = await cache.find(digest, stored?.metainfo.length)
       if (!stored || !blob) return
       const want: BlobWant = { repository: stored.repository, digest, sizeBytes: blob.sizeBytes }
+      if (stored.peerToken !== undefined) deps.peerTokens?.keep(stored.metainfo.infoHash, stored.peerToken)
       const announcement = announcer.add({
         infoHash: stored.metainfo.infoHash,
         grant: undefined,

@@ -76,7 +76,13 @@ export const AgentConfig = z.strictObject({
     .enum(['webtorrent', 'rackswarm'])
     .default('rackswarm')
     .describe(
-      'What moves the pieces: `webtorrent`, or `rackswarm`, our own, several times as fast between two hosts but not yet as good at keeping traffic in the rack. Hosts with either serve each other.',
+      'What moves the pieces: `rackswarm`, our own, or `webtorrent`, a fourth as fast. Hosts with either serve each other.',
+    ),
+  peers: z
+    .enum(['approved', 'any'])
+    .default('approved')
+    .describe(
+      'Who is served, and asked: `approved` agents show each other tokens of the server, and whoever only knows an address gets nothing; `any` admits other BitTorrent clients too.',
     ),
   peer_port: z
     .int()

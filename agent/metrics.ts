@@ -2,6 +2,7 @@ import type { Server } from 'node:http'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client'
+import type { TokenFault } from '../lib/token/claims.ts'
 import type { AnnounceOutcome } from './announcer.ts'
 import type { FetchObserver } from './blob-fetcher.ts'
 
@@ -63,6 +64,12 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     labelNames: ['outcome'],
     registers,
   })
+  const refused = new Counter({
+    name: 'rackswarm_agent_peers_refused_total',
+    help: 'Peers whose token did not let them take part, by what was wrong with it.',
+    labelNames: ['fault'],
+    registers,
+  })
   const reports = new Counter({
     name: 'rackswarm_agent_reports_total',
     help: 'Reports to the server, by outcome.',
@@ -100,6 +107,7 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
   return {
     registry,
     fetching,
+    peerRefused: (fault: TokenFault) => refused.labels(fault).inc(),
     announced: (outcome: AnnounceOutcome) => announces.labels(outcome).inc(),
     reported: (outcome: 'ok' | 'refused' | 'unreachable') => reports.labels(outcome).inc(),
   }

@@ -278,6 +278,11 @@ const tokens = z
     agent_ttl: duration()
       .prefault('15m')
       .describe('Life of the announce tokens of agents; they renew at a third of it left.'),
+    peer_ttl: duration()
+      .prefault('24h')
+      .describe(
+        'Life of the tokens that agents show each other. For so long hosts go on among themselves while the server is away, and for so long a host that was revoked may fetch what it was granted before.',
+      ),
     torrent_ttl: duration()
       .prefault('24h')
       .describe('Life of the announce token inside a .torrent, unless asked otherwise.'),

@@ -420,6 +420,7 @@ async function startRegistry(
     ...shared,
     webseed: createWebseedPolicy({ leaseMs: webseed.lease, leasesMax: webseed.replies_max, now }),
     agentTtlMs: config.tokens.agent_ttl,
+    peerTtlMs: config.tokens.peer_ttl,
     cidrOf,
     swarmCounts: (infoHash) =>
       swarms.tracker?.store.scrape(infoHash) ?? { complete: 0, incomplete: 0, downloaded: 0 },

@@ -112,15 +112,25 @@ export interface Engine extends AsyncDisposable {
   setLimits(limits: Limits): void
 }
 
+/** A peer that has shown that it may take part. What it says of itself is no longer only its own word. */
+export interface Admitted {
+  /** Milliseconds since 1970. */
+  readonly untilMs: number
+  readonly host: string
+  /** The operator's word on where it is; undefined where its token does not say. */
+  readonly place: string | undefined
+}
+
+/** What this host shows other agents. */
+export interface PeerTokenSource {
+  /** The token that proves that this host may have the torrent; undefined where it has none. */
+  tokenFor(infoHash: InfoHash): string | undefined
+}
+
 /** Who may take part in a swarm, where not everyone may. */
 export interface PeerAdmission {
-  /** The token that shows other agents that this host may have the torrent; undefined where it has none. */
-  tokenFor(infoHash: InfoHash): string | undefined
-  /**
-   * Until when a token lets its bearer, who is seen under this address, take part; undefined where it does not.
-   * Milliseconds since 1970. Never rejects.
-   */
-  admit(token: string, infoHash: InfoHash, from: Ip): Promise<number | undefined>
+  /** Whom a token lets take part, who is seen under this address; undefined where it lets nobody. Never rejects. */
+  admit(token: string, infoHash: InfoHash, from: Ip): Promise<Admitted | undefined>
 }
 
 export interface EngineConfig {
@@ -132,6 +142,8 @@ export interface EngineConfig {
   /** Told to other Rackswarm agents in the extended handshake. */
   readonly identity: { readonly host: string; readonly place: string | undefined }
   readonly limits: Limits
+  /** Default: no tokens are shown. */
+  readonly peerTokens?: PeerTokenSource | undefined
   /** Admits only peers with a token for the torrent. Default: anyone. */
   readonly admission?: PeerAdmission | undefined
 }

@@ -1,4 +1,5 @@
 import { formatAddress, formatIp } from '../../lib/protocol/address.ts'
+import type { Admitted } from './engine.ts'
 import type { ExtendedHandshake } from './extended.ts'
 import {
   extendedHandshakeId,
@@ -72,6 +73,10 @@ export class Peer implements WireHandler {
   /** 0 same rack … 255 unknown. */
   distance: number
   introduction: ExtendedHandshake | undefined
+  /** Its token is being looked at. */
+  checking = false
+  /** What its token says of it. */
+  proven: Admitted | undefined
   /** Until when it may take part, milliseconds since 1970. */
   admittedUntilMs = Infinity
   choked = true
@@ -143,6 +148,14 @@ export class Peer implements WireHandler {
 
   get peerRequestsMax(): number {
     return this.introduction?.requestsMax ?? 250
+  }
+
+  get hostName(): string | undefined {
+    return this.proven?.host ?? this.introduction?.own?.host
+  }
+
+  get placeName(): string | undefined {
+    return this.proven?.place ?? this.introduction?.own?.place
   }
 
   /** What bans and statistics know it by: for an incoming connection, whose port means nothing, address and peer id. */

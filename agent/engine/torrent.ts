@@ -231,8 +231,8 @@ export class Torrent implements EngineHandle, PeerHost {
   peers(): PeerState[] {
     return [...this.#peers].map((peer) => ({
       source: peer.source,
-      host: peer.introduction?.own?.host,
-      place: peer.introduction?.own?.place,
+      host: peer.hostName,
+      place: peer.placeName,
       distance: peer.distance,
       incoming: peer.link.incoming,
       downloadRate: peer.download.rate,
@@ -286,7 +286,8 @@ export class Torrent implements EngineHandle, PeerHost {
         if (peer.picking === undefined) peer.close('it shows no token')
       }, admissionMs)
     }
-    if (handshake.extended) this.#introduce(peer)
+    // A stranger who has dialled us learns nothing before it has shown its token.
+    if (handshake.extended && !(admission && link.incoming)) this.#introduce(peer)
     if (!admission) this.#admit(peer)
     peer.start(shaken.rest)
   }
@@ -339,8 +340,8 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   introduced(peer: Peer, { own, port }: ExtendedHandshake): void {
-    const { admission, identity } = this.#deps.config
-    if (own?.place !== undefined && own.place === identity.place) this.#place(peer, 0)
+    const { admission } = this.#deps.config
+    if (!admission) this.#placeAt(peer, own?.place)
     if (port !== undefined && peer.link.incoming) {
       const address = formatAddress(peer.link.ip, port)
       this.#place(peer, Math.min(peer.distance, this.#distances.get(address) ?? distanceUnknown))
@@ -355,13 +356,21 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.close('it shows no token')
       return
     }
-    void admission.admit(own.token, this.metainfo.infoHash, peer.link.ip).then((untilMs) => {
+    if (peer.checking) return
+    peer.checking = true
+    void admission.admit(own.token, this.metainfo.infoHash, peer.link.ip).then((admitted) => {
+      peer.checking = false
       if (peer.closedWhy !== undefined) return
-      if (untilMs === undefined) peer.close('its token is not good')
-      else {
-        peer.admittedUntilMs = untilMs
-        if (peer.picking === undefined) this.#admit(peer)
+      if (admitted === undefined) {
+        peer.close('its token is not good')
+        return
       }
+      peer.admittedUntilMs = admitted.untilMs
+      peer.proven = admitted
+      this.#placeAt(peer, admitted.place ?? own.place)
+      if (peer.picking !== undefined) return
+      if (peer.link.incoming) this.#introduce(peer)
+      this.#admit(peer)
     })
   }
 
@@ -450,7 +459,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   #introduce(peer: Peer): void {
     const { config, port } = this.#deps
-    const { identity, admission } = config
+    const { identity, peerTokens } = config
     // An agent is known by its peer id before it says anything; others are told nothing of us.
     const isAgent = Buffer.from(peer.handshake.peerId).toString('latin1', 0, 3) === '-RS'
     peer.send(
@@ -464,7 +473,7 @@ export class Torrent implements EngineHandle, PeerHost {
             ? {
                 host: identity.host,
                 place: identity.place,
-                token: admission?.tokenFor(this.metainfo.infoHash),
+                token: peerTokens?.tokenFor(this.metainfo.infoHash),
                 load: Math.min(1, this.#peers.size / config.connectionsMax),
               }
             : undefined,
@@ -515,6 +524,10 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.setChoking(false)
       return
     }
+  }
+
+  #placeAt(peer: Peer, place: string | undefined): void {
+    if (place !== undefined && place === this.#deps.config.identity.place) this.#place(peer, 0)
   }
 
   #place(peer: Peer, distance: number): void {
@@ -981,6 +994,6 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 }
 
-function addTo(sums: TrafficSums, { source, introduction, download, upload }: Peer): void {
-  sums.add(source, 'peer', introduction?.own?.place, download.total, upload.total)
+function addTo(sums: TrafficSums, { source, placeName, download, upload }: Peer): void {
+  sums.add(source, 'peer', placeName, download.total, upload.total)
 }

@@ -93,6 +93,8 @@ export const SwarmGrant = z.object({
   /** The announce token. */
   token: z.string(),
   expiresAt: time,
+  /** What the host shows to other agents, a secret; older servers give none. */
+  peerToken: z.string().optional(),
   /** Holds a token in its path: a secret. */
   webseedUrl: z.url(),
   /** Whether the webseed may be used now. */

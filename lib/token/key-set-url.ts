@@ -74,11 +74,11 @@ export async function openKeySetUrl(source: KeySetUrl, { now, random, log }: Key
       return false
     }
   }
-  const keepFresh = async (goodAtFirst: boolean) => {
+  const keepFresh = async (first: Promise<boolean>) => {
     const maxMs = Math.max(retryFirstMs, Math.min(intervalMs, retryMaxMs))
     const newRetries = () => backoff({ firstMs: retryFirstMs, maxMs, random })
     let retries = newRetries()
-    for (let good = goodAtFirst; ;) {
+    for (let good = await first; ;) {
       // Jitter: a fleet of trackers that started together does not fetch together.
       await delay(good ? waitMs * (0.9 + 0.2 * random()) : retries.next().value, ended.signal)
       good = await refreshed()
@@ -88,7 +88,10 @@ export async function openKeySetUrl(source: KeySetUrl, { now, random, log }: Key
 
   const saved = cacheFile === undefined ? undefined : await readSavedKeySet(cacheFile, url, log)
   if (saved) current.restore(saved.keys, saved.fetchedAtMs)
-  const loop = keepFresh(await refreshed()).catch((error: unknown) => {
+  const first = refreshed()
+  // What was saved is good enough to begin with: a URL that hangs keeps nobody from starting.
+  if (!saved) await first
+  const loop = keepFresh(first).catch((error: unknown) => {
     if (!ended.signal.aborted) throw error
   })
   return {

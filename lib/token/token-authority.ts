@@ -3,13 +3,8 @@ import { SignJWT, importJWK } from 'jose'
 import { ClientError } from '../protocol/errors.ts'
 import type { InfoHash } from '../protocol/infohash.ts'
 import { infoHashToHex } from '../protocol/infohash.ts'
-import type { Logger } from '../runtime/log.ts'
-import { silentLog } from '../runtime/log.ts'
 import type { Algorithm } from './algorithms.ts'
 import type { AccessClaims, AnnounceScope, Claims, TokenVerifier } from './claims.ts'
-import type { KeySetStatus } from './current-keys.ts'
-import type { KeySetSource } from './key-set.ts'
-import { openKeySet } from './key-set.ts'
 import { readClaims, types } from './read-claims.ts'
 import type { PublicJwk } from './signing-keys.ts'
 import { activeKey, openSigningKeys, publicJwk } from './signing-keys.ts'
@@ -63,7 +58,8 @@ export interface TokenAuthority extends AsyncDisposable {
   jwks(): { keys: PublicJwk[] }
 }
 
-interface Trust {
+/** Whose tokens are taken, and how. */
+export interface Trust {
   readonly issuer: string
   readonly audience: string
   readonly clockToleranceMs: number
@@ -151,41 +147,5 @@ export async function openTokenAuthority(
     },
     jwks: () => ({ keys: keys.map(publicJwk) }),
     [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose](),
-  }
-}
-
-/** A verifier for a tracker without a registry. */
-export interface KeySetVerifier extends TokenVerifier, AsyncDisposable {
-  /** Reads the keys again. Rejects with what is wrong, and keeps the last good set. */
-  reload(): Promise<void>
-  keySetStatus(): KeySetStatus
-  verifierStats(): VerifierStats
-}
-
-/**
- * Opens a verifier by a key set from elsewhere: a JWKS file, or a URL.
- *
- * @throws Error naming the file that holds no key set; a URL that is down does not keep it from opening
- */
-export async function openKeySetVerifier(
-  options: Trust & { keySet: KeySetSource; log?: Logger; random?: () => number },
-): Promise<KeySetVerifier> {
-  const keySet = await openKeySet(options.keySet, {
-    log: silentLog(),
-    random: Math.random,
-    ...options,
-  })
-  const pool = createVerifyPool()
-  const verifier = createVerifier({ isRevoked: () => false, ...options, keySource: keySet, pool })
-  return {
-    verify: (token, kind, hints) => verifier.verify(token, kind, hints),
-    admit: (token, hints) => verifier.admit(token, hints),
-    reload: () => keySet.reload(),
-    keySetStatus: () => keySet.status(),
-    verifierStats: () => verifier.stats(),
-    [Symbol.asyncDispose]: async () => {
-      await keySet[Symbol.asyncDispose]()
-      await pool[Symbol.asyncDispose]()
-    },
   }
 }

@@ -185,6 +185,13 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
   }
 }
 
+/** Who signed a token and for whom, unproven: for tokens that came from whom we trust anyway. @throws TokenError */
+export function issuerOf(token: string): { readonly issuer: string; readonly audience: string } {
+  const { iss, aud } = readToken(token, false).payload
+  if (typeof iss !== 'string' || typeof aud !== 'string') throw new TokenError('missing_claim')
+  return { issuer: iss, audience: aud }
+}
+
 /** What a token says of itself, all of it unproven. */
 interface Unproven {
   readonly alg: unknown

@@ -3,6 +3,7 @@ import { Worker } from 'node:worker_threads'
 import type { Ip } from '../protocol/address.ts'
 import { TokenError } from './claims.ts'
 import { createFairQueue } from './fair-queue.ts'
+import { signatureIsValidLater } from './signature.ts'
 import type { VerificationKey } from './verification-key.ts'
 import type { VerifyBatch } from './verify-worker.ts'
 
@@ -118,6 +119,26 @@ export function createVerifyPool(size = Math.min(4, availableParallelism())): Ve
       for (const { settle } of queue.take(queue.size)) settle(undefined)
       await Promise.all(slots.map(async (slot) => slot?.worker.terminate()))
     },
+  }
+}
+
+/** For a process that checks a few tokens at a time: on the threads that Node has anyway, `checksMax` at once. */
+export function createSmallVerifyPool(checksMax: number): VerifyPool {
+  let waiting = 0
+  return {
+    get waiting() {
+      return waiting
+    },
+    verify: async ({ token, key }) => {
+      if (waiting >= checksMax) throw new TokenError('busy')
+      waiting++
+      try {
+        return await signatureIsValidLater(token, key)
+      } finally {
+        waiting--
+      }
+    },
+    [Symbol.asyncDispose]: () => Promise.resolve(),
   }
 }
 

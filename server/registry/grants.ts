@@ -22,6 +22,7 @@ export interface GrantDeps {
   readonly webseed: WebseedPolicy
   readonly publicUrl: string
   readonly agentTtlMs: number
+  readonly peerTtlMs: number
   /** The network that announce tokens are bound to, if any. */
   readonly cidrOf: (request: FastifyRequest) => string | undefined
   readonly swarmCounts: (infoHash: InfoHash) => SwarmCounts | Promise<SwarmCounts>
@@ -33,7 +34,7 @@ const tokensCached = 200_000
 
 /** `POST /api/v1/swarm-grants`: all that a host needs to take part in a blob's swarm. */
 export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void {
-  const { store, access, minter, agentTtlMs, now } = deps
+  const { store, access, minter, agentTtlMs, peerTtlMs, now } = deps
   const cache = new LRUCache<string, Promise<Minted>>({ max: tokensCached })
 
   const tokenFor = async (
@@ -41,17 +42,18 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
     infoHash: InfoHash,
     cidr: string | undefined,
     scopes: readonly AnnounceScope[],
+    ttlMs = agentTtlMs,
   ): Promise<Minted> => {
     const key = [caller.kind, caller.name, caller.place, infoHash, cidr, ...scopes].join(' ')
     const known = await cache.get(key)
-    if (known && known.expiresAt.getTime() - now() > (agentTtlMs * 2) / 3) return known
+    if (known && known.expiresAt.getTime() - now() > (ttlMs * 2) / 3) return known
     const minted = minter.mintAnnounce({
       infoHash,
       subject: caller.name,
       scopes,
       rack: caller.place,
       cidr,
-      ttlMs: agentTtlMs,
+      ttlMs,
     })
     cache.set(key, minted)
     return minted
@@ -72,7 +74,9 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
       })
     const { infoHash } = torrent
     const cidr = deps.cidrOf(request)
-    const announce = await tokenFor(caller, infoHash, cidr, ['announce', 'scrape', 'peer'])
+    const announce = await tokenFor(caller, infoHash, cidr, ['announce', 'scrape'])
+    // Peers see it, so it opens nothing but their doors.
+    const peer = await tokenFor(caller, infoHash, cidr, ['peer'], peerTtlMs)
     const webseed = await tokenFor(caller, infoHash, cidr, ['webseed'])
     const counts = await deps.swarmCounts(infoHash)
     return {
@@ -81,6 +85,7 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
       announceUrl: announceUrl(deps.publicUrl).href,
       token: announce.token,
       expiresAt: announce.expiresAt.toISOString(),
+      peerToken: peer.token,
       webseedUrl: webseedUrl(deps.publicUrl, webseed.token, digest),
       webseed: deps.webseed.mayUse({ infoHash, host: caller.name, counts, stalledSeconds }),
     }

@@ -14,7 +14,8 @@ import type { AgentStatus, FetchEvent } from '../../lib/client/api.ts'
 import { HostReport } from '../../lib/client/api.ts'
 import { silentLog } from '../../lib/runtime/log.ts'
 import type { Blob } from './engine/fixtures.ts'
-import { eventually, randomBlob, temporaryDirectory } from './engine/fixtures.ts'
+import { eventually, peerAt, peerFeed, randomBlob, temporaryDirectory } from './engine/fixtures.ts'
+import { assertFetched, startEngine, startFetch } from './engine/own-engine.ts'
 import type { MiniServer } from './mini-server.ts'
 import { startMiniServer } from './mini-server.ts'
 
@@ -146,6 +147,81 @@ test('an agent fetches from another agent, and says from which rack the bytes ca
   const metrics = await (await fetch(`${two.agent.addresses.metricsUrl}/metrics`)).text()
   assert.match(metrics, /rackswarm_agent_fetches_total\{outcome="ok"\} 1/)
   assert.match(metrics, /rackswarm_agent_received_bytes_total\{source="own_rack"\} [1-9]/)
+})
+
+test('an agent gives nothing to whoever only knows its address, nor to a token for something else', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(2 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const one = await startTestAgent(t, server, await temporaryDirectory(t))
+  await fetchAll(one.client, 'web:1')
+  server.webseed = false
+  server.peers = [{ port: portOf(one.agent), distance: 0 }]
+  const faults = async () =>
+    (await (await fetch(`${one.agent.addresses.metricsUrl}/metrics`)).text()).match(
+      /(?<=peers_refused_total\{fault=")\w+/g,
+    )
+  for (const [fault, claims] of [
+    ['wrong_scope', { scopes: ['announce', 'scrape'] }],
+    ['wrong_address', { scopes: ['peer'], cidr: '192.0.2.1/32' }],
+  ] as const) {
+    server.peerClaims = { ...claims, scopes: [...claims.scopes] }
+    const two = await startTestAgent(t, server, await temporaryDirectory(t), { host: `a-${fault}` })
+    const ending = new AbortController()
+    const fetching = fetchAll(
+      { fetch: (reference) => two.client.fetch(reference, ending.signal) },
+      'web:1',
+    ).catch(() => undefined)
+    await eventually(async () => (await faults())?.includes(fault) === true, `a refusal for ${fault}`)
+    assert.equal((await stateOf(two.client, 'web:1'))?.bytesDone, 0)
+    ending.abort()
+    await fetching
+  }
+  // Who has no token at all, as other BitTorrent clients.
+  const engine = await startEngine(t)
+  const handle = startFetch(
+    engine,
+    blob,
+    join(await temporaryDirectory(t), 'copy'),
+    peerFeed(peerAt(portOf(one.agent))),
+  )
+  await eventually(() => handle.waitingReason !== undefined, 'nothing to move')
+  assert.equal(handle.bytesVerified, 0)
+})
+
+test('with peers: any an agent serves clients that have no token', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(2 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const one = await startTestAgent(t, server, await temporaryDirectory(t), { peers: 'any' })
+  await fetchAll(one.client, 'web:1')
+  const file = join(await temporaryDirectory(t), 'copy')
+  const engine = await startEngine(t)
+  await assertFetched(startFetch(engine, blob, file, peerFeed(peerAt(portOf(one.agent)))), blob, file)
+})
+
+test('agents that were started again admit each other while the server is away', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(4 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const directory = await temporaryDirectory(t)
+  const one = await startTestAgent(t, server, directory)
+  await fetchAll(one.client, 'web:1')
+  await one.end()
+  const token = JSON.parse(await readFile(join(one.data, 'torrents', `${blob.sha256}.json`), 'utf8')) as {
+    peerToken: string
+  }
+  const seen: string[] = []
+  server.intercept = (request, response) => {
+    seen.push(request.url ?? '')
+    response.destroy()
+    return true
+  }
+  const again = await startTestAgent(t, server, directory)
+  const engine = await startEngine(t, { peerTokens: { tokenFor: () => token.peerToken } })
+  const file = join(await temporaryDirectory(t), 'copy')
+  await assertFetched(startFetch(engine, blob, file, peerFeed(peerAt(portOf(again.agent)))), blob, file)
+  assert.ok(seen.includes('/.well-known/jwks.json'), 'it asked for the keys, and had to do without')
 })
 
 test('after a restart it seeds what it has, without the server, and others can fetch it', async (t) => {
@@ -432,6 +508,14 @@ test('a credential that cannot be read is set aside', async (t) => {
   await writeFile(join(directory, 'data', 'credential.json'), randomBytes(10))
   const again = await startTestAgent(t, server, directory)
   await eventually(async () => (await again.client.status()).lastReportAt !== undefined, 'a report')
+})
+
+test('what an operator does not set is as the documents say', () => {
+  const { control_group, engine, peers, peer_port } = AgentConfig.parse({ server: 'http://127.0.0.1:6969' })
+  assert.deepEqual(
+    { control_group, engine, peers, peer_port },
+    { control_group: 'rackswarm', engine: 'rackswarm', peers: 'approved', peer_port: 6881 },
+  )
 })
 
 test('plaintext to another machine needs the word of the operator', async (t) => {

@@ -7,7 +7,10 @@ import { writeAnnounceReply, parseAnnounce } from '../../lib/protocol/announce.t
 import type { Announce } from '../../lib/protocol/announce.ts'
 import { writeFailure } from '../../lib/protocol/announce.ts'
 import type { Blob } from './engine/fixtures.ts'
+import { temporaryDirectory } from './engine/fixtures.ts'
 import { digestOf } from '../../lib/protocol/digest.ts'
+import type { AnnounceScope } from '../../lib/token/claims.ts'
+import { openTokenAuthority } from '../../lib/token/token-authority.ts'
 
 /**
  * The calls that an agent makes, answered by a real HTTP server that a test can bend: what it holds, whom it refuses, which
@@ -29,6 +32,8 @@ export interface MiniServer {
   failAnnounce: string | undefined
   intervalSeconds: number
   tokenLifeMs: number
+  /** What is said by the tokens for other agents. */
+  peerClaims: { scopes: AnnounceScope[]; cidr?: string; rack?: string }
   /** Answers in place of the server where it returns true. */
   intercept: (request: IncomingMessage, response: ServerResponse) => boolean
   publish(reference: string, blobs: readonly { blob: Blob; title?: string; torrent?: Blob }[]): string
@@ -47,6 +52,15 @@ export async function startMiniServer(t: TestContext): Promise<MiniServer> {
     server.close()
   })
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const authority = await openTokenAuthority({
+    keysDirectory: await temporaryDirectory(t),
+    algorithm: 'ES256',
+    issuer: url,
+    audience: url,
+    clockToleranceMs: 0,
+    now: Date.now,
+  })
+  t.after(() => authority[Symbol.asyncDispose]())
   const mini: MiniServer = {
     url,
     announces: [],
@@ -61,6 +75,7 @@ export async function startMiniServer(t: TestContext): Promise<MiniServer> {
     failAnnounce: undefined,
     intervalSeconds: 60,
     tokenLifeMs: 900_000,
+    peerClaims: { scopes: ['peer'], cidr: '127.0.0.0/8' },
     intercept: () => false,
     publish: (reference, list) => {
       const layers = list.map(({ blob, title, torrent }) => {
@@ -144,6 +159,10 @@ export async function startMiniServer(t: TestContext): Promise<MiniServer> {
       })
       return
     }
+    if (path === '/.well-known/jwks.json') {
+      json(authority.jwks())
+      return
+    }
     if (path === '/api/v1/swarm-grants') {
       mini.grants.push(body as never)
       const torrent = torrents.get(String(body['digest']))
@@ -151,12 +170,19 @@ export async function startMiniServer(t: TestContext): Promise<MiniServer> {
         refuse(404, 'NO_TORRENT')
         return
       }
+      const peer = await authority.minter.mintAnnounce({
+        infoHash: torrent.metainfo.infoHash,
+        subject: 'a-host',
+        ttlMs: mini.tokenLifeMs,
+        ...mini.peerClaims,
+      })
       json({
         infohash: torrent.metainfo.infoHash,
         metainfo: torrent.torrent.toString('base64'),
         announceUrl: `${url}/announce`,
         token: `token-${mini.grants.length}`,
         expiresAt: new Date(Date.now() + mini.tokenLifeMs).toISOString(),
+        peerToken: peer.token,
         webseedUrl: `${url}/webseed/secret/${torrent.sha256}`,
         webseed: mini.webseed,
       })

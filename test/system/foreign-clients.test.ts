@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { withDeadline } from '../agent/engine/fixtures.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctlOk, fetchOn, startFleetAgent, startFleetServer, writeRandomFile } from '../support/fleet.ts'
 import type { ForeignSeeder } from '../support/foreign.ts'
@@ -24,14 +25,18 @@ const seeders = { aria2: startAria2Seeder, libtorrent: startLibtorrentSeeder }
 for (const client of ['aria2', 'libtorrent'] as const) {
   test(`${client} downloads a .torrent of deployctl from an agent, webseed switched off`, async (t) => {
     const { server, directory, torrent, sha256 } = await publishedBuild(t)
-    const agent = await startFleetAgent(join(directory, 'agent'), server, { host: 'h1', place: 'a' })
+    const agent = await startFleetAgent(join(directory, 'agent'), server, {
+      host: 'h1',
+      place: 'a',
+      extra: 'peers: any\n',
+    })
     t.after(() => agent[Symbol.asyncDispose]())
     await fetchOn(agent, 'web:1')
     const home = join(directory, 'foreign')
     await mkdir(home)
-    await (
-      await fetchers[client](home, torrent)
-    ).done
+    const { child, done } = await fetchers[client](home, torrent)
+    t.after(() => child.kill('SIGKILL'))
+    await withDeadline(done, () => `the download by ${client}`, 60)
     assert.equal(await sha256Of(join(home, sha256)), sha256)
   })
 
@@ -43,7 +48,11 @@ for (const client of ['aria2', 'libtorrent'] as const) {
     const foreign = await seeders[client](home, torrent)
     t.after(() => foreign[Symbol.asyncDispose]())
     await untilSeederIsKnown(server, foreign)
-    const agent = await startFleetAgent(join(directory, 'agent'), server, { host: 'h1', place: 'a' })
+    const agent = await startFleetAgent(join(directory, 'agent'), server, {
+      host: 'h1',
+      place: 'a',
+      extra: 'peers: any\n',
+    })
     t.after(() => agent[Symbol.asyncDispose]())
     const { held, files } = await fetchOn(agent, 'web:1')
     assert.equal(held.bytes.webseed, 0)

@@ -23,6 +23,7 @@ import type {
   EnginePeer,
   FetchOptions,
   Limits,
+  PeerAdmission,
   PeerState,
   SeedOptions,
 } from '../engine.ts'
@@ -32,7 +33,7 @@ import { createSuspects } from '../suspects.ts'
 import { TrafficSums } from '../traffic.ts'
 import type { Claim } from '../webseed-source.ts'
 import { runWebseed } from '../webseed-source.ts'
-import { guardWires, requestsMax } from './wire-guard.ts'
+import { guardWires, holdBack, letThrough, requestsMax } from './wire-guard.ts'
 
 export interface WebtorrentDeps {
   /** Milliseconds since some start; it never goes back. */
@@ -62,6 +63,8 @@ const pipelineMin = 2
 const socketsMax = 2000
 /** Datacentre hosts do not trade tit for tat: as many are served as may connect. */
 const uploadSlots = 50
+/** Who has not shown by then that it may take part is let go. */
+const admissionMs = 5000
 
 /** The Engine on webtorrent 3: TCP only, no tracker, no DHT, no encryption. */
 export async function createWebtorrentEngine(config: EngineConfig, deps: WebtorrentDeps): Promise<Engine> {
@@ -108,6 +111,8 @@ export async function createWebtorrentEngine(config: EngineConfig, deps: Webtorr
       ...deps,
       dispatcher,
       identity: config.identity,
+      peerTokens: config.peerTokens,
+      admission: config.admission,
       connectionsMax: config.connectionsMax,
       rate: () => limits.downloadBytesPerSecond,
       closed: () => {
@@ -142,6 +147,8 @@ export async function createWebtorrentEngine(config: EngineConfig, deps: Webtorr
 interface HandleDeps extends WebtorrentDeps {
   dispatcher: Dispatcher
   identity: EngineConfig['identity']
+  peerTokens: EngineConfig['peerTokens']
+  admission: EngineConfig['admission']
   connectionsMax: number
   rate: () => number | undefined
   closed: () => void
@@ -428,7 +435,14 @@ class WebtorrentHandle implements EngineHandle {
       return
     }
     const { host, place } = this.#deps.identity
-    wire.extendedHandshake['rs'] = place === undefined ? { host } : { host, place }
+    // Only agents are told anything of us, and they are known by their peer id.
+    const token = isAgent(wire) ? this.#deps.peerTokens?.tokenFor(this.#metainfo.infoHash) : undefined
+    wire.extendedHandshake['rs'] = {
+      host,
+      ...(place === undefined ? {} : { place }),
+      ...(token === undefined ? {} : { token }),
+    }
+    if (this.#deps.admission) this.#awaitToken(wire, this.#deps.admission)
     wire.extendedHandshake['p'] = this.#client.torrentPort
     wire.extendedHandshake['reqq'] = requestsMax
     wire.setTimeout(requestTimeoutMs, true)
@@ -439,6 +453,41 @@ class WebtorrentHandle implements EngineHandle {
     }
     wire.once('close', () => {
       if (!this.#closing) addWire(this.#closedWires, wire)
+    })
+  }
+
+  /** Gives nothing, and lets go soon, until the peer has shown that it may take part. */
+  #awaitToken(wire: Wire, admission: PeerAdmission): void {
+    const { infoHash } = this.#metainfo
+    holdBack(wire)
+    const timer = setTimeout(() => {
+      wire.destroy()
+    }, admissionMs)
+    wire.once('close', () => {
+      clearTimeout(timer)
+    })
+    wire.once('extended', (name: string) => {
+      const ip = socketAddress(wire.remoteAddress)
+      const token = tokenOf(wire)
+      if (name !== 'handshake' || ip === undefined || token === undefined) {
+        wire.destroy()
+        return
+      }
+      void admission.admit(token, infoHash, ip).then((admitted) => {
+        clearTimeout(timer)
+        if (admitted === undefined) wire.destroy()
+        else {
+          letThrough(wire)
+          const endMs = Math.min(Math.max(0, admitted.untilMs - Date.now()), 2 ** 31 - 1)
+          const end = setTimeout(() => {
+            wire.destroy()
+          }, endMs)
+          end.unref()
+          wire.once('close', () => {
+            clearTimeout(end)
+          })
+        }
+      })
     })
   }
 
@@ -615,11 +664,25 @@ function addWire(sums: TrafficSums, wire: Wire): void {
 
 /** A stranger's words: read strictly, used for statistics only. */
 function placeOf(wire: Wire): string | undefined {
+  return wordOf(wire, 'place', /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$/)
+}
+
+function tokenOf(wire: Wire): string | undefined {
+  return wordOf(wire, 'token', /^[\w.-]{1,4096}$/)
+}
+
+/** A member of the `rs` dictionary. */
+function wordOf(wire: Wire, member: string, form: RegExp): string | undefined {
   const rs = wire.peerExtendedHandshake?.['rs']
-  if (typeof rs !== 'object' || rs === null || !('place' in rs) || !(rs.place instanceof Uint8Array))
-    return undefined
-  const text = Buffer.from(rs.place.buffer, rs.place.byteOffset, rs.place.length).toString('latin1')
-  return /^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$/.test(text) ? text : undefined
+  const word = typeof rs === 'object' && rs !== null ? (rs as Record<string, unknown>)[member] : undefined
+  if (!(word instanceof Uint8Array)) return undefined
+  const text = Buffer.from(word.buffer, word.byteOffset, word.length).toString('latin1')
+  return form.test(text) ? text : undefined
+}
+
+/** `-RS`, in hex. */
+function isAgent(wire: Wire): boolean {
+  return wire.peerId.startsWith('2d5253')
 }
 
 /** What a ban holds on to: the address dialled; for an incoming connection, whose port means nothing, address and peer id. */

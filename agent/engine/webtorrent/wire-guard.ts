@@ -10,6 +10,18 @@ const unsentBytesMax = 8 * 1024 * 1024
 
 let guarded = false
 
+/** Connections whose requests are not answered yet. */
+const held = new WeakSet<object>()
+
+/** From now on the requests of a peer are not answered. */
+export function holdBack(wire: object): void {
+  held.add(wire)
+}
+
+export function letThrough(wire: object): void {
+  held.delete(wire)
+}
+
 /**
  * Makes bittorrent-protocol fit for hostile peers: whatever a peer sends, at worst its own connection ends. An exception in its
  * parser, or in a handler of what it parsed, would otherwise end the process, and that from before the infohash is
@@ -35,6 +47,7 @@ export function guardWires(): void {
     },
     _onRequest(this: Wire, index: number, offset: number, length: number) {
       if (length > messageBytesMax) throw new RangeError(`Cannot send a block of ${length} bytes`)
+      if (held.has(this)) return
       // Twice as many: a peer may not have read yet how many it may have.
       if (this.peerRequests.length >= 2 * requestsMax || this._readableState.buffered > unsentBytesMax)
         throw new RangeError('Cannot take more requests: the peer does not read what it asked for')

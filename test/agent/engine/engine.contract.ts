@@ -10,6 +10,7 @@ import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
 import type { Blob } from './fixtures.ts'
 import {
+  admission,
   blobFile,
   eventually,
   handshake,
@@ -391,6 +392,30 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     await assert.rejects(handle.done)
     assert.equal(handle.peerCount, 0)
     await eventually(() => slow.handle.peerCount === 0, 'the seeder to see the connection end')
+  })
+
+  test(`${name}: with tokens between peers, whoever has none or a wrong one gets nothing`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const seeder = await startSeeder(t, directory, blob, admission('good'))
+    const liar = await startEngine(t, { ...admission('good'), peerTokens: { tokenFor: () => 'bad' } })
+    const refused = fetch(liar, blob, join(directory, 'refused'), { peers: peerFeed(seeder.peer) })
+    const stranger = connect(seeder.engine.port, '127.0.0.1')
+    stranger.on('error', () => undefined)
+    const received: Buffer[] = []
+    stranger.on('data', (bytes: Buffer) => received.push(bytes))
+    stranger.write(handshake(infoHashToBytes(blob.metainfo.infoHash)))
+    const block = Buffer.alloc(12)
+    block.writeUInt32BE(16_384, 8)
+    stranger.write(Buffer.concat([message(2), message(6, block)]))
+    await eventually(() => stranger.closed, 'the seeder to let the stranger go')
+    assert.ok(Buffer.concat(received).length < 1000, 'no block')
+    assert.equal(refused.bytesVerified, 0)
+    const engine = await startEngine(t, admission('good'))
+    const file = join(directory, 'copy')
+    await assertFetched(fetch(engine, blob, file, { peers: peerFeed(seeder.peer) }), blob, file)
+    assert.equal(refused.bytesVerified, 0)
+    assert.ok(!Buffer.concat(received).includes('good'), 'the token is not shown to strangers')
   })
 
   test(`${name}: a disk that fails ends the fetch with the system's word`, async (t) => {

@@ -7,7 +7,7 @@ import { createServer as createTcpServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
-import type { EnginePeer } from '../../../agent/engine/engine.ts'
+import type { EngineConfig, EnginePeer } from '../../../agent/engine/engine.ts'
 import { endpoint, parseIp } from '../../../lib/protocol/address.ts'
 import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
 import {
@@ -217,5 +217,19 @@ export async function eventually(
   while (!(await check())) {
     if (Date.now() > deadline) throw new Error(`Not seen in ${seconds} s: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
+
+/** One token opens everything; `until` says how long. */
+export function admission(
+  good: string,
+  until: () => number = () => Infinity,
+): Pick<EngineConfig, 'admission' | 'peerTokens'> {
+  return {
+    peerTokens: { tokenFor: () => good },
+    admission: {
+      admit: async (token) =>
+        token === good ? { untilMs: until(), host: 'proven', place: undefined } : undefined,
+    },
   }
 }

@@ -13,6 +13,7 @@ import { writeBlobInfo, writeTorrent } from '../../../lib/protocol/metainfo.ts'
 import { aria2Options, freePort, startTinyTracker, waitForPort } from '../../support/foreign.ts'
 import type { Blob } from './fixtures.ts'
 import {
+  admission,
   blobFile,
   eventually,
   mebibyte,
@@ -85,6 +86,34 @@ for (const [name, start] of Object.entries(clients)) {
     assert.ok(uploaded(handle) >= blob.bytes.length)
   })
 }
+
+test('agents with one engine or the other show each other their tokens', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const blob = randomBlob(2 * mebibyte)
+  const seed = {
+    metainfo: blob.metainfo,
+    file: await blobFile(directory, 'seed', blob.bytes),
+    peers: peerFeed(),
+  }
+  const { signal } = new AbortController()
+  const startOther = async () => {
+    const other = await createWebtorrentEngine(engineConfig(admission('good')), {
+      monotonic: () => performance.now(),
+      random: Math.random,
+    })
+    t.after(() => other[Symbol.asyncDispose]())
+    return other
+  }
+  const start = () => startEngine(t, admission('good'))
+  for (const [from, to] of [
+    [await startOther(), await start()],
+    [await start(), await startOther()],
+  ] as const) {
+    from.seed({ ...seed, signal })
+    const file = join(directory, `copy-${to.port}`)
+    await assertFetched(startFetch(to, blob, file, peerFeed(peerAt(from.port))), blob, file)
+  }
+})
 
 test('rackswarm fetches from all of them at once', async (t) => {
   const blob = randomBlob(32 * mebibyte)

@@ -18,7 +18,8 @@ import {
   tokenCharactersMax,
 } from '../../../lib/token/verifier.ts'
 import { createVerifyPool } from '../../../lib/token/verify-pool.ts'
-import { openKeySetVerifier, openTokenAuthority } from '../../../lib/token/token-authority.ts'
+import { openKeySetVerifier } from '../../../lib/token/key-set-verifier.ts'
+import { openTokenAuthority } from '../../../lib/token/token-authority.ts'
 import { fuzzRuns } from '../../support/fuzz.ts'
 
 const issuer = 'https://rackswarm.example.com'
