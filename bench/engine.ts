@@ -9,7 +9,7 @@ import { removeAll, writeRandomFile } from '../test/support/fleet.ts'
 import { aria2Options, freePort, startTinyTracker, waitForPort } from '../test/support/foreign.ts'
 import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { cpuSecondsOf } from './harness.ts'
-import { readPeakMemoryMiB, readTotalCpu } from './proc.ts'
+import { readDescendants, readPeakMemoryMiB, readTotalCpu } from './proc.ts'
 import { transferFigures } from './transfer.ts'
 
 /** Engines alone: no agent, no SHA-256, no tracker. */
@@ -97,6 +97,7 @@ async function prepare(stack: AsyncDisposableStack, options: BenchOptions): Prom
     await side(await startableAria2(stack, blob), blob, 1),
     await side(libtorrent, blob, 1),
     await side(floor, blob, 1),
+    await side(await nginx(stack, blob), blob, 1),
     await side(rackswarm, shared, crowd),
     await side(libtorrent, shared, crowd),
   ]
@@ -166,6 +167,52 @@ function startableLibtorrent(): Client {
       return { ...fetcher, flushed: fetcher.flushes }
     },
   }
+}
+
+/** What people do without any of this: one file from a web server, and its hash. */
+async function nginx(stack: AsyncDisposableStack, blob: Blob): Promise<Client> {
+  const port = await freePort()
+  const home = `${blob.directory}-nginx`
+  await mkdir(home)
+  const settings = join(home, 'nginx.conf')
+  await writeFile(
+    settings,
+    `daemon off; worker_processes 1; pid ${home}/pid; error_log stderr; user root;
+events {}
+http { access_log off; sendfile on; client_body_temp_path ${home}; proxy_temp_path ${home}; fastcgi_temp_path ${home};
+uwsgi_temp_path ${home}; scgi_temp_path ${home}; server { listen 127.0.0.1:${port}; root ${blob.directory}; } }
+`,
+  )
+  const version = spawnSync('nginx', ['-v'], { encoding: 'utf8' }).stderr.trim()
+  return {
+    name: 'nginx + curl + sha1sum',
+    settings: `${version}, one worker, sendfile; curl to a file, then sha1sum of it`,
+    startSeeder: async () => {
+      const server = stack.use(startLines('nginx', ['-c', settings]))
+      await waitForPort(port)
+      return { pid: await workerOf(server.pid), port, [Symbol.asyncDispose]: () => Promise.resolve() }
+    },
+    startFetcher: async (_blob, directory) => {
+      const command = `echo ready 0; read go; curl -sf -o ${directory}/${blob.name} http://127.0.0.1:${port}/${blob.name} && sha1sum ${directory}/${blob.name} >/dev/null && echo done; read end`
+      const lines = startLines('sh', ['-c', command])
+      await lines.says('ready', startSeconds)
+      return {
+        pid: lines.pid,
+        fetch: async () => {
+          lines.tell('go')
+          await lines.says('done', fetchSeconds)
+        },
+        flushed: () => Promise.resolve(),
+        [Symbol.asyncDispose]: () => lines[Symbol.asyncDispose](),
+      }
+    },
+  }
+}
+
+/** The child of a process that has one. */
+async function workerOf(pid: number): Promise<number> {
+  const [, worker] = await readDescendants(pid)
+  return worker ?? pid
 }
 
 /** Seeders and fetchers that speak the lines of engine-process.ts. */

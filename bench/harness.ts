@@ -68,12 +68,12 @@ const warmFactor = 3
 /** Runs every side in turn, `runs` times over, after one run of each that does not count (but for `unwarmed`). */
 export async function measure(
   benchmark: Benchmark,
-  runs: number,
+  { runs, side: part }: { readonly runs: number; readonly side: string },
   options: BenchOptions,
   command: string,
 ): Promise<Report> {
   await using stack = new AsyncDisposableStack()
-  const sides = await benchmark.prepare(stack, options)
+  const sides = (await benchmark.prepare(stack, options)).filter(({ name }) => name.includes(part))
   const samples: Sample[] = []
   for (let run = benchmark.unwarmed ? 1 : 0; run <= runs; run++) {
     for (const side of sides) {

@@ -32,6 +32,8 @@ const { values, positionals } = parseArgs({
   options: {
     runs: { type: 'string', default: '5' },
     size: { type: 'string', default: '1GiB' },
+    /** Runs only those sides that have this in their name, to look at one thing; not to be saved. */
+    side: { type: 'string', default: '' },
     json: { type: 'boolean', default: false },
     save: { type: 'boolean', default: false },
   },
@@ -39,7 +41,7 @@ const { values, positionals } = parseArgs({
 const benchmark = benchmarks.find(({ name }) => name === positionals[0])
 if (benchmark === undefined || positionals.length !== 1 || !/^[1-9]\d*$/.test(values.runs)) {
   process.stderr.write(
-    `Usage: npm run bench -- NAME [--runs 5] [--size 1GiB] [--json] [--save]\n\n${benchmarks.map(({ name, summary }) => `  ${name.padEnd(15)} ${summary}`).join('\n')}\n`,
+    `Usage: npm run bench -- NAME [--runs 5] [--size 1GiB] [--side PART] [--json] [--save]\n\n${benchmarks.map(({ name, summary }) => `  ${name.padEnd(15)} ${summary}`).join('\n')}\n`,
   )
   process.exit(2)
 }
@@ -53,7 +55,7 @@ try {
   await installPrograms(join(directory, 'installed'))
   const report = await measure(
     benchmark,
-    Number(values.runs),
+    { runs: Number(values.runs), side: values.side },
     { sizeBytes: benchmark.ignoresSize ? 0 : size().parse(values.size), directory },
     command,
   )

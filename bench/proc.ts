@@ -3,12 +3,12 @@ import { readFile, readdir } from 'node:fs/promises'
 /** USER_HZ of every Linux that Node runs on. */
 const ticksPerSecond = 100
 
-/** User and system CPU seconds of a process, all its threads. @throws if it has ended */
+/** User and system CPU seconds of a process, all its threads, and the children that it has waited for. @throws if it has ended */
 export async function readProcessCpuSeconds(pid: number): Promise<number> {
   const stat = await readFile(`/proc/${pid}/stat`, 'utf8')
   // The second field is the name in brackets and may hold anything.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  return (Number(fields[11]) + Number(fields[12])) / ticksPerSecond
+  return fields.slice(11, 15).reduce((sum, ticks) => sum + Number(ticks), 0) / ticksPerSecond
 }
 
 /** Largest resident memory of a process so far, MiB. @throws if it has ended */
