@@ -302,7 +302,14 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
   started.use(
     await startControlApi(
       { path: socketPath, group: config.control_group },
-      { status, fetcher, ready: (signal) => credential.ready(signal), pins, log },
+      {
+        status,
+        transfers: () => blobs.transfers(),
+        fetcher,
+        ready: (signal) => credential.ready(signal),
+        pins,
+        log,
+      },
     ),
   )
 

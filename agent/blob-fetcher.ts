@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import { open } from 'node:fs/promises'
-import type { BytesBySource, SwarmGrant } from '../lib/client/api.ts'
+import type { BytesBySource, SwarmGrant, Transfer } from '../lib/client/api.ts'
 import { RequestError } from '../lib/client/http.ts'
 import type { RegistryClient } from '../lib/client/registry-client.ts'
 import type { ServerClient } from '../lib/client/server-client.ts'
@@ -17,6 +17,7 @@ import type { AnnounceGrant, Announcement, Announcer } from './announcer.ts'
 import type { BlobCache } from './blob-cache.ts'
 import { NoSpaceError } from './blob-cache.ts'
 import type { Engine, EngineHandle, PeerTraffic } from './engine/engine.ts'
+import { RateMeter } from './engine/rate-meter.ts'
 import type { PeerTokens } from './peer-admission.ts'
 import type { PrefixHash, PrefixHasher } from './prefix-hasher.ts'
 import type { WatchdogStep } from './watchdog.ts'
@@ -84,6 +85,8 @@ export interface BlobFetcher extends AsyncDisposable {
   /** How the fetch that brought a blob got its bytes; undefined for blobs that were there already. */
   lastBytes(digest: Digest): BytesBySource | undefined
   seedOf(digest: Digest): SeedState | undefined
+  /** Fetches under way, and seeds that have connections. */
+  transfers(): Transfer[]
   /** Offers a cached blob to the swarm, from what is stored beside it. */
   seed(digest: Digest, spreadMs: number): Promise<void>
   stopSeeding(digest: Digest): Promise<void>
@@ -121,9 +124,12 @@ interface Job {
   /** Of handles that were closed, and of plain HTTP. */
   past: BytesBySource
   bytesDone: number
+  /** From all sources. */
+  readonly received: RateMeter
 }
 
 interface Seed {
+  readonly want: BlobWant
   readonly handle: EngineHandle
   readonly announcement: Announcement
   readonly infohash: string
@@ -152,6 +158,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       announcement: undefined,
       past: { ownRack: 0, otherRacks: 0, webseed: 0 },
       bytesDone: 0,
+      received: new RateMeter(monotonic()),
     }
     job.outcome.catch(() => undefined)
     jobs.set(want.digest, job)
@@ -316,7 +323,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     }
     announcement.completed()
     // The handle goes on as a seed: its file was renamed, its connections stay.
-    seeds.set(want.digest, { handle, announcement, infohash: infoHashToHex(metainfo.infoHash) })
+    seeds.set(want.digest, { want, handle, announcement, infohash: infoHashToHex(metainfo.infoHash) })
     count(handle)
     foldTraffic(job)
   }
@@ -522,6 +529,23 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     for (const { handle } of seeds.values()) count(handle)
   }, 5 * tickMs)
   meter.unref()
+  const rates = setInterval(() => {
+    for (const job of jobs.values()) {
+      job.received.add(Math.max(0, downloadedOf(job) - job.received.total))
+      job.received.tick(monotonic())
+    }
+  }, tickMs)
+  rates.unref()
+
+  const progressOf = (job: Job): BlobProgress => {
+    const current = job.handle ? bySource(job.handle.traffic(), deps.place()) : undefined
+    return {
+      state: job.state,
+      bytesDone: job.handle?.bytesVerified ?? job.bytesDone,
+      bytes: current ? addBytes(job.past, current) : job.past,
+      reason: job.reason,
+    }
+  }
 
   const stopSeeding = async (digest: Digest) => {
     const seed = seeds.get(digest)
@@ -557,14 +581,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     },
     progress: (digest) => {
       const job = jobs.get(digest)
-      if (!job) return undefined
-      const current = job.handle ? bySource(job.handle.traffic(), deps.place()) : undefined
-      return {
-        state: job.state,
-        bytesDone: job.handle?.bytesVerified ?? job.bytesDone,
-        bytes: current ? addBytes(job.past, current) : job.past,
-        reason: job.reason,
-      }
+      return job && progressOf(job)
     },
     lastBytes: (digest) => lastBytes.get(digest),
     seedOf: (digest) => {
@@ -577,6 +594,25 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         }
       )
     },
+    transfers: () => [
+      ...[...jobs.values()].map((job) => ({
+        ...job.want,
+        ...progressOf(job),
+        downloadRate: Math.round(job.received.rate),
+        ...connectionsOf(job.handle),
+      })),
+      ...[...seeds.values()]
+        .filter(({ handle }) => handle.peerCount > 0)
+        .map(({ want, handle }) => ({
+          ...want,
+          state: 'seeding' as const,
+          bytesDone: want.sizeBytes,
+          bytes: bySource(handle.traffic(), deps.place()),
+          reason: undefined,
+          downloadRate: 0,
+          ...connectionsOf(handle),
+        })),
+    ],
     seed: async (digest, spreadMs) => {
       if (seeds.has(digest) || jobs.has(digest) || closed) return
       const stored = await cache.getTorrent(digest)
@@ -597,12 +633,13 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         peers: announcement.peers,
         signal: new AbortController().signal,
       })
-      seeds.set(digest, { handle, announcement, infohash: infoHashToHex(stored.metainfo.infoHash) })
+      seeds.set(digest, { want, handle, announcement, infohash: infoHashToHex(stored.metainfo.infoHash) })
     },
     stopSeeding,
     [Symbol.asyncDispose]: async () => {
       closed = true
       clearInterval(meter)
+      clearInterval(rates)
       const ending = [...jobs.values()]
       for (const job of ending) job.abort.abort(new Error('the agent is ending'))
       await Promise.allSettled(ending.map(({ outcome }) => outcome))
@@ -667,6 +704,21 @@ function downloadedOf(job: Job): number {
 
 function uploadedOf(handle: EngineHandle | undefined): number {
   return handle?.traffic().reduce((total, { uploadedBytes }) => total + uploadedBytes, 0) ?? 0
+}
+
+function connectionsOf(
+  handle: EngineHandle | undefined,
+): Pick<Transfer, 'uploadRate' | 'peerCount' | 'peers'> {
+  const peers = (handle?.peers() ?? []).map((peer) => ({
+    ...peer,
+    downloadRate: Math.round(peer.downloadRate),
+    uploadRate: Math.round(peer.uploadRate),
+  }))
+  return {
+    uploadRate: peers.reduce((total, { uploadRate }) => total + uploadRate, 0),
+    peerCount: peers.length,
+    peers,
+  }
 }
 
 /** The server understood and said no; asking again at once changes nothing. */

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { fastify } from 'fastify'
-import type { AgentStatus, FetchEvent } from '../lib/client/api.ts'
+import type { AgentStatus, FetchEvent, Transfer, TransferList } from '../lib/client/api.ts'
 import { FetchRequest } from '../lib/client/api.ts'
 import { RequestError } from '../lib/client/http.ts'
 import { ClientError } from '../lib/protocol/errors.ts'
@@ -16,6 +16,7 @@ import { keyOf } from './releases.ts'
 
 export interface ControlDeps {
   status(): AgentStatus | Promise<AgentStatus>
+  transfers(): Transfer[]
   fetcher: Pick<ReleaseFetcher, 'fetch' | 'held'>
   /** Resolves when the host may ask the server for things. */
   ready(signal: AbortSignal): Promise<void>
@@ -31,6 +32,9 @@ const progressSilenceMs = 10_000
 const enrolmentWaitMs = 30_000
 /** Open fetches of people and scripts. */
 const fetchesMax = 64
+/** An answer is read by a person: 50 × 100 peers of 400 bytes are 2 MB at most. */
+const transfersMax = 50
+const transferPeersMax = 100
 
 /** The control API on its unix socket. Who may connect is the file system's decision. */
 export async function startControlApi(
@@ -56,6 +60,7 @@ export async function startControlApi(
     reply.code(404).send({ error: { code: 'NOT_FOUND', message: 'There is no such call' } }),
   )
   app.get('/v1/status', async () => deps.status())
+  app.get('/v1/transfers', () => bounded(deps.transfers()))
 
   app.put<{ Params: { reference: string } }>('/v1/pins/:reference', async (request, reply) => {
     await deps.pins.add(keyOf(parseReference(request.params.reference)))
@@ -153,6 +158,26 @@ export async function startControlApi(
       await app.close()
     },
   }
+}
+
+const stateOrder = { fetching: 0, waiting: 1, seeding: 2 }
+
+/** What matters most: fetches, then the busiest seeds; of each the busiest peers. */
+function bounded(all: readonly Transfer[]): TransferList {
+  const transfers = all
+    .toSorted((a, b) => stateOrder[a.state] - stateOrder[b.state] || byRate(a, b))
+    .slice(0, transfersMax)
+    .map((transfer) => ({
+      ...transfer,
+      peers: transfer.peers.toSorted(byRate).slice(0, transferPeersMax),
+    }))
+  return { transferCount: all.length, transfers }
+}
+
+type Rated = Pick<Transfer, 'downloadRate' | 'uploadRate'>
+
+function byRate(a: Rated, b: Rated): number {
+  return b.downloadRate + b.uploadRate - (a.downloadRate + a.uploadRate)
 }
 
 function describe(error: unknown): {

@@ -10,6 +10,7 @@ import { registerReleases } from './commands/releases.ts'
 import { registerStatus } from './commands/status.ts'
 import { registerToken } from './commands/token.ts'
 import { registerTorrent } from './commands/torrent.ts'
+import { registerTransfers } from './commands/transfers.ts'
 import type { GlobalOptions, WithContext } from './context.ts'
 import { createContext } from './context.ts'
 import { exitCodes, failureOf } from './failure.ts'
@@ -91,6 +92,7 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerFetch,
     registerReleases,
     registerStatus,
+    registerTransfers,
     registerTorrent,
     registerToken,
     registerHosts,

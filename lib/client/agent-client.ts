@@ -1,11 +1,12 @@
 import { createInterface } from 'node:readline'
 import { Readable } from 'node:stream'
-import { AgentStatus, FetchEvent } from './api.ts'
+import { AgentStatus, FetchEvent, TransferList } from './api.ts'
 import { UnreachableError, createHttpClient } from './http.ts'
 
 /** The agent of this host, on its unix socket. Calls reject with RequestError or UnreachableError. */
 export interface AgentClient extends AsyncDisposable {
   status(): Promise<AgentStatus>
+  transfers(): Promise<TransferList>
   /** Has the agent fetch a release; the last event is `done` or `error`. */
   fetch(reference: string, signal?: AbortSignal): AsyncIterable<FetchEvent>
   pin(reference: string): Promise<void>
@@ -20,6 +21,7 @@ export function createAgentClient({ socketPath }: { socketPath: string }): Agent
   }
   return {
     status: () => http.json(AgentStatus, { path: '/v1/status' }),
+    transfers: () => http.json(TransferList, { path: '/v1/transfers' }),
     async *fetch(reference, signal) {
       const answer = await http.ok({
         method: 'POST',

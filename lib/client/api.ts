@@ -273,6 +273,52 @@ export const AgentStatus = z.object({
   ),
 })
 
+const bytesPerSecond = z.number().nonnegative()
+
+/** A connection to another host, as it is now. Host and place are its own word where no token proves them. */
+export const TransferPeer = z.object({
+  /** IP:PORT. */
+  source: z.string(),
+  host: z.string().optional(),
+  place: z.string().optional(),
+  /** 0 same rack, 1 next level …, 255 unknown. */
+  distance: z.int().min(0).max(255),
+  /** Whether it dialled this host. */
+  incoming: z.boolean(),
+  downloadRate: bytesPerSecond,
+  uploadRate: bytesPerSecond,
+  /** Bytes asked of it and not here yet; bytes that it asked for and that are not sent yet. */
+  requestedBytes: count,
+  owedBytes: count,
+  /** The share of the pieces that it has. */
+  progress: z.number().min(0).max(1),
+  /** Why nothing is asked of it; absent while something is. */
+  waiting: z.string().optional(),
+})
+/** A blob that is fetched, or that is seeded to at least one peer. */
+export const Transfer = z.object({
+  repository: z.string(),
+  digest,
+  state: z.enum(['waiting', 'fetching', 'seeding']),
+  bytesDone: count,
+  sizeBytes: count,
+  bytes: BytesBySource,
+  /** Bytes a second from all sources, the server included, and to all peers. */
+  downloadRate: bytesPerSecond,
+  uploadRate: bytesPerSecond,
+  /** Why nothing moves. */
+  reason: z.string().optional(),
+  /** All connections there are; `peers` lists at most a hundred, the busiest first. */
+  peerCount: count,
+  peers: z.array(TransferPeer),
+})
+/** GET /v1/transfers: what is under way on this host. Fetches come first. */
+export const TransferList = z.object({
+  /** All there are; `transfers` lists at most fifty. */
+  transferCount: count,
+  transfers: z.array(Transfer),
+})
+
 /** POST /v1/fetch {reference}: answers with NDJSON, one event a line, the last of them `done` or `error`. */
 export const FetchRequest = z.strictObject({ reference: z.string().max(500) })
 export const FetchedFile = z.object({ name: z.string(), path: z.string(), digest, sizeBytes: count })
@@ -305,6 +351,9 @@ export type ReleaseStatus = z.infer<typeof ReleaseStatus>
 export type HostList = z.infer<typeof HostList>
 export type ServerInfo = z.infer<typeof ServerInfo>
 export type AgentStatus = z.infer<typeof AgentStatus>
+export type TransferPeer = z.infer<typeof TransferPeer>
+export type Transfer = z.infer<typeof Transfer>
+export type TransferList = z.infer<typeof TransferList>
 export type FetchRequest = z.infer<typeof FetchRequest>
 export type FetchedFile = z.infer<typeof FetchedFile>
 export type FetchEvent = z.infer<typeof FetchEvent>
