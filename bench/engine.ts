@@ -1,9 +1,10 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { mkdir, open, rename, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { pieceLengthFor, writeBlobInfo, writeTorrent } from '../lib/protocol/metainfo.ts'
+import { bundle } from '../packaging/bundle.ts'
 import { peerAt, withDeadline } from '../test/agent/engine/fixtures.ts'
 import { removeAll, writeRandomFile } from '../test/support/fleet.ts'
 import { aria2Options, freePort, startTinyTracker, waitForPort } from '../test/support/foreign.ts'
@@ -64,11 +65,22 @@ interface Client {
 
 async function prepare(stack: AsyncDisposableStack, options: BenchOptions): Promise<Side[]> {
   const { directory, sizeBytes } = options
+  const program = join(directory, 'bundled', 'engine-process.js')
+  await bundle({ 'engine-process': 'bench/engine-process.ts' }, dirname(program))
   const blob = await writeBlob(join(directory, 'blob'), sizeBytes)
   const shared = await writeBlob(join(directory, 'shared'), Math.ceil(sizeBytes * crowdShare))
-  const rackswarm = own('rackswarm', 'createRackswarmEngine from the sources, no limits, 64 connections')
-  const webtorrent = own('webtorrent', 'createWebtorrentEngine from the sources, no limits, 64 connections')
+  const rackswarm = own(
+    program,
+    'rackswarm',
+    'createRackswarmEngine, bundled as it is shipped, no limits, 64 connections',
+  )
+  const webtorrent = own(
+    program,
+    'webtorrent',
+    'createWebtorrentEngine, bundled as it is shipped, no limits, 64 connections',
+  )
   const floor = own(
+    program,
     'floor',
     'bench/engine-floor.ts: one TCP connection without a protocol; read into 256 KiB, copied into pieces, SHA-1 and write in one worker thread',
   )
@@ -137,15 +149,9 @@ async function measureFetch(client: Client, blob: Blob, seeder: Seeder, count: n
 }
 
 /** What bench/engine-process.ts runs. */
-function own(name: string, settings: string): Client {
+function own(program: string, name: string, settings: string): Client {
   const start = (mode: string, blob: Blob, directory: string) =>
-    startLines(process.execPath, [
-      join(import.meta.dirname, 'engine-process.ts'),
-      name,
-      mode,
-      blob.torrent,
-      join(directory, blob.name),
-    ])
+    startLines(process.execPath, [program, name, mode, blob.torrent, join(directory, blob.name)])
   return { name: name === 'floor' ? 'raw floor' : `${name} engine`, settings, ...byLines(start) }
 }
 

@@ -1,0 +1,59 @@
+import { globSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import { dirname, join, relative } from 'node:path'
+import type { Plugin } from 'esbuild'
+import { build } from 'esbuild'
+
+const root = join(import.meta.dirname, '..')
+
+/**
+ * Bundles programs as they are shipped, dependencies included, with the threads that they start.
+ *
+ * @param programs name of each file in `outdir`, without `.js`, and its source, from the root of the project
+ * @returns the files that went into it, from the root of the project
+ */
+export async function bundle(programs: Readonly<Record<string, string>>, outdir: string): Promise<string[]> {
+  const workers = globSync('{lib,server,agent}/**/*-worker.ts', { cwd: root })
+  const { metafile } = await build({
+    absWorkingDir: root,
+    entryPoints: {
+      ...programs,
+      ...Object.fromEntries(workers.map((file) => [workerName(file), file])),
+    },
+    outdir,
+    bundle: true,
+    splitting: true,
+    chunkNames: 'chunk-[hash]',
+    platform: 'node',
+    target: 'node24',
+    format: 'esm',
+    metafile: true,
+    logLevel: 'warning',
+    // Native addons that webtorrent tries and does without; `sodium-native` and others never load here.
+    external: ['utp-native', 'bufferutil', 'utf-8-validate', 'node-datachannel'],
+    banner: {
+      js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",
+    },
+    plugins: [workerUrls],
+  })
+  return Object.keys(metafile.inputs)
+}
+
+function workerName(file: string): string {
+  return relative(root, join(root, file)).replace(/\.ts$/, '').replaceAll('/', '-')
+}
+
+/** Sources start a worker by the URL of its file beside them; in dist/ all files lie side by side. */
+const workerUrls: Plugin = {
+  name: 'worker-urls',
+  setup(plugin) {
+    plugin.onLoad({ filter: /\.ts$/ }, async ({ path }) => {
+      const contents = (await readFile(path, 'utf8')).replace(
+        /new URL\('\.\/([\w-]+-worker)\.ts', import\.meta\.url\)/g,
+        (_, name: string) =>
+          `new URL('./${workerName(join(dirname(relative(root, path)), `${name}.ts`))}.js', import.meta.url)`,
+      )
+      return { contents, loader: 'ts' }
+    })
+  },
+}
