@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import { size } from '../lib/runtime/config.ts'
+import { agentExposed } from './agent-exposed.ts'
+import { agentRest } from './agent-rest.ts'
 import { engine } from './engine.ts'
 import type { Benchmark } from './harness.ts'
 import { formatReport, measure, saveReport } from './harness.ts'
@@ -19,6 +21,8 @@ import { transfer } from './transfer.ts'
 const benchmarks: readonly Benchmark[] = [
   transfer,
   engine,
+  agentExposed,
+  agentRest,
   publish,
   trackerUdp,
   trackerHttp,

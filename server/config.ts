@@ -345,7 +345,9 @@ const registry = z
           .int()
           .positive()
           .default(16)
-          .describe('Webseed replies at once; beyond it 503 with Retry-After.'),
+          .describe(
+            'Webseed replies at once, beyond it 503 with Retry-After; and hosts that may use the webseed at once.',
+          ),
         rate: size().prefault('512MiB').describe('Bytes a second that all webseed replies share.'),
         lease: duration()
           .prefault('20s')

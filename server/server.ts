@@ -418,7 +418,7 @@ async function startRegistry(
   const { webseed } = config.registry
   registerGrantRoutes(app, {
     ...shared,
-    webseed: createWebseedPolicy({ leaseMs: webseed.lease, leasesMax: webseed.replies_max, now }),
+    webseed: createWebseedPolicy({ leaseMs: webseed.lease, hostsMax: webseed.replies_max, now }),
     agentTtlMs: config.tokens.agent_ttl,
     peerTtlMs: config.tokens.peer_ttl,
     cidrOf,

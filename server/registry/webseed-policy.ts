@@ -4,8 +4,8 @@ import type { SwarmCounts } from '../../lib/protocol/scrape.ts'
 export interface WebseedPolicyOptions {
   /** A lease that is not renewed for this long is free again. */
   readonly leaseMs: number
-  /** Leases of all swarms at once. */
-  readonly leasesMax: number
+  /** Hosts that hold leases at once: what one host fetches at a time it bounds itself. */
+  readonly hostsMax: number
   readonly now: () => number
 }
 
@@ -29,24 +29,47 @@ const stalledSecondsMin = 10
  * One host of a swarm without a seeder holds a lease: the others find it, and each byte leaves the server once. Leases
  * end by themselves, so a host that dies with one costs its swarm `leaseMs`.
  */
-export function createWebseedPolicy({ leaseMs, leasesMax, now }: WebseedPolicyOptions): WebseedPolicy {
-  const leases = new Map<string, { infoHash: InfoHash; untilMs: number }>()
+export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOptions): WebseedPolicy {
+  /** By swarm and host; the one that ends first stands first. */
+  const leases = new Map<string, { infoHash: InfoHash; host: string; untilMs: number }>()
+  const bySwarm = new Map<InfoHash, number>()
+  const byHost = new Map<string, number>()
+
+  const end = (key: string) => {
+    const lease = leases.get(key)
+    if (!lease) return
+    leases.delete(key)
+    count(bySwarm, lease.infoHash, -1)
+    count(byHost, lease.host, -1)
+  }
+
   return {
     mayUse: ({ infoHash, host, counts, stalledSeconds }) => {
       const nowMs = now()
-      for (const [holder, { untilMs }] of leases) if (untilMs <= nowMs) leases.delete(holder)
+      for (const [key, { untilMs }] of leases) {
+        if (untilMs > nowMs) break
+        end(key)
+      }
       const own = `${infoHash} ${host}`
       const stalled = stalledSeconds !== undefined && stalledSeconds >= stalledSecondsMin
-      const first =
-        counts.complete === 0 && ![...leases.values()].some((lease) => lease.infoHash === infoHash)
+      const first = counts.complete === 0 && !bySwarm.has(infoHash)
       const renewed = leases.has(own) && counts.complete === 0
-      if (!(first || renewed || stalled)) {
-        leases.delete(own)
-        return false
-      }
-      if (!leases.has(own) && leases.size >= leasesMax) return false
-      leases.set(own, { infoHash, untilMs: nowMs + leaseMs })
+      const had = leases.has(own)
+      // Last in line from now on.
+      end(own)
+      if (!(first || renewed || stalled)) return false
+      if (!had && !byHost.has(host) && byHost.size >= hostsMax) return false
+      leases.set(own, { infoHash, host, untilMs: nowMs + leaseMs })
+      count(bySwarm, infoHash, 1)
+      count(byHost, host, 1)
       return true
     },
   }
+}
+
+/** What has a count of 0 is not kept. */
+function count<Key>(counts: Map<Key, number>, key: Key, by: number): void {
+  const sum = (counts.get(key) ?? 0) + by
+  if (sum === 0) counts.delete(key)
+  else counts.set(key, sum)
 }

@@ -7,9 +7,9 @@ const infoHash = infoHashFromHex('0'.repeat(40))
 const other = infoHashFromHex('1'.repeat(40))
 const leaseMs = 30_000
 
-function start(leasesMax = 10) {
+function start(hostsMax = 10) {
   const clock = { now: 1_000_000 }
-  const policy = createWebseedPolicy({ leaseMs, leasesMax, now: () => clock.now })
+  const policy = createWebseedPolicy({ leaseMs, hostsMax, now: () => clock.now })
   const ask = (
     host: string,
     {
@@ -54,10 +54,17 @@ test('once a seeder is there, nobody needs the webseed but those who stand still
   assert.ok(ask('b', { complete: 1, stalled: 10 }))
 })
 
-test('leases of all swarms together are bounded, for the stalled too', () => {
+test('hosts with leases are bounded, for the stalled too', () => {
   const { ask } = start(2)
   assert.ok(ask('a', { stalled: 10 }))
   assert.ok(ask('b', { stalled: 10 }))
   assert.ok(!ask('c', { stalled: 10 }))
   assert.ok(ask('a', { stalled: 10 }), 'who has one keeps it')
+})
+
+test('a host with many builds to fetch is not held up by what it has fetched already', () => {
+  const { ask } = start(1)
+  for (let number = 0; number < 100; number++)
+    assert.ok(ask('a', { hash: infoHashFromHex(number.toString(16).padStart(40, '0')) }), `build ${number}`)
+  assert.ok(!ask('b', { hash: infoHashFromHex('f'.repeat(40)) }))
 })
