@@ -1,5 +1,3 @@
-import { createInterface } from 'node:readline'
-import { Readable } from 'node:stream'
 import { AgentStatus, FetchEvent, TransferList } from './api.ts'
 import { UnreachableError, createHttpClient } from './http.ts'
 
@@ -30,9 +28,7 @@ export function createAgentClient({ socketPath }: { socketPath: string }): Agent
         headers: { 'content-type': 'application/json' },
         signal,
       })
-      for await (const line of createInterface({
-        input: Readable.from(answer.stream, { objectMode: false }),
-      })) {
+      for await (const line of linesOf(answer.stream)) {
         const event = FetchEvent.safeParse(JSON.parse(line))
         if (!event.success)
           throw new UnreachableError(`Cannot understand ${socketPath}: is it an agent of this version?`)
@@ -43,4 +39,16 @@ export function createAgentClient({ socketPath }: { socketPath: string }): Agent
     unpin: (reference) => change('DELETE', reference),
     [Symbol.asyncDispose]: () => http[Symbol.asyncDispose](),
   }
+}
+
+/** Whoever stops in the middle ends the stream, and hears no more of it. */
+async function* linesOf(stream: AsyncIterable<Uint8Array>): AsyncGenerator<string> {
+  const decoder = new TextDecoder()
+  let held = ''
+  for await (const part of stream) {
+    const lines = (held + decoder.decode(part, { stream: true })).split('\n')
+    held = lines.pop() ?? ''
+    yield* lines
+  }
+  if (held !== '') yield held
 }
