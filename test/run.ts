@@ -8,6 +8,7 @@ import { join } from 'node:path'
 /** What must be there, and the Debian package that brings it. */
 const tools = [
   { file: '/usr/bin/aria2c', packageName: 'aria2' },
+  { file: '/usr/bin/transmission-daemon', packageName: 'transmission-daemon' },
   { file: '/usr/bin/skopeo', packageName: 'skopeo' },
   { file: '/usr/bin/openssl', packageName: 'openssl' },
   { file: '/usr/lib/python3/dist-packages/libtorrent.*.so', packageName: 'python3-libtorrent' },

@@ -1,12 +1,12 @@
+import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import { createServer as createTcpServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { TestContext } from 'node:test'
 import type { EngineConfig, EnginePeer } from '../../../agent/engine/engine.ts'
 import { endpoint, parseIp } from '../../../lib/protocol/address.ts'
 import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
@@ -18,10 +18,11 @@ import {
   writeTorrent,
 } from '../../../lib/protocol/metainfo.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
+import type { Owner } from '../../support/tracker.ts'
 
 export const mebibyte = 1024 * 1024
 
-export async function temporaryDirectory(t: TestContext): Promise<string> {
+export async function temporaryDirectory(t: Owner): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-agent-'))
   t.after(() => rm(directory, { recursive: true, force: true, maxRetries: 3 }))
   return directory
@@ -90,7 +91,7 @@ export function peerFeed(...first: EnginePeer[]) {
 
 /** A real HTTP server with Range; `refuse` may answer instead. */
 export async function startWebseed(
-  t: TestContext,
+  t: Owner,
   bytes: Uint8Array,
   refuse: (request: IncomingMessage, response: ServerResponse) => boolean = () => false,
 ) {
@@ -120,7 +121,7 @@ export async function startWebseed(
 
 /** A peer written on a raw socket: shakes hands, says it has everything, unchokes, and answers as it is told. */
 export async function startRawPeer(
-  t: TestContext,
+  t: Owner,
   metainfo: Metainfo,
   answer: (request: { piece: number; offset: number; length: number }) => Uint8Array | undefined,
 ) {
@@ -188,6 +189,37 @@ export function message(id: number, body: Uint8Array = Buffer.alloc(0)): Buffer 
   head.writeUInt32BE(1 + body.length)
   head[4] = id
   return Buffer.concat([head, body])
+}
+
+/** The most memory that a process has ever had resident. */
+export async function peakBytesOf(pid: number | undefined): Promise<number> {
+  const status = await readFile(`/proc/${pid ?? 0}/status`, 'utf8')
+  const kibibytes = /VmHWM:\s+(\d+)/.exec(status)?.[1]
+  if (kibibytes === undefined) throw new Error(`Cannot read the memory of process ${pid ?? 0}: it has ended`)
+  return 1024 * Number(kibibytes)
+}
+
+export async function mountSmallDisk(t: Owner, mebibytes: number): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-small-disk-'))
+  const disk = join(directory, 'disk')
+  await mkdir(disk)
+  execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${mebibytes}m`, 'tmpfs', disk])
+  t.after(async () => {
+    execFileSync('umount', ['--lazy', disk])
+    await rm(directory, { recursive: true })
+  })
+  return disk
+}
+
+/** mulberry32: what was random can be had again by its seed. */
+export function randomOf(seed: number): () => number {
+  let state = seed >>> 0
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
 }
 
 /** Fails where the promise takes longer. */

@@ -1,23 +1,23 @@
 import assert from 'node:assert/strict'
-import { execFileSync, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises'
+import { rm, truncate, writeFile } from 'node:fs/promises'
 import type { Socket } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { TestContext } from 'node:test'
 import { describe, test } from 'node:test'
 import type { EngineHandle } from '../../../agent/engine/engine.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
-import type { Blob } from './fixtures.ts'
 import {
   admission,
   blobFile,
   eventually,
   mebibyte,
   message,
+  mountSmallDisk,
+  peakBytesOf,
   peerAt,
   peerFeed,
   randomBlob,
@@ -25,8 +25,9 @@ import {
   withDeadline,
 } from './fixtures.ts'
 import { assertFetched, startEngine, startFetch, startSeeder, unlimited } from './own-engine.ts'
-import type { Behaviour, RawConnection, RawPeer } from './raw-peer.ts'
+import type { RawConnection, RawPeer } from './raw-peer.ts'
 import {
+  badPeers,
   blockOf,
   bytesOf,
   dialRaw,
@@ -40,148 +41,6 @@ import {
 
 /** What the heap and the sockets of one engine may grow by, whatever is done to it; wide, since tests share the process. */
 const memoryMax = 150 * mebibyte
-
-const claimsAll = (connection: RawConnection, blob: Blob) => greetAsSeeder(connection, blob.metainfo)
-
-/** Each is met by a fetch that knows nobody else at first. */
-const badPeers: Record<string, (blob: Blob) => Behaviour> = {
-  'closes at once': () => ({
-    connected: ({ socket }) => {
-      socket.destroy()
-    },
-  }),
-  'never shakes hands': () => ({ shaken: () => undefined }),
-  'closes within the handshake': ({ metainfo }) => ({
-    connected: ({ socket }) => {
-      socket.end(rawHandshake(metainfo).subarray(0, 30))
-    },
-  }),
-  'shakes hands at a byte a second': ({ metainfo }) => ({
-    connected: (connection) => {
-      let sent = 0
-      connection.every(1000, () => {
-        connection.send(rawHandshake(metainfo).subarray(sent, ++sent))
-      })
-    },
-    shaken: () => undefined,
-  }),
-  'speaks something else': () => ({
-    connected: (connection) => {
-      connection.send(randomBytes(5000))
-    },
-    shaken: () => undefined,
-  }),
-  'has another torrent': () => ({
-    shaken: (connection) => {
-      connection.send(rawHandshake(randomBlob(mebibyte).metainfo))
-    },
-  }),
-  'closes after its handshake': ({ metainfo }) => ({
-    shaken: ({ socket }) => {
-      socket.end(rawHandshake(metainfo))
-    },
-  }),
-  'sends garbage after its handshake': ({ metainfo }) => ({
-    shaken: (connection) => {
-      connection.send(rawHandshake(metainfo), randomBytes(100_000))
-    },
-  }),
-  'closes after its bitfield': ({ metainfo }) => ({
-    shaken: ({ socket }) => {
-      socket.end(Buffer.concat([rawHandshake(metainfo), fullBitfield(metainfo)]))
-    },
-  }),
-  'closes within a block': (blob) => ({
-    requested: ({ socket }, request) => {
-      socket.end(blockOf(request, bytesOf(blob, request)).subarray(0, 9000))
-    },
-  }),
-  'sends blocks that are too short': (blob) => ({
-    requested: (connection, request) => {
-      connection.send(blockOf(request, bytesOf(blob, request).subarray(1)))
-    },
-  }),
-  'sends blocks that are too long': (blob) => ({
-    requested: (connection, request) => {
-      connection.send(blockOf(request, Buffer.concat([bytesOf(blob, request), Buffer.alloc(1)])))
-    },
-  }),
-  'sends blocks of other places': (blob) => ({
-    requested: (connection, request) => {
-      connection.send(blockOf({ ...request, offset: request.offset + 1 }, bytesOf(blob, request)))
-    },
-  }),
-  'sends garbage for blocks': () => ({
-    requested: (connection, request) => {
-      connection.send(blockOf(request, randomBytes(request.length)))
-    },
-  }),
-  'sends the first block for ever': (blob) => {
-    const begun = new Set<RawConnection>()
-    return {
-      requested: (connection, request) => {
-        if (begun.has(connection)) return
-        begun.add(connection)
-        connection.every(50, () => {
-          connection.send(blockOf(request, bytesOf(blob, request)))
-        })
-      },
-    }
-  },
-  'sends a byte a second': (blob) => ({
-    requested: (connection, request) => {
-      const block = blockOf(request, bytesOf(blob, request))
-      let sent = 0
-      connection.every(1000, () => {
-        connection.send(block.subarray(sent, ++sent))
-      })
-    },
-  }),
-  'never ends a block, at a byte each 100 ms': (blob) => {
-    const begun = new Set<RawConnection>()
-    return {
-      requested: (connection, request) => {
-        if (begun.has(connection)) return
-        begun.add(connection)
-        const block = blockOf(request, bytesOf(blob, request))
-        let sent = 14
-        connection.send(block.subarray(0, sent))
-        connection.every(100, () => {
-          connection.send(block.subarray(sent, ++sent))
-        })
-      },
-    }
-  },
-  'never answers': () => ({}),
-  'claims what it lacks, and rejects': ({ metainfo }) => ({
-    shaken: (connection) => {
-      greetAsSeeder(connection, metainfo, { fast: true })
-    },
-    requested: (connection, request) => {
-      connection.send(message(16, rangeOf(request)))
-    },
-  }),
-  'chokes whoever asks, and unchokes later': () => ({
-    requested: (connection) => {
-      connection.send(message(0))
-      setTimeout(() => {
-        connection.send(message(1))
-      }, 100)
-    },
-  }),
-  'asks for what no piece has': (blob) => ({
-    shaken: (connection) => {
-      claimsAll(connection, blob)
-      connection.send(message(2), message(6, rangeOf({ piece: 0, offset: 0xfffffff0, length: 0xffffffff })))
-    },
-  }),
-  'tells of pieces that there are not': (blob) => ({
-    shaken: (connection) => {
-      claimsAll(connection, blob)
-      connection.send(message(4, numberOf(0xffffffff)))
-    },
-  }),
-}
 
 describe('rackswarm: a peer that', { concurrency: 8 }, () => {
   for (const [what, behaviour] of Object.entries(badPeers)) {
@@ -729,11 +588,7 @@ function startProcess(t: TestContext, args: readonly string[]) {
   })
   return {
     port: port.promise,
-    /** The most memory it has ever had resident. */
-    peakBytes: async () => {
-      const status = await readFile(`/proc/${child.pid ?? 0}/status`, 'utf8')
-      return 1024 * Number(/VmHWM:\s+(\d+)/.exec(status)?.[1])
-    },
+    peakBytes: () => peakBytesOf(child.pid),
     done: done.promise,
     onPiece: (listener: (piece: number) => void) => {
       listeners.push(listener)
@@ -744,16 +599,4 @@ function startProcess(t: TestContext, args: readonly string[]) {
       await closed
     },
   }
-}
-
-async function mountSmallDisk(t: TestContext, mebibytes: number): Promise<string> {
-  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-small-disk-'))
-  const disk = join(directory, 'disk')
-  await mkdir(disk)
-  execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${mebibytes}m`, 'tmpfs', disk])
-  t.after(async () => {
-    execFileSync('umount', ['--lazy', disk])
-    await rm(directory, { recursive: true })
-  })
-  return disk
 }

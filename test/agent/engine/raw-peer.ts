@@ -3,12 +3,12 @@ import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import type { AddressInfo, Socket } from 'node:net'
 import { connect, createServer } from 'node:net'
-import type { TestContext } from 'node:test'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
+import type { Owner } from '../../support/tracker.ts'
 import type { Blob } from './fixtures.ts'
-import { message } from './fixtures.ts'
+import { mebibyte, message, randomBlob } from './fixtures.ts'
 
 export interface RawRequest {
   readonly piece: number
@@ -44,11 +44,7 @@ export interface RawPeer {
 }
 
 /** A peer that is dialled. */
-export async function startRawListener(
-  t: TestContext,
-  metainfo: Metainfo,
-  behaviour: Behaviour,
-): Promise<RawPeer> {
+export async function startRawListener(t: Owner, metainfo: Metainfo, behaviour: Behaviour): Promise<RawPeer> {
   const seen = { connections: 0, closed: 0, requests: [] as RawRequest[] }
   const sockets = new Set<Socket>()
   const server = createServer((socket) => {
@@ -77,13 +73,15 @@ export async function startRawListener(
 
 /** A peer that dials. Resolves once it is connected. */
 export async function dialRaw(
-  t: TestContext,
+  t: Owner,
   port: number,
   metainfo: Metainfo,
   behaviour: Behaviour,
 ): Promise<RawConnection> {
   const socket = connect({ port, host: '127.0.0.1' })
-  t.after(() => socket.destroy())
+  t.after(() => {
+    socket.destroy()
+  })
   const connection = speak(socket, metainfo, behaviour)
   await once(socket, 'connect')
   return connection
@@ -143,23 +141,164 @@ export function bytesOf({ bytes, metainfo }: Blob, { piece, offset, length }: Ra
   return bytes.subarray(start, start + length)
 }
 
+/** Each is met by a fetch that knows nobody else at first. */
+export const badPeers: Record<string, (blob: Blob) => Behaviour> = {
+  'closes at once': () => ({
+    connected: ({ socket }) => {
+      socket.destroy()
+    },
+  }),
+  'never shakes hands': () => ({ shaken: () => undefined }),
+  'closes within the handshake': ({ metainfo }) => ({
+    connected: ({ socket }) => {
+      socket.end(rawHandshake(metainfo).subarray(0, 30))
+    },
+  }),
+  'shakes hands at a byte a second': ({ metainfo }) => ({
+    connected: (connection) => {
+      let sent = 0
+      connection.every(1000, () => {
+        connection.send(rawHandshake(metainfo).subarray(sent, ++sent))
+      })
+    },
+    shaken: () => undefined,
+  }),
+  'speaks something else': () => ({
+    connected: (connection) => {
+      connection.send(randomBytes(5000))
+    },
+    shaken: () => undefined,
+  }),
+  'has another torrent': () => ({
+    shaken: (connection) => {
+      connection.send(rawHandshake(randomBlob(mebibyte).metainfo))
+    },
+  }),
+  'closes after its handshake': ({ metainfo }) => ({
+    shaken: ({ socket }) => {
+      socket.end(rawHandshake(metainfo))
+    },
+  }),
+  'sends garbage after its handshake': ({ metainfo }) => ({
+    shaken: (connection) => {
+      connection.send(rawHandshake(metainfo), randomBytes(100_000))
+    },
+  }),
+  'closes after its bitfield': ({ metainfo }) => ({
+    shaken: ({ socket }) => {
+      socket.end(Buffer.concat([rawHandshake(metainfo), fullBitfield(metainfo)]))
+    },
+  }),
+  'closes within a block': (blob) => ({
+    requested: ({ socket }, request) => {
+      socket.end(blockOf(request, bytesOf(blob, request)).subarray(0, 9000))
+    },
+  }),
+  'sends blocks that are too short': (blob) => ({
+    requested: (connection, request) => {
+      connection.send(blockOf(request, bytesOf(blob, request).subarray(1)))
+    },
+  }),
+  'sends blocks that are too long': (blob) => ({
+    requested: (connection, request) => {
+      connection.send(blockOf(request, Buffer.concat([bytesOf(blob, request), Buffer.alloc(1)])))
+    },
+  }),
+  'sends blocks of other places': (blob) => ({
+    requested: (connection, request) => {
+      connection.send(blockOf({ ...request, offset: request.offset + 1 }, bytesOf(blob, request)))
+    },
+  }),
+  'sends garbage for blocks': () => ({
+    requested: (connection, request) => {
+      connection.send(blockOf(request, randomBytes(request.length)))
+    },
+  }),
+  'sends the first block for ever': (blob) => {
+    const begun = new Set<RawConnection>()
+    return {
+      requested: (connection, request) => {
+        if (begun.has(connection)) return
+        begun.add(connection)
+        connection.every(50, () => {
+          connection.send(blockOf(request, bytesOf(blob, request)))
+        })
+      },
+    }
+  },
+  'sends a byte a second': (blob) => ({
+    requested: (connection, request) => {
+      const block = blockOf(request, bytesOf(blob, request))
+      let sent = 0
+      connection.every(1000, () => {
+        connection.send(block.subarray(sent, ++sent))
+      })
+    },
+  }),
+  'never ends a block, at a byte each 100 ms': (blob) => {
+    const begun = new Set<RawConnection>()
+    return {
+      requested: (connection, request) => {
+        if (begun.has(connection)) return
+        begun.add(connection)
+        const block = blockOf(request, bytesOf(blob, request))
+        let sent = 14
+        connection.send(block.subarray(0, sent))
+        connection.every(100, () => {
+          connection.send(block.subarray(sent, ++sent))
+        })
+      },
+    }
+  },
+  'never answers': () => ({}),
+  'claims what it lacks, and rejects': ({ metainfo }) => ({
+    shaken: (connection) => {
+      greetAsSeeder(connection, metainfo, { fast: true })
+    },
+    requested: (connection, request) => {
+      connection.send(message(16, rangeOf(request)))
+    },
+  }),
+  'chokes whoever asks, and unchokes later': () => ({
+    requested: (connection) => {
+      connection.send(message(0))
+      setTimeout(() => {
+        connection.send(message(1))
+      }, 100)
+    },
+  }),
+  'asks for what no piece has': (blob) => ({
+    shaken: (connection) => {
+      greetAsSeeder(connection, blob.metainfo)
+      connection.send(message(2), message(6, rangeOf({ piece: 0, offset: 0xfffffff0, length: 0xffffffff })))
+    },
+  }),
+  'tells of pieces that there are not': (blob) => ({
+    shaken: (connection) => {
+      greetAsSeeder(connection, blob.metainfo)
+      connection.send(message(4, numberOf(0xffffffff)))
+    },
+  }),
+}
+
 function speak(socket: Socket, metainfo: Metainfo, behaviour: Behaviour): RawConnection {
+  const timers: NodeJS.Timeout[] = []
   const connection: RawConnection = {
     socket,
     send: (...parts) => {
       if (socket.writable) socket.write(Buffer.concat(parts))
     },
     every: (intervalMs, act) => {
-      const timer = setInterval(act, intervalMs)
-      socket.once('close', () => {
-        clearInterval(timer)
-      })
+      timers.push(setInterval(act, intervalMs))
     },
   }
   const handshakeBytes = 68
   let input = Buffer.alloc(0)
   let isShaken = false
   socket.on('error', () => undefined)
+  socket.once('close', () => {
+    for (const timer of timers) clearInterval(timer)
+  })
   socket.on('data', (chunk: Buffer) => {
     input = Buffer.concat([input, chunk])
     if (!isShaken) {

@@ -1,0 +1,130 @@
+// Hosts of one network, on one machine: each a network namespace with an address of its own. Needs root, and Debian's iproute2.
+import type { ChildProcess } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
+import { randomInt } from 'node:crypto'
+import { once } from 'node:events'
+import { connect } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import type { Owner } from './tracker.ts'
+
+const ip = async (...args: string[]) => promisify(execFile)('ip', args)
+
+/** An IPv4 and an IPv6 address of one interface. */
+export interface Addresses {
+  readonly ipv4: string
+  readonly ipv6: string
+}
+
+export interface Namespace extends Addresses {
+  readonly name: string
+  /** Runs a command in it, until it ends or the test does. Its stdin and stdout are pipes. */
+  spawn(command: string, args: readonly string[]): RunningChild
+}
+
+export type RunningChild = ReturnType<typeof spawnIn>
+
+export interface Network {
+  readonly namespaces: readonly Namespace[]
+  /** The test's own end of the bridge: what listens there is reached from every namespace, and it reaches them all. */
+  readonly bridge: Addresses
+}
+
+/** Subnets that are tried before it gives up. */
+const subnetTries = 20
+
+/** Makes so many namespaces on a bridge of their own. With the end of the test their processes are killed and all of it is removed. */
+export async function startNetwork(t: Owner, count: number): Promise<Network> {
+  const children = new Set<RunningChild>()
+  const undo: (() => Promise<unknown>)[] = []
+  t.after(async () => {
+    await Promise.all([...children].map(kill))
+    await Promise.all(undo.map(async (each) => each()))
+  })
+  const { bridge, ...subnet } = await claimSubnet()
+  undo.push(async () => ip('link', 'delete', bridge))
+  const own = subnet.addressesOf(1)
+  await ip('address', 'add', `${own.ipv4}/24`, 'dev', bridge)
+  await ip('address', 'add', `${own.ipv6}/64`, 'dev', bridge, 'nodad')
+  await ip('link', 'set', bridge, 'up')
+  const namespaces: Namespace[] = []
+  for (let number = 2; number < count + 2; number++) {
+    // Both ends of its cable are named after it, and go with it.
+    const name = `${bridge}-${number}`
+    const addresses = subnet.addressesOf(number)
+    await ip('netns', 'add', name)
+    undo.push(async () => ip('netns', 'delete', name))
+    await ip('link', 'add', name, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
+    await ip('link', 'set', name, 'master', bridge, 'up')
+    await ip('-n', name, 'address', 'add', `${addresses.ipv4}/24`, 'dev', 'eth0')
+    await ip('-n', name, 'address', 'add', `${addresses.ipv6}/64`, 'dev', 'eth0', 'nodad')
+    await ip('-n', name, 'link', 'set', 'lo', 'up')
+    await ip('-n', name, 'link', 'set', 'eth0', 'up')
+    namespaces.push({
+      ...addresses,
+      name,
+      spawn: (command, args) => {
+        const child = spawnIn(name, command, args)
+        children.add(child)
+        return child
+      },
+    })
+  }
+  return { namespaces, bridge: own }
+}
+
+/** Resolves once something accepts connections there. @throws Error after 15 s */
+export async function untilListening(host: string, port: number): Promise<void> {
+  const deadline = Date.now() + 15_000
+  while (!(await accepts(host, port))) {
+    if (Date.now() > deadline) throw new Error(`Nothing listens on ${host} port ${port} after 15 s`)
+    await sleep(20)
+  }
+}
+
+async function accepts(host: string, port: number): Promise<boolean> {
+  const socket = connect({ host, port, timeout: 1000 })
+  socket.once('timeout', () => socket.destroy(new Error('it did not answer')))
+  try {
+    await once(socket, 'connect')
+    return true
+  } catch {
+    return false
+  } finally {
+    socket.destroy()
+  }
+}
+
+/** The bridge's name is the claim: of tests that choose the same subnet at once only one can make it. */
+async function claimSubnet() {
+  for (let tries = 0; tries < subnetTries; tries++) {
+    const [high, low] = [randomInt(64, 256), randomInt(256)]
+    const { stdout } = await ip('-oneline', 'address', 'show', 'to', `10.${high}.${low}.0/24`)
+    if (stdout !== '') continue
+    const bridge = `rs-${high}-${low}`
+    try {
+      await ip('link', 'add', bridge, 'type', 'bridge')
+    } catch (error) {
+      if (String(error).includes('File exists')) continue
+      throw error
+    }
+    const addressesOf = (number: number): Addresses => ({
+      ipv4: `10.${high}.${low}.${number}`,
+      ipv6: `fd00:${high.toString(16)}:${low.toString(16)}::${number.toString(16)}`,
+    })
+    return { bridge, addressesOf }
+  }
+  throw new Error(`Cannot make a network: ${subnetTries} subnets of 10.0.0.0/8 are taken`)
+}
+
+/** `ip netns exec` becomes the command: the process id is that of the command. */
+function spawnIn(namespace: string, command: string, args: readonly string[]) {
+  return spawn('ip', ['netns', 'exec', namespace, command, ...args], { stdio: ['pipe', 'pipe', 'inherit'] })
+}
+
+async function kill(child: ChildProcess): Promise<void> {
+  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return
+  const closed = once(child, 'close')
+  child.kill('SIGKILL')
+  await closed
+}
