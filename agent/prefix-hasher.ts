@@ -1,4 +1,4 @@
-import { Worker } from 'node:worker_threads'
+import { RestingThread } from '../lib/runtime/resting-thread.ts'
 
 export type HashRequest =
   | { readonly kind: 'open'; readonly id: number; readonly file: string; readonly length: number }
@@ -21,55 +21,49 @@ export interface PrefixHasher extends AsyncDisposable {
   open(file: string, length: number): PrefixHash
 }
 
-export function startPrefixHasher(): PrefixHasher {
-  const worker = new Worker(new URL('./hash-worker.ts', import.meta.url))
-  worker.unref()
+/** Between two deploys the thread need not be there. */
+const restMs = 30_000
+
+export function createPrefixHasher(): PrefixHasher {
   const waiting = new Map<number, PromiseWithResolvers<string>>()
   let lastId = 0
-  let broken: Error | undefined
-  worker.on('message', (message: HashReply) => {
-    const outcome = waiting.get(message.id)
-    waiting.delete(message.id)
-    if ('hex' in message) outcome?.resolve(message.hex)
-    else outcome?.reject(new Error(message.error))
+  const thread = new RestingThread<HashRequest, HashReply>(new URL('./hash-worker.ts', import.meta.url), {
+    restMs,
+    replied: (message) => {
+      const outcome = settled(message.id)
+      if ('hex' in message) outcome?.resolve(message.hex)
+      else outcome?.reject(new Error(message.error))
+    },
+    lost: (error) => {
+      for (const id of [...waiting.keys()]) settled(id)?.reject(error)
+    },
   })
-  const fail = (error: Error) => {
-    broken ??= error
-    for (const outcome of waiting.values()) outcome.reject(broken)
-    waiting.clear()
-  }
-  worker.on('error', (error) => {
-    fail(error instanceof Error ? error : new Error(String(error)))
-  })
-  worker.on('exit', () => {
-    fail(new Error('the hash worker has ended'))
-  })
-  const post = (message: HashRequest) => {
-    worker.postMessage(message)
+  const settled = (id: number) => {
+    const outcome = waiting.get(id)
+    if (waiting.delete(id)) thread.release()
+    return outcome
   }
   return {
     open: (file, length) => {
-      if (broken) throw broken
       const id = ++lastId
       const outcome = Promise.withResolvers<string>()
       // Who closes it before the end does not look at it.
       outcome.promise.catch(() => undefined)
       waiting.set(id, outcome)
-      post({ kind: 'open', id, file, length })
+      thread.need()
+      thread.post({ kind: 'open', id, file, length })
       return {
         digest: outcome.promise,
         advance: (bytes) => {
-          post({ kind: 'advance', id, bytes })
+          if (waiting.has(id)) thread.post({ kind: 'advance', id, bytes })
         },
         [Symbol.dispose]: () => {
-          if (!waiting.delete(id)) return
-          post({ kind: 'close', id })
-          outcome.reject(new Error('the hash was closed'))
+          if (!waiting.has(id)) return
+          thread.post({ kind: 'close', id })
+          settled(id)?.reject(new Error('the hash was closed'))
         },
       }
     },
-    [Symbol.asyncDispose]: async () => {
-      await worker.terminate()
-    },
+    [Symbol.asyncDispose]: () => thread[Symbol.asyncDispose](),
   }
 }

@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os'
-import { Worker } from 'node:worker_threads'
+import { RestingThread } from '../../lib/runtime/resting-thread.ts'
 
 export type PieceRequest =
   | {
@@ -28,6 +28,8 @@ export type PieceReply =
 
 /** A file that pieces are written to. It is opened when it is first used, and held open until `close`. */
 export interface PieceWriter {
+  /** Has a thread ready: the first piece need not wait for it. */
+  prepare(): void
   /**
    * Checks the bytes of a piece and writes them. Resolves with whether they were right, once the write has returned. Bytes in
    * shared memory are not copied and must stay as they are until then.
@@ -52,6 +54,8 @@ export interface PieceStore extends AsyncDisposable {
 }
 
 const threadsMax = 4
+/** Between two deploys they need not be there. */
+const restMs = 30_000
 /** What pieces are put together in, for all torrents. */
 const memoryMax = 24 * 1024 * 1024
 /** A torrent may hold so many pieces, whatever the others hold. */
@@ -75,14 +79,19 @@ export function createPieceStore(): PieceStore {
       const used = new Set<PieceThread>()
       const next = () => {
         const thread = threadOf(turn++)
+        if (!used.has(thread)) thread.need()
         used.add(thread)
         return thread
       }
       return {
+        prepare: () => {
+          next()
+        },
         write: (position, bytes, sha1) => next().ask({ kind: 'write', file, path, position, bytes, sha1 }),
         check: (position, length, sha1) => next().ask({ kind: 'check', file, path, position, length, sha1 }),
         close: () => {
           for (const thread of used) thread.close(file)
+          used.clear()
         },
       }
     },
@@ -104,55 +113,53 @@ export function createPieceStore(): PieceStore {
       spare.push(memory)
     },
     [Symbol.asyncDispose]: async () => {
-      await Promise.all(threads.map((thread) => thread.end()))
+      await Promise.all(threads.map((thread) => thread[Symbol.asyncDispose]()))
     },
   }
 }
 
 type Work = PieceRequest extends infer Each ? (Each extends { id: number } ? Omit<Each, 'id'> : never) : never
 
-class PieceThread {
-  readonly #worker = new Worker(new URL('./piece-worker.ts', import.meta.url))
+class PieceThread implements AsyncDisposable {
   readonly #waiting = new Map<number, PromiseWithResolvers<boolean>>()
+  readonly #thread = new RestingThread<PieceRequest, PieceReply>(
+    new URL('./piece-worker.ts', import.meta.url),
+    {
+      restMs,
+      replied: (reply) => {
+        const waiting = this.#waiting.get(reply.id)
+        this.#waiting.delete(reply.id)
+        if ('right' in reply) waiting?.resolve(reply.right)
+        else waiting?.reject(Object.assign(new Error(reply.message), { code: reply.code }))
+      },
+      lost: (error) => {
+        for (const waiting of this.#waiting.values()) waiting.reject(error)
+        this.#waiting.clear()
+      },
+    },
+  )
   #lastId = 0
-  #broken: Error | undefined
 
-  constructor() {
-    this.#worker.unref()
-    this.#worker.on('message', (reply: PieceReply) => {
-      const waiting = this.#waiting.get(reply.id)
-      this.#waiting.delete(reply.id)
-      if ('right' in reply) waiting?.resolve(reply.right)
-      else waiting?.reject(Object.assign(new Error(reply.message), { code: reply.code }))
-    })
-    const fail = (error: Error) => {
-      this.#broken ??= error
-      for (const waiting of this.#waiting.values()) waiting.reject(this.#broken)
-      this.#waiting.clear()
-    }
-    this.#worker.on('error', (error) => {
-      fail(error instanceof Error ? error : new Error(String(error)))
-    })
-    this.#worker.on('exit', () => {
-      fail(new Error('the thread that writes pieces has ended'))
-    })
+  /** Until `close` of a file. */
+  need(): void {
+    this.#thread.need()
   }
 
   ask(work: Work): Promise<boolean> {
-    if (this.#broken) return Promise.reject(this.#broken)
     const waiting = Promise.withResolvers<boolean>()
     const id = ++this.#lastId
     this.#waiting.set(id, waiting)
-    this.#worker.postMessage({ ...work, id })
+    this.#thread.post({ ...work, id })
     return waiting.promise
   }
 
   /** After all that was asked before. */
   close(file: number): void {
-    this.#worker.postMessage({ kind: 'close', file } satisfies PieceRequest)
+    this.#thread.post({ kind: 'close', file })
+    this.#thread.release()
   }
 
-  async end(): Promise<void> {
-    await this.#worker.terminate()
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#thread[Symbol.asyncDispose]()
   }
 }

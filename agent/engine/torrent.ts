@@ -293,7 +293,7 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   tick(): void {
-    if (this.#closing) return
+    if (this.#closing || (this.#complete && this.#peers.size === 0)) return
     const now = this.#deps.monotonic()
     for (const peer of this.#peers) {
       peer.tick(now)
@@ -896,6 +896,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   /** What an earlier run left is checked, not trusted. */
   async #checkPart(): Promise<void> {
+    this.#writer.prepare()
     try {
       const size = await stat(this.#file).then(
         (stats) => stats.size,

@@ -3,7 +3,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { startPrefixHasher } from '../../agent/prefix-hasher.ts'
+import { createPrefixHasher } from '../../agent/prefix-hasher.ts'
 import { temporaryDirectory } from './engine/fixtures.ts'
 
 test('a hash follows a file that grows, and is right', async (t) => {
@@ -11,7 +11,7 @@ test('a hash follows a file that grows, and is right', async (t) => {
   const bytes = randomBytes(5 * 1024 * 1024 + 3)
   const file = join(directory, 'blob')
   await using handle = await open(file, 'w')
-  await using hasher = startPrefixHasher()
+  await using hasher = createPrefixHasher()
   using hash = hasher.open(file, bytes.length)
   for (let at = 0; at < bytes.length; at += 1_000_000) {
     const part = bytes.subarray(at, at + 1_000_000)
@@ -26,7 +26,7 @@ test('a file that ends early is an error, not a digest', async (t) => {
   const file = join(directory, 'blob')
   await using handle = await open(file, 'w')
   await handle.write('abc')
-  await using hasher = startPrefixHasher()
+  await using hasher = createPrefixHasher()
   using hash = hasher.open(file, 5)
   hash.advance(5)
   await assert.rejects(hash.digest, /it ends at byte 3, need 5/)
@@ -37,7 +37,7 @@ test('a hash that is closed rejects, and others go on', async (t) => {
   const file = join(directory, 'blob')
   await using handle = await open(file, 'w')
   await handle.write('abc')
-  await using hasher = startPrefixHasher()
+  await using hasher = createPrefixHasher()
   const closed = hasher.open(file, 3)
   closed[Symbol.dispose]()
   await assert.rejects(closed.digest, /closed/)
