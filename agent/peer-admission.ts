@@ -12,6 +12,8 @@ import type { PeerAdmission, PeerTokenSource } from './engine/engine.ts'
 
 /** Peers whose tokens are being looked at. */
 const checksMax = 256
+/** Of the peers that a host meets again. */
+const rememberedMax = 2_000
 const clockToleranceMs = 120_000
 
 /** Peers show each other tokens of the `peer` scope, which the server gives with each grant; the announce token is shown to the tracker alone. */
@@ -54,6 +56,7 @@ export function createPeerTokens(
       audience,
       keySet: { url: `${source.server}/.well-known/jwks.json`, ca: source.ca, cacheFile: source.cacheFile },
       pool: createSmallVerifyPool(checksMax),
+      rememberedMax,
       clockToleranceMs,
       now,
       random,

@@ -27,6 +27,9 @@ export async function bundle(programs: Readonly<Record<string, string>>, outdir:
     platform: 'node',
     target: 'node24',
     format: 'esm',
+    // The text of a program stays in memory for as long as it runs. Lines are kept short, and names as they are, for stack traces.
+    minifyWhitespace: true,
+    lineLimit: 120,
     metafile: true,
     logLevel: 'warning',
     // Native addons that webtorrent tries and does without; `sodium-native` and others never load here.

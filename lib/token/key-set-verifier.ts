@@ -28,6 +28,8 @@ export async function openKeySetVerifier(
     keySet: KeySetSource
     /** Default: threads of its own, for thousands of checks a second. */
     pool?: VerifyPool
+    /** Accepted tokens to remember. */
+    rememberedMax?: number
     log?: Logger
     random?: () => number
   },

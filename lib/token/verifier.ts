@@ -18,6 +18,8 @@ export interface VerifierOptions {
   readonly isRevoked: (id: string) => boolean
   /** Default: none are given, and none taken. */
   readonly tickets?: Tickets | undefined
+  /** Accepted tokens to remember. Room for all of them is taken at once: 36 bytes each. Default: `cachedTokensMax`. */
+  readonly rememberedMax?: number | undefined
   /** Takes announce tokens as Quay signed them for chihaya: RS256, without `typ`, and without `exp`. */
   readonly acceptChihaya?: boolean | undefined
 }
@@ -65,12 +67,12 @@ interface Accepted {
 export function createVerifier(options: VerifierOptions): CachingVerifier {
   const { keySource, pool, tickets, issuer, audience, clockToleranceMs, now, isRevoked } = options
   const accepted = new LRUCache<string, Accepted>({
-    max: cachedTokensMax,
+    max: options.rememberedMax ?? cachedTokensMax,
     maxSize: cachedBytesMax,
     sizeCalculation: ({ token }) => token.length,
   })
   const refused = new LRUCache<string, { key: VerificationKey; untilMs: number }>({
-    max: refusedMax,
+    max: Math.min(refusedMax, options.rememberedMax ?? refusedMax),
     maxSize: refusedBytesMax,
     sizeCalculation: (_, token) => token.length,
   })
