@@ -2,10 +2,14 @@ import type { Block } from './wire.ts'
 
 /** Blocks are counted in these: what every client takes in one request. */
 const unitBytes = 16 * 1024
-/** So many peers may be asked for one unit at once. */
+/** So many peers that may still answer in time may be asked for one unit at once. */
 const askersMax = 2
+/** …and so many with those that are given up: peers that only take requests must not keep an honest one from being asked. */
+const allAskersMax = 8
 /** What a source that gives whole pieces may take for one. */
 const wholeMs = 10_000
+/** Until whoever asks says when it is due. */
+const dueUnknown = Number.MAX_VALUE
 /** How long a claim of a neighbour counts: by then the piece is there, or its host is stuck. */
 const claimMs = 5_000
 
@@ -25,7 +29,7 @@ export interface PickerPeer {
 export interface Ask extends Block {
   peer: PickerPeer
   askedMs: number
-  /** When its last byte should be here, on the picker's clock. */
+  /** When its last byte should be here, on the picker's clock; Infinity once it is given up. */
   dueMs: number
 }
 
@@ -176,7 +180,7 @@ export class Picker {
       }
     }
     const begun = latest && this.#begun.get(latest.piece)
-    return begun && latest && this.#enter(begun, { ...latest, peer })
+    return begun && latest && this.#enter(begun, { ...latest, peer, dueMs: dueUnknown })
   }
 
   #begin(piece: number, owner: PickerPeer): Begun {
@@ -331,7 +335,7 @@ export class Picker {
       length: Math.min(end * unitBytes, this.pieceSize(begun.piece)) - offset,
       peer,
       askedMs: 0,
-      dueMs: Infinity,
+      dueMs: dueUnknown,
     })
   }
 
@@ -360,9 +364,15 @@ export class Picker {
   }
 
   #mayHedge(begun: Begun, ask: Ask, peer: PickerPeer): boolean {
+    let hopeful = 0
+    for (const other of begun.asks) {
+      if (!overlaps(other, ask)) continue
+      if (other.peer === peer) return false
+      if (other.dueMs < Infinity) hopeful++
+    }
+    if (hopeful >= askersMax) return false
     for (let unit = firstUnit(ask); unit < endUnit(ask); unit++)
-      if ((begun.askers[unit] ?? 0) >= askersMax) return false
-    for (const other of begun.asks) if (other.peer === peer && overlaps(other, ask)) return false
+      if ((begun.askers[unit] ?? 0) >= allAskersMax) return false
     return !this.#isHere(begun, ask)
   }
 

@@ -58,8 +58,8 @@ const webseedAfterMs = 2 * tickMs
 const farGraceMs = 15_000
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
 const nearFirstMs = 250
-/** Peers to try that are remembered; a tracker's reply has at most 100. */
-const candidatesMax = 300
+/** Peers to try that are remembered, 300 bytes each; a tracker's reply has at most 100. Those that failed go first. */
+const candidatesMax = 10_000
 const distancesMax = 1_000
 const dialsMax = 16
 /** Between two dials of a peer; doubled with each failure. */
@@ -111,6 +111,8 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #picker: Picker
   readonly #peers = new Set<Peer>()
   readonly #candidates = new Map<string, Candidate>()
+  /** Those of them that could not be dialled. */
+  readonly #failed = new Set<string>()
   /** How far the tracker says that `ip:port` is; oldest out first. */
   readonly #distances = new Map<string, number>()
   #nearKnown = false
@@ -567,6 +569,7 @@ export class Torrent implements EngineHandle, PeerHost {
     const theirs = peer.handshake.peerId
     if (own.equals(theirs)) {
       this.#candidates.delete(peer.source)
+      this.#failed.delete(peer.source)
       return true
     }
     for (const other of this.#peers) {
@@ -604,13 +607,22 @@ export class Torrent implements EngineHandle, PeerHost {
         candidate.peer = peer
         this.#candidates.delete(address)
         this.#candidates.set(address, candidate)
-        if (this.#candidates.size > candidatesMax)
-          this.#candidates.delete(this.#candidates.keys().next().value ?? address)
+        if (this.#candidates.size > candidatesMax) this.#forgetCandidate()
         if (this.#ready) this.#dialMore(this.#deps.monotonic())
       }
     } catch {
       // The source of peers broke; those that are known go on being used, and others may dial us.
     }
+  }
+
+  /** One that failed, else the one that is known for longest. */
+  #forgetCandidate(): void {
+    const failed = this.#failed.values().next().value
+    const [oldest] = this.#candidates.keys()
+    const address = failed ?? oldest
+    if (address === undefined) return
+    this.#candidates.delete(address)
+    this.#failed.delete(address)
   }
 
   #dialMore(now: number): void {
@@ -648,6 +660,7 @@ export class Torrent implements EngineHandle, PeerHost {
     try {
       const { link, shaken } = await this.#deps.connect(candidate.peer, this.infoHash)
       candidate.failures = 0
+      this.#failed.delete(address)
       candidate.nextMs = this.#deps.monotonic() + redialMs
       if (this.#complete || this.#closing) link.socket.destroy()
       else this.add(link, shaken, candidate.peer)
@@ -657,10 +670,12 @@ export class Torrent implements EngineHandle, PeerHost {
       if (this.#candidates.get(address) === candidate) {
         this.#candidates.delete(address)
         this.#candidates.set(address, candidate)
+        this.#failed.add(address)
       }
     } finally {
       candidate.dialling = false
       this.#dialling--
+      this.#dialMore(this.#deps.monotonic())
     }
   }
 
@@ -858,6 +873,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#webseed?.abort()
     this.#webseed = undefined
     this.#candidates.clear()
+    this.#failed.clear()
     this.#signal.removeEventListener('abort', this.#onAbort)
     this.#freeSpare()
     this.#writer.close()

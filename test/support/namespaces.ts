@@ -25,52 +25,63 @@ export interface Namespace extends Addresses {
 export type RunningChild = ReturnType<typeof spawnIn>
 
 export interface Network {
-  readonly namespaces: readonly Namespace[]
   /** The test's own end of the bridge: what listens there is reached from every namespace, and it reaches them all. */
   readonly bridge: Addresses
+  /** Makes so many namespaces on the bridge. At the end of the test their processes are killed and they are removed. */
+  addNamespaces(t: Owner, count: number): Promise<Namespace[]>
 }
 
 /** Subnets that are tried before it gives up. */
 const subnetTries = 20
 
-/** Makes so many namespaces on a bridge of their own. With the end of the test their processes are killed and all of it is removed. */
-export async function startNetwork(t: Owner, count: number): Promise<Network> {
-  const children = new Set<RunningChild>()
-  const undo: (() => Promise<unknown>)[] = []
-  t.after(async () => {
-    await Promise.all([...children].map(kill))
-    await Promise.all(undo.map(async (each) => each()))
-  })
-  const { bridge, ...subnet } = await claimSubnet()
-  undo.push(async () => ip('link', 'delete', bridge))
-  const own = subnet.addressesOf(1)
-  await ip('address', 'add', `${own.ipv4}/24`, 'dev', bridge)
-  await ip('address', 'add', `${own.ipv6}/64`, 'dev', bridge, 'nodad')
-  await ip('link', 'set', bridge, 'up')
-  const namespaces: Namespace[] = []
-  for (let number = 2; number < count + 2; number++) {
-    // Both ends of its cable are named after it, and go with it.
-    const name = `${bridge}-${number}`
-    const addresses = subnet.addressesOf(number)
-    await ip('netns', 'add', name)
-    undo.push(async () => ip('netns', 'delete', name))
-    await ip('link', 'add', name, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
-    await ip('link', 'set', name, 'master', bridge, 'up')
-    await ip('-n', name, 'address', 'add', `${addresses.ipv4}/24`, 'dev', 'eth0')
-    await ip('-n', name, 'address', 'add', `${addresses.ipv6}/64`, 'dev', 'eth0', 'nodad')
-    await ip('-n', name, 'link', 'set', 'lo', 'up')
-    await ip('-n', name, 'link', 'set', 'eth0', 'up')
-    namespaces.push({
-      ...addresses,
-      name,
-      spawn: (command, args) => {
-        const child = spawnIn(name, command, args)
-        children.add(child)
-        return child
-      },
-    })
+/** Makes a bridge with a subnet of its own, and removes it at the end. */
+export async function startNetwork(t: Owner): Promise<Network> {
+  const { name, addressesOf } = await claimSubnet(t)
+  const bridge = addressesOf(1)
+  await ip('address', 'add', `${bridge.ipv4}/24`, 'dev', name)
+  await ip('address', 'add', `${bridge.ipv6}/64`, 'dev', name, 'nodad')
+  await ip('link', 'set', name, 'up')
+  let number = 1
+  return {
+    bridge,
+    addNamespaces: async (owner, count) => {
+      const numbers = Array.from({ length: count }, () => ++number)
+      return Promise.all(
+        numbers.map(async (each) => addNamespace(owner, name, `${name}-${each}`, addressesOf(each))),
+      )
+    },
   }
-  return { namespaces, bridge: own }
+}
+
+async function addNamespace(
+  t: Owner,
+  bridge: string,
+  name: string,
+  addresses: Addresses,
+): Promise<Namespace> {
+  const children: RunningChild[] = []
+  await ip('netns', 'add', name)
+  t.after(async () => {
+    await Promise.all(children.map(kill))
+    // Otherwise the cable goes some time after its namespace.
+    await ip('link', 'delete', name).catch(() => undefined)
+    await ip('netns', 'delete', name)
+  })
+  await ip('link', 'add', name, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
+  await ip('link', 'set', name, 'master', bridge, 'up')
+  await ip('-n', name, 'address', 'add', `${addresses.ipv4}/24`, 'dev', 'eth0')
+  await ip('-n', name, 'address', 'add', `${addresses.ipv6}/64`, 'dev', 'eth0', 'nodad')
+  await ip('-n', name, 'link', 'set', 'lo', 'up')
+  await ip('-n', name, 'link', 'set', 'eth0', 'up')
+  return {
+    ...addresses,
+    name,
+    spawn: (command, args) => {
+      const child = spawnIn(name, command, args)
+      children.push(child)
+      return child
+    },
+  }
 }
 
 /** Resolves once something accepts connections there. @throws Error after 15 s */
@@ -96,25 +107,34 @@ async function accepts(host: string, port: number): Promise<boolean> {
 }
 
 /** The bridge's name is the claim: of tests that choose the same subnet at once only one can make it. */
-async function claimSubnet() {
+async function claimSubnet(t: Owner) {
   for (let tries = 0; tries < subnetTries; tries++) {
     const [high, low] = [randomInt(64, 256), randomInt(256)]
     const { stdout } = await ip('-oneline', 'address', 'show', 'to', `10.${high}.${low}.0/24`)
     if (stdout !== '') continue
-    const bridge = `rs-${high}-${low}`
+    const name = `rs-${high}-${low}`
+    // Without an address of its own a bridge takes one from its cables, and another as they go: who knew the old one reaches nobody.
+    const mac = ['02', '00', '0a', hex(high), hex(low), '01'].join(':')
     try {
-      await ip('link', 'add', bridge, 'type', 'bridge')
+      await ip('link', 'add', name, 'address', mac, 'type', 'bridge')
     } catch (error) {
       if (String(error).includes('File exists')) continue
       throw error
     }
+    t.after(async () => {
+      await ip('link', 'delete', name)
+    })
     const addressesOf = (number: number): Addresses => ({
       ipv4: `10.${high}.${low}.${number}`,
       ipv6: `fd00:${high.toString(16)}:${low.toString(16)}::${number.toString(16)}`,
     })
-    return { bridge, addressesOf }
+    return { name, addressesOf }
   }
   throw new Error(`Cannot make a network: ${subnetTries} subnets of 10.0.0.0/8 are taken`)
+}
+
+function hex(byte: number): string {
+  return byte.toString(16).padStart(2, '0')
 }
 
 /** `ip netns exec` becomes the command: the process id is that of the command. */

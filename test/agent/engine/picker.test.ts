@@ -194,6 +194,21 @@ test('a far peer gives what no near one has, nor has claimed, unless the rack st
   assert.deepEqual(asked({ anything: true }), [0, 1, 2, 3])
 })
 
+test('two peers that are given up keep no third from being asked', () => {
+  const picker = createPicker(1, 1, unit)
+  const [one, two, three, four] = [1, 2, 3, 4].map(() => joinWith(picker, [0]))
+  assert.ok(one && two && three && four)
+  const first = picker.next({ ...free, peer: one })
+  const second = picker.hedge({ ...free, peer: two }, 0)
+  assert.ok(first && second)
+  assert.equal(picker.hedge({ ...free, peer: three }, 0), undefined, 'two may still answer')
+  first.dueMs = second.dueMs = Infinity
+  const third = picker.hedge({ ...free, peer: three }, 0)
+  assert.ok(third)
+  third.dueMs = 1000
+  assert.ok(picker.hedge({ ...free, peer: four }, 0), 'one may still answer')
+})
+
 test('without memory for another piece only those begun are gone on with', () => {
   const picker = createPicker(2)
   const [one, two] = [joinWith(picker, all(2)), joinWith(picker, all(2))]
@@ -367,8 +382,9 @@ class Model {
         ask.dueMs > readyMs &&
         unitsOf(ask).every((number) => {
           const askers = this.#askers(ask.piece, number)
-          return askers.length < 2 && askers.every((other) => other.peer !== peer)
+          return askers.length < 8 && askers.every((other) => other.peer !== peer)
         }) &&
+        this.#hopeful(ask) < 2 &&
         !unitsOf(ask).every((number) => this.#piece(ask.piece).here.has(number)),
     )
     const ask = this.picker.hedge(options, readyMs)
@@ -499,7 +515,7 @@ class Model {
     assert.equal(ask.peer, peer)
     assert.ok(this.#hasPiece(peer, ask.piece) || ask.length === this.picker.pieceSize(ask.piece))
     this.asks.push(ask)
-    for (const number of unitsOf(ask)) assert.ok(this.#askers(ask.piece, number).length <= 2)
+    for (const number of unitsOf(ask)) assert.ok(this.#askers(ask.piece, number).length <= 8)
   }
 
   #drop(ask: Ask): void {
@@ -522,6 +538,15 @@ class Model {
 
   #copies(piece: number, nearOnly: boolean): number {
     return this.peers.filter((peer) => (peer.near || !nearOnly) && this.#hasPiece(peer, piece)).length
+  }
+
+  #hopeful(ask: Ask): number {
+    return this.asks.filter(
+      (other) =>
+        other.piece === ask.piece &&
+        other.dueMs < Infinity &&
+        unitsOf(other).some((number) => unitsOf(ask).includes(number)),
+    ).length
   }
 
   #askers(piece: number, number: number): Ask[] {

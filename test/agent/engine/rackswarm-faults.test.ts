@@ -290,7 +290,12 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     )
     const itself = peerAt(engine.port)
     const file = join(directory, 'copy')
-    const handle = startFetch(engine, blob, file, peerFeed(itself, ...dead, itself, seeder.peer))
+    const handle = startFetch(
+      engine,
+      blob,
+      file,
+      peerFeed(itself, ...dead.slice(0, 4000), seeder.peer, ...dead.slice(4000), itself),
+    )
     await assertFetched(handle, blob, file)
   })
 
