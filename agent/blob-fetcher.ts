@@ -57,8 +57,8 @@ export interface BlobFetcherDeps {
   cache: BlobCache
   hasher: PrefixHasher
   server: Pick<ServerClient, 'swarmGrant'>
-  /** Where this host's tokens for other agents go; undefined: they are not shown. */
-  peerTokens: Pick<PeerTokens, 'tokenFor' | 'keep' | 'forget'> | undefined
+  /** Where this host's tokens for other agents go. */
+  peerTokens: Pick<PeerTokens, 'tokenFor' | 'keep' | 'forget'>
   registry: Pick<RegistryClient, 'pullBlob'>
   fetchesMax: number
   stallMs: number
@@ -255,6 +255,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       throw new WrongDigestError(`Cannot fetch ${want.digest}: the server gave the torrent of something else`)
     }
     await cache.putTorrent(want.digest, torrent)
+    await keepGrant(want, grant)
     await fetchFromSwarm(job, metainfo, grant)
   }
 
@@ -300,7 +301,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     const announcement = announcer.add({
       infoHash: metainfo.infoHash,
       grant: announceGrantOf(first),
-      renew: async (signal) => announceGrantOf(await askGrant(want, undefined, signal)),
+      renew: async (signal) => announceGrantOf(await renewGrant(want, undefined, signal)),
       progress: () => ({
         left: metainfo.length - job.bytesDone,
         downloaded: downloadedOf(job),
@@ -348,7 +349,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       reviewedAt = monotonic()
     }
     const review = (stalledMs: number | undefined) =>
-      askGrant(want, stalledMs, signal).then(use, (error: unknown) => {
+      renewGrant(want, stalledMs, signal).then(use, (error: unknown) => {
         reviewedAt = monotonic()
         log.debug({ digest: want.digest, error: (error as Error).message }, 'the grant was not renewed')
       })
@@ -482,12 +483,12 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     job.handle = undefined
   }
 
-  const askGrant = async (
+  const askGrant = (
     { repository, digest }: BlobWant,
     stalledMs: number | undefined,
     signal: AbortSignal,
-  ): Promise<SwarmGrant> => {
-    const grant = await deps.server.swarmGrant(
+  ): Promise<SwarmGrant> =>
+    deps.server.swarmGrant(
       {
         repository,
         digest,
@@ -495,12 +496,17 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       },
       AbortSignal.any([signal, AbortSignal.timeout(grantTimeoutMs)]),
     )
-    const { peerToken } = grant
-    const infoHash = infoHashFromHex(grant.infohash)
-    if (peerToken === undefined || deps.peerTokens?.tokenFor(infoHash) !== peerToken) {
-      await cache.putGrant(digest, { repository, peerToken })
-      if (peerToken !== undefined) deps.peerTokens?.keep(infoHash, peerToken)
-    }
+
+  /** Beside the blob, so that it can be seeded after a restart while the server is away. */
+  const keepGrant = async ({ repository, digest }: BlobWant, { infohash, peerToken }: SwarmGrant) => {
+    await cache.putGrant(digest, { repository, peerToken })
+    if (peerToken !== undefined) deps.peerTokens.keep(infoHashFromHex(infohash), peerToken)
+  }
+
+  const renewGrant = async (...asked: Parameters<typeof askGrant>): Promise<SwarmGrant> => {
+    const grant = await askGrant(...asked)
+    if (deps.peerTokens.tokenFor(infoHashFromHex(grant.infohash)) !== grant.peerToken)
+      await keepGrant(asked[0], grant)
     return grant
   }
 
@@ -553,7 +559,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     seeds.delete(digest)
     count(seed.handle)
     await Promise.all([seed.handle.close(), seed.announcement.close()])
-    deps.peerTokens?.forget(infoHashFromHex(seed.infohash))
+    deps.peerTokens.forget(infoHashFromHex(seed.infohash))
   }
 
   return {
@@ -619,11 +625,11 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       const blob = await cache.find(digest, stored?.metainfo.length)
       if (!stored || !blob) return
       const want: BlobWant = { repository: stored.repository, digest, sizeBytes: blob.sizeBytes }
-      if (stored.peerToken !== undefined) deps.peerTokens?.keep(stored.metainfo.infoHash, stored.peerToken)
+      if (stored.peerToken !== undefined) deps.peerTokens.keep(stored.metainfo.infoHash, stored.peerToken)
       const announcement = announcer.add({
         infoHash: stored.metainfo.infoHash,
         grant: undefined,
-        renew: async (signal) => announceGrantOf(await askGrant(want, undefined, signal)),
+        renew: async (signal) => announceGrantOf(await renewGrant(want, undefined, signal)),
         progress: () => ({ left: 0, downloaded: 0, uploaded: uploadedOf(seeds.get(digest)?.handle) }),
         spreadMs,
       })

@@ -397,8 +397,8 @@ export class Picker {
   }
 }
 
-/** 0 … count - 1 (Fisher and Yates). */
-function shuffled(count: number, random: () => number): Int32Array {
+/** 0 … count - 1 in a random order (Fisher and Yates). */
+export function shuffled(count: number, random: () => number): Int32Array {
   const pieces = Int32Array.from({ length: count }, (_, piece) => piece)
   for (let i = count - 1; i > 0; i--) {
     const j = Math.floor(random() * (i + 1))

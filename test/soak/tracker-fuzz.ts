@@ -14,6 +14,7 @@ import { createMemoryPeerStore } from '../../server/tracker/memory/memory-peer-s
 import { createTopology } from '../../server/tracker/topology.ts'
 import type { Tracker } from '../../server/tracker/tracker.ts'
 import { createTracker } from '../../server/tracker/tracker.ts'
+import { randomOf } from '../agent/engine/fixtures.ts'
 import { hostileStreams, packetsOf, readerVerdict } from '../support/http-streams.ts'
 import type { TrackerProcess } from '../support/tracker.ts'
 import {
@@ -324,17 +325,6 @@ function spoil(good: readonly Buffer[], likely: string, random: () => number): B
 function sourceOf(random: () => number) {
   const length = random() < 0.5 ? 4 : 16
   return ipFromBytes(Uint8Array.from({ length }, () => Math.floor(random() * 256)))
-}
-
-/** mulberry32: a run can be had again by its seed. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
 }
 
 if (import.meta.main) {

@@ -1,3 +1,5 @@
+import { shuffled } from '../picker.ts'
+
 /** The part of a webtorrent piece that says whether a block of it is free to be asked for. */
 interface OpenPiece {
   readonly _chunks: number
@@ -23,13 +25,7 @@ const unfinishedMax = 16
 
 /** Rarest first (BEP 3) over `count` pieces; `random` gives numbers in [0, 1). One pass over the missing pieces a call. */
 export function createPiecePicker(count: number, random: () => number): PiecePicker {
-  const missing = Array.from({ length: count }, (_, piece) => piece)
-  for (let i = count - 1; i > 0; i--) {
-    const j = Math.floor(random() * (i + 1))
-    const piece = missing[i] ?? 0
-    missing[i] = missing[j] ?? 0
-    missing[j] = piece
-  }
+  const missing = [...shuffled(count, random)]
   /** Drops what is there from the list on the way, so that the passes get shorter. */
   function* openPieces(pieces: readonly (OpenPiece | null)[]): Generator<[number, OpenPiece]> {
     for (let i = missing.length - 1; i >= 0; i--) {
