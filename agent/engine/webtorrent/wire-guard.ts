@@ -10,16 +10,23 @@ const unsentBytesMax = 8 * 1024 * 1024
 
 let guarded = false
 
-/** Connections whose requests are not answered yet. */
-const held = new WeakSet<object>()
+/** What is asked over connections that may not have it yet. */
+const held = new WeakMap<object, (() => void)[]>()
 
-/** From now on the requests of a peer are not answered. */
+/** From now on the requests of a peer wait. */
 export function holdBack(wire: object): void {
-  held.add(wire)
+  held.set(wire, [])
 }
 
-export function letThrough(wire: object): void {
+/** They are answered, those that waited first. */
+export function letThrough(wire: { destroy(): void }): void {
+  const waiting = held.get(wire) ?? []
   held.delete(wire)
+  try {
+    for (const answer of waiting) answer()
+  } catch {
+    wire.destroy()
+  }
 }
 
 /**
@@ -47,11 +54,16 @@ export function guardWires(): void {
     },
     _onRequest(this: Wire, index: number, offset: number, length: number) {
       if (length > messageBytesMax) throw new RangeError(`Cannot send a block of ${length} bytes`)
-      if (held.has(this)) return
       // Twice as many: a peer may not have read yet how many it may have.
       if (this.peerRequests.length >= 2 * requestsMax || this._readableState.buffered > unsentBytesMax)
         throw new RangeError('Cannot take more requests: the peer does not read what it asked for')
-      onRequest.call(this, index, offset, length)
+      const answer = () => {
+        onRequest.call(this, index, offset, length)
+      }
+      const waiting = held.get(this)
+      if (waiting === undefined) answer()
+      else if (waiting.length < 2 * requestsMax) waiting.push(answer)
+      else throw new RangeError('Cannot take more requests: the peer has not shown yet that it may ask')
     },
   })
 }
