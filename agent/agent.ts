@@ -9,6 +9,7 @@ import { createServerClient } from '../lib/client/server-client.ts'
 import { isLoopback, parseIp } from '../lib/protocol/address.ts'
 import type { Digest } from '../lib/protocol/digest.ts'
 import { parseDigest } from '../lib/protocol/digest.ts'
+import { restartNeeded } from '../lib/runtime/changed-settings.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
 import { makeDirectory } from '../lib/runtime/files.ts'
 import type { Logger } from '../lib/runtime/log.ts'
@@ -21,8 +22,9 @@ import { createBlobFetcher } from './blob-fetcher.ts'
 import type { AgentConfig } from './config.ts'
 import { startControlApi } from './control-api.ts'
 import { openCredential } from './credential.ts'
-import type { Engine, EngineConfig } from './engine/engine.ts'
+import type { Engine, EngineConfig, Limits } from './engine/engine.ts'
 import { createFollower } from './follower.ts'
+import { openHostIdentity } from './host-identity.ts'
 import { createAgentMetrics, startMetricsServer } from './metrics.ts'
 import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
@@ -49,7 +51,12 @@ export interface Agent extends AsyncDisposable {
     readonly metricsUrl: string
     readonly dataDir: string
   }
+  /** Puts the limits of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
+  reload(config: AgentConfig): string[]
 }
+
+/** What a reload puts in force. */
+const live = ['log_level', 'limits.download', 'limits.upload', 'limits.from_distance']
 
 /** First announces of what is held are spread over this long, and no longer than this for each blob. */
 const seedSpreadMaxMs = 10_000
@@ -63,6 +70,7 @@ const reportedMax = 1000
 export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<Agent> {
   const { log, now, monotonic, random } = deps
   checkPlaintext(config)
+  checkEngine(config)
   await using started = new AsyncDisposableStack()
   const paths = defaultPaths('agent')
   const dataDir = config.data_dir ?? paths.data
@@ -82,7 +90,9 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
   const server = createServerClient(http)
   const registry = createRegistryClient(http)
   const connect = { timeout: 5000, ...(ca === undefined ? {} : { ca }) }
-  const dispatcher = new HttpAgent({ connections: 8, connect })
+  // The tracker hands out the address that an announce comes from.
+  const announceFrom = config.peer_addr === undefined ? {} : { localAddress: config.peer_addr }
+  const dispatcher = new HttpAgent({ connections: 8, connect, ...announceFrom })
   started.defer(() => dispatcher.destroy())
   // Of its own: bodies that come slowly would hold all connections, and announces wait behind them.
   const webseedDispatcher = new HttpAgent({ connections: 8, connect })
@@ -135,6 +145,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     }
   })
 
+  const identity =
+    config.peer_tls === 'off' ? undefined : await openHostIdentity(join(dataDir, 'peer-identity.pem'), host)
   const hasher = started.use(createPrefixHasher())
   const peerTokens = started.use(
     createPeerTokens(
@@ -146,6 +158,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     await engines[config.engine](
       {
         port: config.peer_port,
+        address: config.peer_addr,
         connectionsMax: config.limits.connections_max,
         // Read at each handshake: where the address table decides, the place is known only after the first report.
         identity: {
@@ -154,12 +167,10 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
             return place()
           },
         },
-        limits: {
-          downloadBytesPerSecond: config.limits.download,
-          uploadBytesPerSecond: config.limits.upload,
-        },
+        limits: limitsOf(config),
         peerTokens,
         admission: config.peers === 'approved' ? peerTokens : undefined,
+        tls: identity && { ...identity, required: config.peer_tls === 'require' },
       },
       { monotonic, random, dispatcher: webseedDispatcher },
     ),
@@ -184,6 +195,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       hasher,
       server,
       peerTokens,
+      certificate: identity?.thumbprint,
       registry,
       fetchesMax: config.limits.fetches_max,
       stallMs: config.stall_timeout,
@@ -344,7 +356,25 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       metricsUrl: `http://${config.metrics_addr.replace(/:\d+$/, '')}:${metricsServer.port}`,
       dataDir,
     },
+    reload: (next) => {
+      checkEngine(next)
+      engine.setLimits(limitsOf(next))
+      return restartNeeded(config, next, live)
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
+function limitsOf({ limits }: AgentConfig): Limits {
+  return {
+    downloadBytesPerSecond: limits.download,
+    uploadBytesPerSecond: limits.upload,
+    fromDistance: new Map(
+      limits.from_distance.map(({ distance, download, upload }) => [
+        distance,
+        { downloadBytesPerSecond: download, uploadBytesPerSecond: upload },
+      ]),
+    ),
   }
 }
 
@@ -375,6 +405,25 @@ function checkPlaintext(config: AgentConfig): void {
   throw new ConfigError([
     `server: ${config.server} is another machine, where plaintext shows every credential: use https:, or set insecure_plaintext: true`,
   ])
+}
+
+/** @throws ConfigError naming the settings that webtorrent knows nothing of */
+function checkEngine({ engine, peer_addr, peer_tls, peers, limits }: AgentConfig): void {
+  const faults: string[] = []
+  if (engine !== 'rackswarm') {
+    const own = {
+      peer_addr: peer_addr !== undefined,
+      peer_tls: peer_tls !== 'off',
+      'limits.from_distance': limits.from_distance.length > 0,
+    }
+    for (const [setting, isSet] of Object.entries(own))
+      if (isSet) faults.push(`${setting}: needs engine: rackswarm`)
+  }
+  if (peer_tls !== 'off' && peers !== 'approved')
+    faults.push(
+      `peer_tls: ${peer_tls} needs peers: approved, since a certificate counts by the token that names it`,
+    )
+  if (faults.length > 0) throw new ConfigError(faults)
 }
 
 async function readCa(file: string): Promise<string> {

@@ -35,6 +35,8 @@ export interface Announcement {
   announceNow(): void
   completed(): void
   setGrant(grant: AnnounceGrant): void
+  /** Hosts that have everything, this one included, as the tracker last said. */
+  readonly seeds: number | undefined
   /** Why the last announce failed, in words without secrets. */
   readonly lastError: string | undefined
   /** Leaves the swarm: `stopped` is sent, with a short deadline. */
@@ -87,6 +89,7 @@ interface Entry extends AnnounceOptions {
   refusedAt: number
   minIntervalMs: number
   trackerId: string | undefined
+  seeds: number | undefined
   waits: Generator<number, never>
   lastError: string | undefined
   /** An announce was sent; whether it arrived is another matter. */
@@ -156,6 +159,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         entry.event === undefined
           ? monotonic() + Math.max(1000, reply.intervalSeconds * 1000 * (0.9 + random() / 10))
           : monotonic()
+      entry.seeds = reply.complete
       entry.stream.push(toEnginePeers(reply))
       if (reply.rackswarm) noteEpoch('announce', reply.rackswarm.epoch, entry)
     } catch (error) {
@@ -274,6 +278,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         refusedAt: -Infinity,
         minIntervalMs: 0,
         trackerId: undefined,
+        seeds: undefined,
         waits: newWaits(options),
         lastError: undefined,
         mayBeKnown: false,
@@ -298,6 +303,9 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
         },
         setGrant: (grant) => {
           entry.currentGrant = grant
+        },
+        get seeds() {
+          return entry.seeds
         },
         get lastError() {
           return entry.lastError

@@ -59,6 +59,8 @@ export interface BlobFetcherDeps {
   server: Pick<ServerClient, 'swarmGrant'>
   /** Where this host's tokens for other agents go. */
   peerTokens: Pick<PeerTokens, 'tokenFor' | 'keep' | 'forget'>
+  /** The thumbprint of this host's certificate, which they are to name. */
+  certificate: string | undefined
   registry: Pick<RegistryClient, 'pullBlob'>
   fetchesMax: number
   stallMs: number
@@ -358,6 +360,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         metainfo,
         file: cache.partialFile(want.digest),
         peers: announcement.peers,
+        seeds: () => announcement.seeds,
         webseed,
         signal,
       })
@@ -493,6 +496,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         repository,
         digest,
         ...(stalledMs === undefined ? {} : { stalledSeconds: Math.floor(stalledMs / 1000) }),
+        ...(deps.certificate === undefined ? {} : { certificate: deps.certificate }),
       },
       AbortSignal.any([signal, AbortSignal.timeout(grantTimeoutMs)]),
     )
@@ -637,6 +641,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         metainfo: stored.metainfo,
         file: cache.file(digest),
         peers: announcement.peers,
+        seeds: () => announcement.seeds,
         signal: new AbortController().signal,
       })
       seeds.set(digest, { want, handle, announcement, infohash: infoHashToHex(stored.metainfo.infoHash) })

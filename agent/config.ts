@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { formatReference, parseReference } from '../lib/protocol/reference.ts'
-import { duration, size } from '../lib/runtime/config.ts'
+import { formatIp, parseIp } from '../lib/protocol/address.ts'
+import { duration, parsed, size } from '../lib/runtime/config.ts'
 
 const reference = z.string().transform((text, context) => {
   try {
@@ -10,6 +11,12 @@ const reference = z.string().transform((text, context) => {
     return z.NEVER
   }
 })
+
+function readIp(text: string): string {
+  const ip = parseIp(text)
+  if (ip === undefined) throw new Error('need an IP address')
+  return formatIp(ip)
+}
 
 /** agent.yaml. */
 export const AgentConfig = z.strictObject({
@@ -90,16 +97,42 @@ export const AgentConfig = z.strictObject({
     .max(65535)
     .default(6881)
     .describe('TCP port for other peers; 0 lets the system choose.'),
+  peer_addr: parsed(readIp)
+    .optional()
+    .describe(
+      'The IP address to listen on for other peers, and to dial them and to announce from. Default: every address, and what the system chooses.',
+    ),
+  peer_tls: z
+    .enum(['off', 'accept', 'require'])
+    .default('off')
+    .describe(
+      'TLS 1.3 between agents, each with a certificate of its own that its token names: `accept` takes connections with and without it, `require` only such as have it, and dials with it. For a fleet: first `accept` everywhere, then `require`. Halves the rate.',
+    ),
   limits: z
     .strictObject({
       download: size().prefault('512MiB').describe('Bytes a second from all sources.'),
       upload: size().prefault('512MiB').describe('Bytes a second to all peers.'),
+      from_distance: z
+        .array(
+          z.strictObject({
+            distance: z
+              .int()
+              .min(1)
+              .max(255)
+              .describe('1 is whatever leaves the rack, 2 what leaves the level above it, and so on.'),
+            download: size().optional().describe('Bytes a second from there.'),
+            upload: size().optional().describe('Bytes a second to there.'),
+          }),
+        )
+        .max(16)
+        .default([])
+        .describe('Within these, for all peers of a distance or more together.'),
       connections_max: z.int().positive().default(60).describe('Connections per torrent.'),
       fetches_max: z.int().positive().default(4).describe('Blobs fetched at once.'),
     })
     .prefault({})
     .describe(
-      'What the host gives to the swarm; what you trade is the speed of a deploy against what runs on the host.',
+      'What the host gives to the swarm; what you trade is the speed of a deploy against what runs on the host. Rates are read again on SIGHUP.',
     ),
   disk: z
     .strictObject({

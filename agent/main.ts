@@ -1,8 +1,9 @@
 import { setFlagsFromString } from 'node:v8'
 import { createLog } from '../lib/runtime/log.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
-import { runDaemon } from '../lib/runtime/program.ts'
+import { loggedReload, runDaemon } from '../lib/runtime/program.ts'
 import { version } from '../lib/runtime/version.ts'
+import type { Agent } from './agent.ts'
 import { startAgent } from './agent.ts'
 import { AgentConfig } from './config.ts'
 
@@ -14,6 +15,7 @@ export async function main(argv: string[]): Promise<void> {
   const bootstrapToken = process.env['RACKSWARM_BOOTSTRAP_TOKEN']
   // Children and core dumps need not know it.
   delete process.env['RACKSWARM_BOOTSTRAP_TOKEN']
+  let agent: Agent | undefined
   await runDaemon(
     {
       name: 'rackswarm-agent',
@@ -22,14 +24,16 @@ export async function main(argv: string[]): Promise<void> {
       defaultConfig: defaultPaths('agent').config,
       start: async (config) => {
         log.level = config.log_level
-        return startAgent(config, {
+        agent = await startAgent(config, {
           log,
           now: Date.now,
           monotonic: () => performance.now(),
           random: Math.random,
           bootstrapToken,
         })
+        return agent
       },
+      reload: loggedReload(log, (next: AgentConfig) => agent?.reload(next) ?? []),
       started: (addresses) => {
         log.info({ version, ...addresses }, 'agent is running')
       },

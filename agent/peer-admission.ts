@@ -1,4 +1,3 @@
-import type { Ip } from '../lib/protocol/address.ts'
 import { cidrContains } from '../lib/protocol/cidr.ts'
 import type { InfoHash } from '../lib/protocol/infohash.ts'
 import type { Logger } from '../lib/runtime/log.ts'
@@ -8,7 +7,7 @@ import type { KeySetVerifier } from '../lib/token/key-set-verifier.ts'
 import { openKeySetVerifier } from '../lib/token/key-set-verifier.ts'
 import { issuerOf } from '../lib/token/verifier.ts'
 import { createSmallVerifyPool } from '../lib/token/verify-pool.ts'
-import type { PeerAdmission, PeerTokenSource } from './engine/engine.ts'
+import type { PeerAdmission, PeerTokenSource, TokenSender } from './engine/engine.ts'
 
 /** Peers whose tokens are being looked at. */
 const checksMax = 256
@@ -65,16 +64,19 @@ export function createPeerTokens(
     return opening
   }
 
-  const check = async (token: string, infoHash: InfoHash, from: Ip) => {
+  const check = async (token: string, infoHash: InfoHash, { ip, thumbprint }: TokenSender) => {
     const own = tokens.get(infoHash)
     // Who has no token of its own yet cannot say whom it trusts.
     if (own === undefined) throw new TokenError('unknown_key')
     const { scopes, cidr, expiresAt, subject, rack, ...claims } = await (
       await verifierBy(own)
-    ).verify(token, 'announce', { from })
+    ).verify(token, 'announce', { from: ip })
     if (!scopes.has('peer')) throw new TokenError('wrong_scope')
     if (claims.infoHash !== infoHash) throw new TokenError('wrong_infohash')
-    if (cidr && !cidrContains(cidr, from)) throw new TokenError('wrong_address')
+    if (cidr && !cidrContains(cidr, ip)) throw new TokenError('wrong_address')
+    // Who shows another's token does not hold the key of the certificate that it names.
+    if (thumbprint !== undefined && claims.certificate !== thumbprint)
+      throw new TokenError('wrong_certificate')
     return { untilMs: expiresAt.getTime() + clockToleranceMs, host: subject, place: rack }
   }
 

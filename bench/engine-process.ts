@@ -1,9 +1,10 @@
-// One side of a transfer in a process of its own: `rackswarm|webtorrent|floor seed|fetch TORRENT FILE`.
+// One side of a transfer in a process of its own: `rackswarm|rackswarm-tls|webtorrent|floor seed|fetch TORRENT FILE`.
 // It says `ready PORT`. A fetch starts with the line `go PORT` on stdin, where PORT is the seeder's, and says `done` once every
 // piece is verified and written. It stays, to be asked for its CPU and memory, until stdin ends.
 import { readFile } from 'node:fs/promises'
 import { createInterface } from 'node:readline'
 import type { Engine } from '../agent/engine/engine.ts'
+import { createHostIdentity } from '../agent/host-identity.ts'
 import type { Metainfo } from '../lib/protocol/metainfo.ts'
 import { parseTorrent } from '../lib/protocol/metainfo.ts'
 import { peerAt, peerFeed } from '../test/agent/engine/fixtures.ts'
@@ -39,6 +40,11 @@ async function start(side: string, as: Mode): Promise<Transfer> {
     case 'rackswarm': {
       const { createRackswarmEngine } = await import('../agent/engine/rackswarm.ts')
       return startEngine(await createRackswarmEngine(config, deps), as, metainfo)
+    }
+    case 'rackswarm-tls': {
+      const { createRackswarmEngine } = await import('../agent/engine/rackswarm.ts')
+      const tls = { ...createHostIdentity('bench'), required: true }
+      return startEngine(await createRackswarmEngine({ ...config, tls }, deps), as, metainfo)
     }
     case 'webtorrent': {
       const { createWebtorrentEngine } = await import('../agent/engine/webtorrent/webtorrent.ts')

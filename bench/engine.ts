@@ -74,6 +74,7 @@ async function prepare(stack: AsyncDisposableStack, options: BenchOptions): Prom
     'rackswarm',
     'createRackswarmEngine, bundled as it is shipped, no limits, 64 connections',
   )
+  const secure = own(program, 'rackswarm-tls', 'the same, peer_tls: require')
   const webtorrent = own(
     program,
     'webtorrent',
@@ -105,6 +106,7 @@ async function prepare(stack: AsyncDisposableStack, options: BenchOptions): Prom
   }
   return [
     await side(rackswarm, blob, 1),
+    await side(secure, blob, 1),
     await side(webtorrent, blob, 1),
     await side(await startableAria2(stack, blob), blob, 1),
     await side(libtorrent, blob, 1),
@@ -152,7 +154,8 @@ async function measureFetch(client: Client, blob: Blob, seeder: Seeder, count: n
 function own(program: string, name: string, settings: string): Client {
   const start = (mode: string, blob: Blob, directory: string) =>
     startLines(process.execPath, [program, name, mode, blob.torrent, join(directory, blob.name)])
-  return { name: name === 'floor' ? 'raw floor' : `${name} engine`, settings, ...byLines(start) }
+  const names: Record<string, string> = { floor: 'raw floor', 'rackswarm-tls': 'rackswarm engine, TLS' }
+  return { name: names[name] ?? `${name} engine`, settings, ...byLines(start) }
 }
 
 function startableLibtorrent(): Client {

@@ -2,7 +2,7 @@ import { dirname, resolve } from 'node:path'
 import { createLog } from '../lib/runtime/log.ts'
 import { createRandom } from '../lib/runtime/random.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
-import { runDaemon } from '../lib/runtime/program.ts'
+import { loggedReload, runDaemon } from '../lib/runtime/program.ts'
 import { version } from '../lib/runtime/version.ts'
 import { ServerConfig } from './config.ts'
 import { selftest } from './selftest.ts'
@@ -30,19 +30,7 @@ export async function main(argv: string[]): Promise<void> {
         })
         return server
       },
-      reload: async (next) => {
-        const level = log.level
-        try {
-          if (next instanceof Error) throw next
-          // The threads are told of it by the reload.
-          log.level = next.log_level
-          const needRestart = await server?.reload(next)
-          log.info(needRestart && needRestart.length > 0 ? { needRestart } : {}, 'reloaded')
-        } catch (error) {
-          log.level = level
-          log.error({ err: error }, 'reload failed; what was in force stays')
-        }
-      },
+      reload: loggedReload(log, async (next: ServerConfig) => (await server?.reload(next)) ?? []),
       started: (addresses) => {
         log.info({ version, ...addresses }, 'server is listening')
       },

@@ -3,6 +3,7 @@ import { access, constants, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyRequest } from 'fastify'
 import type { ServerInfo } from '../lib/client/api.ts'
+import { restartNeeded } from '../lib/runtime/changed-settings.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
 import { makeDirectory } from '../lib/runtime/files.ts'
 import type { Logger } from '../lib/runtime/log.ts'
@@ -21,6 +22,7 @@ import type { ReadinessCheck } from './health.ts'
 import { startHealthPort } from './health.ts'
 import type { MainPort } from './http.ts'
 import { startMainPort } from './http.ts'
+import { liveSettings } from './live-settings.ts'
 import type { ServerMetrics } from './metrics.ts'
 import { createServerMetrics } from './metrics.ts'
 import { createAccessControl, requireCredential } from './registry/access-control.ts'
@@ -36,7 +38,6 @@ import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
 import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
-import { restartNeeded } from './restart-needed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
 import type { TrackerSecrets } from './tracker-settings.ts'
 import { openTrackerSecrets, storageSettings, topologyOf, trackerSettings } from './tracker-settings.ts'
@@ -221,7 +222,7 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
         setTls(next.http, material)
         await prepared?.commit()
         registry?.replaceTopology(topology)
-        return restartNeeded(config, next)
+        return restartNeeded(config, next, liveSettings(config))
       }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }

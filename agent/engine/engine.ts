@@ -15,12 +15,18 @@ export interface Rates {
   readonly uploadBytesPerSecond: number | undefined
 }
 
-/** Of the whole host, and for all peers of a distance together, beside that; a distance that has no rates has no limit of its own. */
+/** Of the whole host, and within that for all peers of a distance or more together: 1 is whatever leaves the rack. */
 export interface Limits extends Rates {
-  readonly byDistance?: ReadonlyMap<number, Rates>
+  readonly fromDistance?: ReadonlyMap<number, Rates>
 }
 
-export interface FetchOptions {
+/** What is known of a swarm. */
+interface SwarmOptions {
+  /** How many hosts have everything, this one included, as the tracker last said; undefined where it is not known. */
+  readonly seeds?: (() => number | undefined) | undefined
+}
+
+export interface FetchOptions extends SwarmOptions {
   readonly metainfo: Metainfo
   /** Where the bytes go; may hold a part from an earlier run, which is checked, not trusted. */
   readonly file: string
@@ -31,7 +37,7 @@ export interface FetchOptions {
   readonly signal: AbortSignal
 }
 
-export interface SeedOptions {
+export interface SeedOptions extends SwarmOptions {
   readonly metainfo: Metainfo
   /** A whole, verified copy; it is not hashed again. */
   readonly file: string
@@ -127,10 +133,26 @@ export interface PeerTokenSource {
   tokenFor(infoHash: InfoHash): string | undefined
 }
 
+/** Where a token came from. */
+export interface TokenSender {
+  readonly ip: Ip
+  /** Of the certificate that it came under, base64url; undefined without TLS. */
+  readonly thumbprint: string | undefined
+}
+
 /** Who may take part in a swarm, where not everyone may. */
 export interface PeerAdmission {
-  /** Whom a token lets take part, who is seen under this address; undefined where it lets nobody. Never rejects. */
-  admit(token: string, infoHash: InfoHash, from: Ip): Promise<Admitted | undefined>
+  /** Whom a token lets take part; undefined where it lets nobody. Never rejects. */
+  admit(token: string, infoHash: InfoHash, from: TokenSender): Promise<Admitted | undefined>
+}
+
+/** TLS between agents, under certificates that their tokens name. */
+export interface PeerTls {
+  /** Also dials with it, and takes no connection without it. */
+  readonly required: boolean
+  /** PEM. */
+  readonly key: string
+  readonly certificate: string
 }
 
 export interface EngineConfig {
@@ -146,4 +168,6 @@ export interface EngineConfig {
   readonly peerTokens?: PeerTokenSource | undefined
   /** Admits only peers with a token for the torrent. Default: anyone. */
   readonly admission?: PeerAdmission | undefined
+  /** Default: connections with TLS are not taken. */
+  readonly tls?: PeerTls | undefined
 }

@@ -31,6 +31,8 @@ export interface OwnHandshake {
   readonly blockBytesMax: number
   /** How much it is sending, 0 to 1 of what it may; undefined where it does not say. */
   readonly load: number | undefined
+  /** It has everything, also where it shows only a part of it. */
+  readonly isSeed: boolean
 }
 
 export function writeExtendedHandshake(handshake: {
@@ -44,6 +46,7 @@ export function writeExtendedHandshake(handshake: {
         readonly place: string | undefined
         readonly token: string | undefined
         readonly load: number
+        readonly isSeed: boolean
       }
     | undefined
 }): Buffer {
@@ -57,6 +60,7 @@ export function writeExtendedHandshake(handshake: {
       host: own.host,
       load: Math.round(100 * own.load),
       place: own.place,
+      seed: own.isSeed ? 1 : undefined,
       token: own.token,
     },
     v: client,
@@ -87,6 +91,7 @@ export function readExtendedHandshake(payload: Uint8Array): ExtendedHandshake {
             token: text(rs.get('token'), 4096, /^[\w.-]+$/),
             blockBytesMax: integer(rs.get('block'), blockBytes, ownBlockBytes) ?? blockBytes,
             load: percent(rs.get('load')),
+            isSeed: rs.get('seed') === 1,
           }
         : undefined,
   }

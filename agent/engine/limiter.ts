@@ -8,11 +8,15 @@ interface Buckets {
   readonly upload: TokenBucket
 }
 
-/** What the host may move, and beside that what it may move to and from all peers of a distance. Rates change while it works. */
+/**
+ * What the host may move, and within that what it may move to and from all peers of a distance or more: like the links of a network, of which
+ * the farther ones carry what passes the nearer ones too. Rates change while it works.
+ */
 export class Limiter {
   readonly #now: () => number
   readonly #host: Buckets
-  readonly #byDistance = new Map<number, Buckets>()
+  /** By the distance that each begins at. */
+  readonly #from = new Map<number, Buckets>()
 
   constructor(limits: Limits, now: () => number) {
     this.#now = now
@@ -22,12 +26,12 @@ export class Limiter {
 
   set(limits: Limits): void {
     setRates(this.#host, limits)
-    for (const distance of this.#byDistance.keys())
-      if (limits.byDistance?.has(distance) !== true) this.#byDistance.delete(distance)
-    for (const [distance, rates] of limits.byDistance ?? []) {
-      const buckets = this.#byDistance.get(distance) ?? this.#createBuckets()
+    for (const distance of this.#from.keys())
+      if (limits.fromDistance?.has(distance) !== true) this.#from.delete(distance)
+    for (const [distance, rates] of limits.fromDistance ?? []) {
+      const buckets = this.#from.get(distance) ?? this.#createBuckets()
       setRates(buckets, rates)
-      this.#byDistance.set(distance, buckets)
+      this.#from.set(distance, buckets)
     }
   }
 
@@ -42,18 +46,21 @@ export class Limiter {
 
   /** Milliseconds until bytes may be moved; 0 means now. */
   waitMs(direction: Direction, distance: number): number {
-    return Math.max(this.#host[direction].waitMs, this.#byDistance.get(distance)?.[direction].waitMs ?? 0)
+    let waitMs = this.#host[direction].waitMs
+    for (const [from, buckets] of this.#from)
+      if (distance >= from) waitMs = Math.max(waitMs, buckets[direction].waitMs)
+    return waitMs
   }
 
   take(direction: Direction, distance: number, bytes: number): void {
     this.#host[direction].take(bytes)
-    this.#byDistance.get(distance)?.[direction].take(bytes)
+    for (const [from, buckets] of this.#from) if (distance >= from) buckets[direction].take(bytes)
   }
 
   /** Gives back what was taken and not moved. */
   give(direction: Direction, distance: number, bytes: number): void {
     this.#host[direction].give(bytes)
-    this.#byDistance.get(distance)?.[direction].give(bytes)
+    for (const [from, buckets] of this.#from) if (distance >= from) buckets[direction].give(bytes)
   }
 }
 

@@ -44,8 +44,8 @@ export interface PeerHost {
   /** The peer has said something about itself that may change what is asked of it, or given to it. */
   changed(peer: Peer): void
   gained(peer: Peer, piece: number): void
-  /** The peer has everything. */
-  gainedAll(peer: Peer): void
+  /** All that the peer has, as a bitfield of the wire. */
+  gainedThese(peer: Peer, bits: Uint8Array): void
   introduced(peer: Peer, handshake: ExtendedHandshake): void
   claimed(peer: Peer, pieces: readonly number[]): void
   /** Where the bytes of a block go; undefined: they are dropped. */
@@ -89,6 +89,8 @@ export class Peer implements WireHandler {
   owedBytes = 0
   /** When the last bytes of a block came, or the first of the blocks under way was asked for. */
   movedAtMs: number
+  /** When it last took a byte of a block, or joined. */
+  sentAtMs: number
   /** Refusals since it last gave a block, and until when it is not asked again. */
   refusals = 0
   askAgainMs = 0
@@ -124,7 +126,7 @@ export class Peer implements WireHandler {
     this.#limiter = options.limiter
     this.#now = options.now
     const now = options.now()
-    this.openedAtMs = this.movedAtMs = now
+    this.openedAtMs = this.movedAtMs = this.sentAtMs = now
     this.download = new RateMeter(now)
     this.upload = new RateMeter(now)
     this.source = formatAddress(link.ip, link.port)
@@ -259,7 +261,12 @@ export class Peer implements WireHandler {
   }
 
   have(piece: number): void {
-    this.#host.gained(this, piece)
+    if (this.picking !== undefined) {
+      this.#host.gained(this, piece)
+      return
+    }
+    const bits = (this.#bitfieldPending ??= new Uint8Array(Math.ceil(this.#host.pieceCount / 8)))
+    bits[piece >> 3] = (bits[piece >> 3] ?? 0) | (0x80 >> (piece & 7))
   }
 
   bitfield(bits: Uint8Array): void {
@@ -268,8 +275,7 @@ export class Peer implements WireHandler {
       this.#bitfieldPending = Uint8Array.from(bits)
       return
     }
-    for (let piece = 0; piece < this.#host.pieceCount; piece++)
-      if (((bits[piece >> 3] ?? 0) & (0x80 >> (piece & 7))) !== 0) this.#host.gained(this, piece)
+    this.#host.gainedThese(this, bits)
     this.#host.changed(this)
   }
 
@@ -281,12 +287,7 @@ export class Peer implements WireHandler {
   }
 
   haveAll(): void {
-    if (this.picking === undefined) {
-      this.#bitfieldPending = new Uint8Array(Math.ceil(this.#host.pieceCount / 8)).fill(0xff)
-      return
-    }
-    this.#host.gainedAll(this)
-    this.#host.changed(this)
+    this.bitfield(new Uint8Array(Math.ceil(this.#host.pieceCount / 8)).fill(0xff))
   }
 
   haveNone(): void {
@@ -428,6 +429,7 @@ export class Peer implements WireHandler {
     socket.write(lease.bytes, () => {
       lease.release()
       this.#sendingBytes -= block.length
+      this.sentAtMs = this.#now()
       this.serve()
     })
   }

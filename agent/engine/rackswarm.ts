@@ -5,8 +5,7 @@ import type { Dispatcher } from 'undici'
 import { Agent } from 'undici'
 import type { Engine, EngineConfig, EnginePeer, FetchOptions, SeedOptions } from './engine.ts'
 import { Limiter } from './limiter.ts'
-import type { Link } from './link.ts'
-import { accept, awaitHandshake, dial } from './link.ts'
+import { awaitHandshake, createTransport } from './link.ts'
 import { createPieceStore } from './piece-store.ts'
 import { ReadCache } from './read-cache.ts'
 import { tickMs, Torrent } from './torrent.ts'
@@ -36,6 +35,7 @@ export async function createRackswarmEngine(
   const store = createPieceStore()
   const cache = new ReadCache(deps.monotonic)
   const dispatcher = deps.dispatcher ?? new Agent({ connections: 4 })
+  const transport = createTransport(config)
   const sockets = new Set<Socket>()
   let shaking = 0
 
@@ -46,19 +46,20 @@ export async function createRackswarmEngine(
     })
   }
 
-  const answer = async (link: Link): Promise<void> => {
+  const answer = async (socket: Socket): Promise<void> => {
     shaking++
     try {
+      const link = await transport.accept(socket)
       const shaken = await awaitHandshake(link)
       const torrent = torrents.get(Buffer.from(shaken.handshake.infoHash).toString('hex'))
       if (torrent === undefined) {
-        link.socket.destroy()
+        socket.destroy()
         return
       }
       link.socket.write(writeHandshake(shaken.handshake.infoHash, peerId))
       torrent.add(link, shaken, undefined)
     } catch {
-      link.socket.destroy()
+      socket.destroy()
     } finally {
       shaking--
     }
@@ -66,9 +67,8 @@ export async function createRackswarmEngine(
 
   const server = createServer((socket) => {
     keep(socket)
-    const link = accept(socket)
-    if (link === undefined || shaking >= shakingMax) socket.destroy()
-    else void answer(link)
+    if (shaking >= shakingMax) socket.destroy()
+    else void answer(socket)
   })
   server.maxConnections = socketsMax
   await new Promise<void>((resolve, reject) => {
@@ -87,7 +87,7 @@ export async function createRackswarmEngine(
 
   const connect = async ({ endpoint }: EnginePeer, infoHash: Uint8Array) => {
     if (sockets.size >= socketsMax) throw new Error('too many connections')
-    const link = await dial(endpoint, config.address)
+    const link = await transport.dial(endpoint)
     keep(link.socket)
     link.socket.write(writeHandshake(infoHash, peerId))
     const shaken = await awaitHandshake(link)

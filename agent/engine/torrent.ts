@@ -25,6 +25,7 @@ import type { Ask, PickOptions } from './picker.ts'
 import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
+import { SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
@@ -79,6 +80,9 @@ const aheadMs = 500
 const aheadMin = 256 * 1024
 const aheadFirst = 1024 * 1024
 const aheadMax = 4 * 1024 * 1024
+/** Of the pieces that the only seed tells a peer of: at first, and at most. */
+const shownFirst = 4 * 1024 * 1024
+const shownMax = 16 * 1024 * 1024
 /** Below this rate a block of 256 KiB would keep others waiting. */
 const slowRate = 4 * 1024 * 1024
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
@@ -128,6 +132,8 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #seedFile: SeedFile
   readonly #file: string
   readonly #sha1s: string[]
+  readonly #seeds: () => number | undefined
+  #superSeeder: SuperSeeder<Peer> | undefined
   #spare: Uint8Array | undefined
   #bytesVerified = 0
   #listener: ((piece: number) => void) | undefined
@@ -170,6 +176,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#writer = deps.store.open(options.file)
     this.#seedFile = deps.cache.open(options.file)
     this.#sha1s = pieceHashes(metainfo)
+    this.#seeds = options.seeds ?? (() => undefined)
     this.done = this.#outcome.promise.then(() => undefined)
     // Who does not wait for it must not be killed by it.
     this.done.catch(() => undefined)
@@ -301,6 +308,7 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.tick(now)
       this.#watch(peer, now)
     }
+    for (const peer of this.#peers) this.#showMore(peer)
     if (this.#complete || !this.#ready) return
     if (this.#bytesReceived > this.#bytesSeen) {
       this.#bytesSeen = this.#bytesReceived
@@ -325,20 +333,34 @@ export class Torrent implements EngineHandle, PeerHost {
   changed(peer: Peer): void {
     if (peer.picking === undefined) return
     this.#review(peer)
+    this.#showMore(peer)
     this.#pump(peer)
   }
 
   gained(peer: Peer, piece: number): void {
-    if (peer.picking === undefined) return
+    if (peer.picking === undefined || peer.closedWhy !== undefined) return
     this.#picker.gains(peer.picking, piece)
+    this.#superSeeder?.gained(peer, piece)
+    this.#showMore(peer)
+    this.#partFrom(peer)
     if (this.#complete || peer.interesting || this.#have[piece] === 1) return
     peer.setInteresting(true)
     this.#pump(peer)
   }
 
-  gainedAll(peer: Peer): void {
-    if (peer.picking === undefined) return
-    for (let piece = 0; piece < this.pieceCount; piece++) this.#picker.gains(peer.picking, piece)
+  gainedThese(peer: Peer, bits: Uint8Array): void {
+    if (peer.picking === undefined || peer.closedWhy !== undefined) return
+    for (let piece = 0; piece < this.pieceCount; piece++) {
+      if (((bits[piece >> 3] ?? 0) & (0x80 >> (piece & 7))) === 0) continue
+      this.#picker.gains(peer.picking, piece)
+      this.#superSeeder?.gained(peer, piece)
+    }
+    this.#partFrom(peer)
+  }
+
+  /** Two that have everything have nothing to say to each other. */
+  #partFrom(peer: Peer): void {
+    if (this.#complete && peer.picking?.count === this.pieceCount) peer.close('both have everything')
   }
 
   introduced(peer: Peer, { own, port }: ExtendedHandshake): void {
@@ -360,7 +382,7 @@ export class Torrent implements EngineHandle, PeerHost {
     }
     if (peer.checking) return
     peer.checking = true
-    void admission.admit(own.token, this.metainfo.infoHash, peer.link.ip).then((admitted) => {
+    void admission.admit(own.token, this.metainfo.infoHash, peer.link).then((admitted) => {
       peer.checking = false
       if (peer.closedWhy !== undefined) return
       if (admitted === undefined) {
@@ -447,6 +469,7 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const ask of peer.asks) this.#release(ask, peer)
     peer.asks.clear()
     if (peer.picking) this.#picker.leave(peer.picking)
+    this.#superSeeder?.leave(peer)
     const candidate = this.#candidates.get(peer.source)
     if (candidate) candidate.nextMs = this.#deps.monotonic() + redialMs
     if (this.#closing || this.#complete) return
@@ -477,6 +500,7 @@ export class Torrent implements EngineHandle, PeerHost {
                 place: identity.place,
                 token: peerTokens?.tokenFor(this.metainfo.infoHash),
                 load: Math.min(1, this.#peers.size / config.connectionsMax),
+                isSeed: this.#complete,
               }
             : undefined,
         }),
@@ -488,7 +512,11 @@ export class Torrent implements EngineHandle, PeerHost {
     clearTimeout(peer.timer)
     peer.timer = undefined
     peer.picking = this.#picker.join(peer.distance === 0)
-    if (this.#complete) {
+    if (this.#isOnlySeed()) {
+      if (peer.handshake.fast) peer.send(writeSimple(messages.haveNone))
+      this.#superSeeder ??= this.#createSuperSeeder()
+      this.#superSeeder.join(peer)
+    } else if (this.#complete) {
       peer.send(peer.handshake.fast ? writeSimple(messages.haveAll) : writeBitfield(this.#bits()))
     } else if (this.#bytesVerified > 0) {
       peer.send(writeBitfield(this.#bits()))
@@ -497,6 +525,40 @@ export class Torrent implements EngineHandle, PeerHost {
     }
     peer.admitted()
     this.#review(peer)
+    this.#showMore(peer)
+  }
+
+  /** Nobody else has everything, as far as the tracker knows, nor is every piece somewhere else too. */
+  #isOnlySeed(): boolean {
+    return this.#complete && this.#seeds() === 1 && this.#superSeeder?.isOver !== true
+  }
+
+  #createSuperSeeder(): SuperSeeder<Peer> {
+    const seeder = new SuperSeeder<Peer>(this.pieceCount)
+    for (const peer of this.#peers) {
+      for (const [piece, has] of peer.picking?.has.entries() ?? []) if (has === 1) seeder.gained(peer, piece)
+    }
+    return seeder
+  }
+
+  /** Tells a peer of further pieces while this is the only seed, and of all once it is not. */
+  #showMore(peer: Peer): void {
+    const seeder = this.#superSeeder
+    if (seeder === undefined) return
+    if (!this.#isOnlySeed()) {
+      this.#superSeeder = undefined
+      for (const other of this.#peers) for (const piece of seeder.hiddenFrom(other)) other.tellHave(piece)
+      return
+    }
+    const { total, rate } = peer.upload
+    const aheadBytes = total < shownFirst ? shownFirst : Math.min(shownMax, (rate * aheadMs) / 1000)
+    const nowMs = this.#deps.monotonic()
+    const pieces = seeder.next(peer, {
+      ahead: Math.max(2, Math.ceil(aheadBytes / this.metainfo.pieceLength)),
+      stillForMs: nowMs - peer.sentAtMs,
+      nowMs,
+    })
+    for (const piece of pieces) peer.tellHave(piece)
   }
 
   #bits(): Uint8Array {
@@ -545,6 +607,11 @@ export class Torrent implements EngineHandle, PeerHost {
     for (let piece = 0; piece < pieces.length; piece++)
       if (pieces[piece] === 1) this.#picker.gains(picking, piece)
     for (const ask of asks) ask.peer = picking
+  }
+
+  /** It has everything, whatever part of it it shows. */
+  #hasAll({ picking, introduction }: Peer): boolean {
+    return picking?.count === this.pieceCount || introduction?.own?.isSeed === true
   }
 
   /** Where all connections are taken, one that is of no use to either side gives way. */
@@ -636,9 +703,7 @@ export class Torrent implements EngineHandle, PeerHost {
     // Connections that others made, and that may be of no use, are counted apart.
     const dialled = [...this.#peers].filter(({ link }) => !link.incoming).length
     const stuck = now < this.#farUntilMs
-    const served = this.#admitted().some(
-      ({ picking, distance }) => distance === 0 && picking?.count === this.pieceCount,
-    )
+    const served = this.#admitted().some((peer) => peer.distance === 0 && this.#hasAll(peer))
     let far = reserveStep
     for (const [address, candidate] of this.#candidates) {
       if (this.#dialling >= dialsMax || dialled + this.#dialling >= this.#deps.config.connectionsMax) return
@@ -881,9 +946,8 @@ export class Torrent implements EngineHandle, PeerHost {
     await this.#seedFile.hold().catch(() => undefined)
     this.#outcome.resolve(undefined)
     for (const peer of [...this.#peers]) {
-      // Two that have everything have nothing to say to each other.
-      if (peer.picking?.count === this.pieceCount) peer.close('both have everything')
-      else peer.setInteresting(false)
+      peer.setInteresting(false)
+      this.#partFrom(peer)
     }
   }
 

@@ -83,6 +83,11 @@ export const GrantRequest = z.strictObject({
   digest,
   /** Whole seconds without a byte, where a stuck fetch asks for the webseed. */
   stalledSeconds: count.optional(),
+  /** SHA-256 of the certificate that the host shows to other agents, base64url: the peer token will name it. */
+  certificate: z
+    .string()
+    .regex(/^[\w-]{43}$/, 'need the SHA-256 of a certificate, base64url')
+    .optional(),
 })
 export const SwarmGrant = z.object({
   infohash: infoHash,

@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import type { z } from 'zod'
 import { ConfigError, loadConfig, parseConfig } from './config.ts'
+import type { Logger } from './log.ts'
 import { printConfig } from './print-config.ts'
 
 /** A daemon as `main` runs it: what its start returns, and how to say where it listens. */
@@ -65,6 +66,29 @@ export async function runDaemon<Schema extends z.ZodType>(
   } catch (error) {
     if (error instanceof ConfigError) fail(78, `${program.name}: ${error.message}\n`)
     else fail(1, `${program.name}: ${error instanceof Error ? describe(error) : String(error)}\n`)
+  }
+}
+
+/**
+ * A `reload` that says how it went. `apply` puts the configuration in force and returns the settings that need a restart; what cannot be used
+ * changes nothing.
+ */
+export function loggedReload<Config extends { readonly log_level: string }>(
+  log: Logger & { level: string },
+  apply: (config: Config) => string[] | Promise<string[]>,
+): (config: Config | Error) => Promise<void> {
+  return async (next) => {
+    const level = log.level
+    try {
+      if (next instanceof Error) throw next
+      // Other threads are told of it by the reload.
+      log.level = next.log_level
+      const needRestart = await apply(next)
+      log.info(needRestart.length > 0 ? { needRestart } : {}, 'reloaded')
+    } catch (error) {
+      log.level = level
+      log.error({ err: error }, 'reload failed; what was in force stays')
+    }
   }
 }
 

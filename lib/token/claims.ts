@@ -19,6 +19,7 @@ export type TokenFault =
   | 'revoked'
   | 'wrong_infohash'
   | 'wrong_address'
+  | 'wrong_certificate'
   | 'wrong_scope'
   /** Not looked at: too many others were waiting. */
   | 'busy'
@@ -46,6 +47,8 @@ export interface AnnounceClaims {
   readonly rack: Place | undefined
   /** The announcing address must lie in it. */
   readonly cidr: Cidr | undefined
+  /** `cnf.x5t#S256` (RFC 8705): over TLS its bearer must hold the key of the certificate with this SHA-256, base64url. */
+  readonly certificate: string | undefined
   readonly id: string
   readonly expiresAt: Date
 }

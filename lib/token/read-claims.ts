@@ -36,7 +36,13 @@ interface CommonPayload {
 
 /** The shape of each kind, as JSON. What else a payload has does not matter. */
 interface Payloads {
-  announce: CommonPayload & { infohash: string; rack?: string; cidr?: string; scope?: string }
+  announce: CommonPayload & {
+    infohash: string
+    rack?: string
+    cidr?: string
+    scope?: string
+    cnf?: { 'x5t#S256'?: string }
+  }
   host: CommonPayload & { place?: string; repositories: readonly string[] }
   api: CommonPayload & { scopes: readonly string[] }
   access: CommonPayload & { access: AccessClaims['access']; parent?: { jti: string; exp: number } }
@@ -119,7 +125,8 @@ function hasOwnShape(payload: Payload, kind: Claims['kind']): boolean {
         isText(payload['infohash']) &&
         isTextOrAbsent(payload['rack']) &&
         isTextOrAbsent(payload['cidr']) &&
-        isTextOrAbsent(payload['scope'])
+        isTextOrAbsent(payload['scope']) &&
+        (payload['cnf'] === undefined || isConfirmation(payload['cnf']))
       )
     case 'host':
       return isTextOrAbsent(payload['place']) && isTexts(payload['repositories'])
@@ -135,7 +142,7 @@ function build(kind: Claims['kind'], payload: CommonPayload): Claims {
   const expiresAt = dateOf(payload.exp)
   switch (kind) {
     case 'announce': {
-      const { infohash, rack, cidr, scope } = payload as Payloads['announce']
+      const { infohash, rack, cidr, scope, cnf } = payload as Payloads['announce']
       return {
         kind,
         id,
@@ -145,6 +152,7 @@ function build(kind: Claims['kind'], payload: CommonPayload): Claims {
         scopes: scopesOf(scope ?? 'announce scrape'),
         rack: rack === undefined ? undefined : parsePlace(rack),
         cidr: cidr === undefined ? undefined : cidrOf(cidr),
+        certificate: cnf?.['x5t#S256'],
       }
     }
     case 'host': {
@@ -247,6 +255,11 @@ function isAccess(value: unknown): boolean {
         isObject(entry) && isText(entry['type']) && isText(entry['name']) && isTexts(entry['actions']),
     )
   )
+}
+
+/** What else it may hold (RFC 7800) is not for us. */
+function isConfirmation(value: unknown): boolean {
+  return isObject(value) && isTextOrAbsent(value['x5t#S256'])
 }
 
 function isParent(value: unknown): boolean {

@@ -30,6 +30,8 @@ export interface TokenMinter {
     scopes?: readonly AnnounceScope[]
     rack?: string | undefined
     cidr?: string | undefined
+    /** SHA-256 of the bearer's certificate, base64url. */
+    certificate?: string | undefined
     ttlMs: number
   }): Promise<Minted>
   mintHost(claims: {
@@ -130,12 +132,13 @@ export async function openTokenAuthority(
     },
     verifierStats: () => verifier.stats(),
     minter: {
-      mintAnnounce: ({ infoHash, subject, scopes, rack, cidr, ttlMs }) =>
+      mintAnnounce: ({ infoHash, subject, scopes, rack, cidr, certificate, ttlMs }) =>
         mint('announce', subject, ttlMs, {
           infohash: infoHashToHex(infoHash),
           scope: scopes?.join(' '),
           rack,
           cidr,
+          cnf: certificate === undefined ? undefined : { 'x5t#S256': certificate },
         }),
       mintHost: ({ host, place, repositories, ttlMs }) => mint('host', host, ttlMs, { place, repositories }),
       mintApi: ({ name, scopes, ttlMs }) => mint('api', name, ttlMs, { scopes }),

@@ -42,9 +42,9 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
     infoHash: InfoHash,
     cidr: string | undefined,
     scopes: readonly AnnounceScope[],
-    ttlMs = agentTtlMs,
+    { ttlMs = agentTtlMs, certificate }: { ttlMs?: number; certificate?: string | undefined } = {},
   ): Promise<Minted> => {
-    const key = [caller.kind, caller.name, caller.place, infoHash, cidr, ...scopes].join(' ')
+    const key = [caller.kind, caller.name, caller.place, infoHash, cidr, certificate, ...scopes].join(' ')
     const known = await cache.get(key)
     if (known && known.expiresAt.getTime() - now() > (ttlMs * 2) / 3) return known
     const minted = minter.mintAnnounce({
@@ -53,6 +53,7 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
       scopes,
       rack: caller.place,
       cidr,
+      certificate,
       ttlMs,
     })
     cache.set(key, minted)
@@ -61,7 +62,7 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
 
   app.post('/api/v1/swarm-grants', async (request): Promise<SwarmGrant> => {
     const caller = await access.callerOf(request.headers)
-    const { repository, digest: text, stalledSeconds } = validate(GrantRequest, request.body)
+    const { repository, digest: text, stalledSeconds, certificate } = validate(GrantRequest, request.body)
     const digest = parseDigest(text)
     if (!caller.may('pull', repository))
       throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
@@ -76,7 +77,10 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
     const cidr = deps.cidrOf(request)
     const announce = await tokenFor(caller, infoHash, cidr, ['announce', 'scrape'])
     // Peers see it, so it opens nothing but their doors.
-    const peer = await tokenFor(caller, infoHash, cidr, ['peer'], peerTtlMs)
+    const peer = await tokenFor(caller, infoHash, cidr, ['peer'], {
+      ttlMs: peerTtlMs,
+      certificate,
+    })
     const webseed = await tokenFor(caller, infoHash, cidr, ['webseed'])
     const counts = await deps.swarmCounts(infoHash)
     return {

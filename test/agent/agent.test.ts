@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises'
+import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
@@ -222,6 +223,140 @@ test('agents that were started again admit each other while the server is away',
   const file = join(await temporaryDirectory(t), 'copy')
   await assertFetched(startFetch(engine, blob, file, peerFeed(peerAt(portOf(again.agent)))), blob, file)
   assert.ok(seen.includes('/.well-known/jwks.json'), 'it asked for the keys, and had to do without')
+})
+
+test('agents that require TLS give each other a build, with tokens that name their certificates', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(4 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const directory = await temporaryDirectory(t)
+  const start = (name: string, settings: Settings) =>
+    startTestAgent(t, server, join(directory, name), settings)
+  const one = await start('one', { peer_tls: 'require' })
+  await fetchAll(one.client, 'web:1')
+  server.webseed = false
+  server.peers = [{ port: portOf(one.agent), distance: 0 }]
+  const two = await start('two', { peer_tls: 'require' })
+  assert.equal((await fetchAll(two.client, 'web:1')).at(-1)?.event, 'done')
+  const named = server.grants.map(({ certificate }) => certificate)
+  assert.equal(new Set(named).size, 2)
+  assert.ok(named.every((thumbprint) => thumbprint !== undefined))
+  const uploaded = (await one.client.status()).blobs.map(({ uploadedBytes }) => uploadedBytes)
+  assert.deepEqual(uploaded, [blob.bytes.length])
+  // Until it is started again with TLS, the token that is kept names no certificate; the first announce mends that.
+  const three = await start('three', { peer_tls: 'off' })
+  server.webseed = true
+  await fetchAll(three.client, 'web:1')
+  await three.end()
+  const again = await start('three', { peer_tls: 'require' })
+  server.webseed = false
+  await eventually(
+    () => server.announces.at(-1)?.port === portOf(again.agent),
+    'the announce after the restart',
+  )
+  server.peers = [{ port: portOf(again.agent), distance: 0 }]
+  const four = await start('four', { peer_tls: 'require' })
+  assert.equal((await fetchAll(four.client, 'web:1')).at(-1)?.event, 'done')
+})
+
+test('a fetch that goes on after its files were lost keeps its grant again, to seed after a restart', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(4 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  server.webseed = false
+  const directory = await temporaryDirectory(t)
+  const { client, data, end } = await startTestAgent(t, server, directory)
+  const ends = new AbortController()
+  const given = (async () => {
+    for await (const { event } of client.fetch('web:1', ends.signal)) assert.notEqual(event, 'done')
+  })().catch(() => undefined)
+  const grantFile = join(data, 'torrents', `${blob.sha256}.json`)
+  const isKept = () =>
+    readFile(grantFile).then(
+      () => true,
+      () => false,
+    )
+  await eventually(isKept, 'the grant on disk')
+  ends.abort()
+  await given
+  await eventually(async () => (await client.transfers()).transfers.length === 0, 'the fetch to be given up')
+  // What eviction does.
+  for (const name of await readdir(join(data, 'torrents'))) await rm(join(data, 'torrents', name))
+  server.webseed = true
+  assert.equal((await fetchAll(client, 'web:1')).at(-1)?.event, 'done')
+  assert.ok(await isKept(), 'it is there again')
+  await end()
+  const again = await startTestAgent(t, server, directory)
+  assert.ok((await again.client.status()).blobs.every(({ seeding }) => seeding))
+})
+
+test('other limits are put in force while a fetch is under way; what needs a restart is named', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(16 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const directory = await temporaryDirectory(t)
+  const settings = { limits: { download: '256KiB' } }
+  const { agent, client } = await startTestAgent(t, server, directory, settings)
+  const fetching = fetchAll(client, 'web:1')
+  await eventually(async () => ((await stateOf(client, 'web:1'))?.bytesDone ?? 0) > 0, 'a first piece')
+  const configOf = (next: Settings) => AgentConfig.parse({ server: server.url, ...next })
+  const loosened = configOf({
+    limits: { download: '512MiB', from_distance: [{ distance: 1, upload: '1MiB' }] },
+    peer_port: 7000,
+  })
+  const restart = agent.reload(loosened)
+  assert.ok(restart.includes('peer_port'))
+  assert.ok(!restart.some((path) => path.startsWith('limits')))
+  const startedAt = performance.now()
+  assert.equal((await fetching).at(-1)?.event, 'done')
+  assert.ok(performance.now() - startedAt < 20_000, 'at the old limit it would have taken a minute')
+  const unusable = configOf({ engine: 'webtorrent', limits: { from_distance: [{ distance: 1 }] } })
+  assert.throws(() => agent.reload(unusable), /limits\.from_distance: needs engine: rackswarm/)
+})
+
+test('settings that do not go together are named before anything starts', async (t) => {
+  const server = await startMiniServer(t)
+  const directory = await temporaryDirectory(t)
+  const start = (settings: Settings) => startTestAgent(t, server, directory, settings)
+  await assert.rejects(
+    start({ engine: 'webtorrent', peer_tls: 'accept', peer_addr: '127.0.0.1' }),
+    (error: Error) => {
+      assert.match(error.message, /peer_addr: needs engine: rackswarm/)
+      assert.match(error.message, /peer_tls: needs engine: rackswarm/)
+      return true
+    },
+  )
+  await assert.rejects(
+    start({ peers: 'any', peer_tls: 'require' }),
+    /peer_tls: require needs peers: approved/,
+  )
+})
+
+test('an agent listens on, dials from and announces from the address it is given', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(2 * mebibyte)
+  server.publish('web:1', [{ blob, title: 'build.tar' }])
+  const seen = new Set<string | undefined>()
+  server.intercept = (request) => {
+    if (request.url?.startsWith('/announce') === true) seen.add(request.socket.remoteAddress)
+    return false
+  }
+  const { agent, client } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    peer_addr: '127.0.0.5',
+  })
+  assert.equal((await fetchAll(client, 'web:1')).at(-1)?.event, 'done')
+  assert.deepEqual([...seen], ['127.0.0.5'])
+  const reaches = (host: string) =>
+    new Promise<boolean>((resolve) => {
+      const socket = connect(portOf(agent), host, () => {
+        socket.destroy()
+        resolve(true)
+      })
+      socket.on('error', () => {
+        resolve(false)
+      })
+    })
+  assert.deepEqual([await reaches('127.0.0.5'), await reaches('127.0.0.1')], [true, false])
 })
 
 test('after a restart it seeds what it has, without the server, and others can fetch it', async (t) => {

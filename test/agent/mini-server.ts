@@ -10,6 +10,7 @@ import type { Blob } from './engine/fixtures.ts'
 import { temporaryDirectory } from './engine/fixtures.ts'
 import { digestOf } from '../../lib/protocol/digest.ts'
 import type { AnnounceScope } from '../../lib/token/claims.ts'
+import type { Minted } from '../../lib/token/token-authority.ts'
 import { openTokenAuthority } from '../../lib/token/token-authority.ts'
 
 /**
@@ -19,7 +20,7 @@ import { openTokenAuthority } from '../../lib/token/token-authority.ts'
 export interface MiniServer {
   readonly url: string
   readonly announces: Announce[]
-  readonly grants: { digest: string; stalledSeconds?: number }[]
+  readonly grants: { digest: string; stalledSeconds?: number; certificate?: string }[]
   readonly reports: { held: { reference: string; digest: string; state: string }[] }[]
   readonly blobReads: string[]
   /** NAME:TAG → manifest digest. */
@@ -43,6 +44,7 @@ export async function startMiniServer(t: TestContext): Promise<MiniServer> {
   const blobs = new Map<string, Buffer>()
   const torrents = new Map<string, Blob>()
   const manifests = new Map<string, Buffer>()
+  const peerTokens = new Map<string, Minted>()
   const server = createServer((request, response) => {
     void answer(request, response).catch(() => response.destroy())
   })
@@ -170,12 +172,17 @@ export async function startMiniServer(t: TestContext): Promise<MiniServer> {
         refuse(404, 'NO_TORRENT')
         return
       }
-      const peer = await authority.minter.mintAnnounce({
+      const claims = {
         infoHash: torrent.metainfo.infoHash,
         subject: 'a-host',
         ttlMs: mini.tokenLifeMs,
+        certificate: mini.grants.at(-1)?.certificate,
         ...mini.peerClaims,
-      })
+      }
+      // Asked again it gives the one it gave, as the whole server does.
+      const key = JSON.stringify(claims)
+      const peer = peerTokens.get(key) ?? (await authority.minter.mintAnnounce(claims))
+      peerTokens.set(key, peer)
       json({
         infohash: torrent.metainfo.infoHash,
         metainfo: torrent.torrent.toString('base64'),

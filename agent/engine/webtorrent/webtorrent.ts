@@ -473,7 +473,7 @@ class WebtorrentHandle implements EngineHandle {
         wire.destroy()
         return
       }
-      void admission.admit(token, infoHash, ip).then((admitted) => {
+      void admission.admit(token, infoHash, { ip, thumbprint: undefined }).then((admitted) => {
         clearTimeout(timer)
         if (admitted === undefined) wire.destroy()
         else {

@@ -418,6 +418,24 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     assert.ok(!Buffer.concat(received).includes('good'), 'the token is not shown to strangers')
   })
 
+  test(`${name}: what is asked while a token is still being looked at is answered after that`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const slow = admission('good')
+    const seeder = await startSeeder(t, directory, blob, {
+      ...slow,
+      admission: {
+        admit: async (...asked) => {
+          await new Promise((resolve) => setTimeout(resolve, 500))
+          return slow.admission?.admit(...asked)
+        },
+      },
+    })
+    const engine = await startEngine(t, admission('good'))
+    const file = join(directory, 'copy')
+    await assertFetched(fetch(engine, blob, file, { peers: peerFeed(seeder.peer) }), blob, file)
+  })
+
   test(`${name}: a disk that fails ends the fetch with the system's word`, async (t) => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(mebibyte)

@@ -15,7 +15,13 @@ import { encode } from '../../../lib/protocol/bencode.ts'
 import { spoilt } from '../../support/fuzz.ts'
 
 const runs = Math.ceil(Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000) / 10)
-const own = { host: 'web-17.example', place: 'dc1/rack-3', token: 'eyJh.eyJz.c2ln', load: 0.25 }
+const own = {
+  host: 'web-17.example',
+  place: 'dc1/rack-3',
+  token: 'eyJh.eyJz.c2ln',
+  load: 0.25,
+  isSeed: false,
+}
 const letters = ['a', 'b', 'z', 'A', 'Z', '0', '9']
 
 function wordOf(more: string, lengthMax: number): fc.Arbitrary<string> {
@@ -36,6 +42,7 @@ test('an extended handshake written is read back', () => {
         place: fc.option(wordOf('._:/-', 64), { nil: undefined }),
         token: fc.option(wordOf('_.-', 4096), { nil: undefined }),
         load: fc.double({ min: 0, max: 1, noNaN: true }),
+        isSeed: fc.boolean(),
       }),
       { nil: undefined },
     ),
@@ -78,6 +85,7 @@ test('a handshake that says nothing is read with what every client can do', () =
     token: undefined,
     blockBytesMax: blockBytes,
     load: undefined,
+    isSeed: false,
   })
 })
 
@@ -106,6 +114,7 @@ test('members of a wrong type or out of all bounds count as missing, or as the n
       token: undefined,
       blockBytesMax: blockBytes,
       load: undefined,
+      isSeed: false,
     })
   }
   const huge = Number.MAX_SAFE_INTEGER

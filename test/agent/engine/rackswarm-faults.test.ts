@@ -401,7 +401,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     assert.ok(sources.size > 1, 'it was admitted again')
   })
 
-  test('limits by distance hold for that distance alone', async (t) => {
+  test('limits by distance hold for that distance and what is farther', async (t) => {
     const directory = await temporaryDirectory(t)
     const seconds = async (distance: number) => {
       const blob = randomBlob(4 * mebibyte)
@@ -409,7 +409,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
       const engine = await startEngine(t, {
         limits: {
           ...unlimited,
-          byDistance: new Map([[1, { ...unlimited, downloadBytesPerSecond: mebibyte }]]),
+          fromDistance: new Map([[1, { ...unlimited, downloadBytesPerSecond: mebibyte }]]),
         },
       })
       const file = join(directory, `copy-${distance}`)
@@ -417,9 +417,10 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
       await assertFetched(startFetch(engine, blob, file, peerFeed({ ...seeder.peer, distance })), blob, file)
       return (performance.now() - startedAt) / 1000
     }
-    const [far, near] = await Promise.all([seconds(1), seconds(0)])
+    const [unknown, far, near] = await Promise.all([seconds(255), seconds(1), seconds(0)])
     // Wide bounds: they only tell a limit from none.
     assert.ok(far > 1.5, `4 MiB at 1 MiB/s took ${far} s`)
+    assert.ok(unknown > 1.5, `4 MiB at 1 MiB/s took ${unknown} s`)
     assert.ok(near < far / 1.5, `${near} s without a limit, ${far} s with it`)
   })
 
@@ -445,7 +446,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const engine = await startEngine(t, {
       limits: {
         ...unlimited,
-        byDistance: new Map([[1, { ...unlimited, downloadBytesPerSecond: 40 * 1024 }]]),
+        fromDistance: new Map([[1, { ...unlimited, downloadBytesPerSecond: 40 * 1024 }]]),
       },
     })
     const peers = peerFeed({ ...peerAt(closes.port), distance: 1 })

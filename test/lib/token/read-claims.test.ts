@@ -30,6 +30,7 @@ const good: Record<string, unknown> = {
   infohash: hex,
   rack: 'rack-1',
   cidr: '10.0.0.7/32',
+  cnf: { 'x5t#S256': 'a-thumbprint', more: 1 },
   scope: 'announce scrape',
   place: 'rack-2',
   repositories: ['web', 'team/*'],
@@ -169,6 +170,7 @@ const schemas = {
     rack: z.string().optional(),
     cidr: z.string().optional(),
     scope: z.string().default('announce scrape'),
+    cnf: z.object({ 'x5t#S256': z.string().optional() }).optional(),
   }),
   host: z.looseObject({ ...common, place: z.string().optional(), repositories: z.array(z.string()) }),
   api: z.looseObject({ ...common, scopes: z.array(z.string()) }),
@@ -206,7 +208,7 @@ function build(kind: Claims['kind'], claims: z.output<(typeof schemas)[Claims['k
   const shared = { id: claims.jti, expiresAt: date(claims.exp) }
   switch (kind) {
     case 'announce': {
-      const { infohash, rack, cidr, scope } = claims as z.output<typeof schemas.announce>
+      const { infohash, rack, cidr, scope, cnf } = claims as z.output<typeof schemas.announce>
       const known = (['announce', 'scrape', 'webseed', 'peer'] as const).filter((word) =>
         scope.split(' ').includes(word),
       )
@@ -218,6 +220,7 @@ function build(kind: Claims['kind'], claims: z.output<(typeof schemas)[Claims['k
         scopes: new Set(known),
         rack: rack === undefined ? undefined : parsePlace(rack),
         cidr: cidr === undefined ? undefined : parseCidr(cidr),
+        certificate: cnf?.['x5t#S256'],
       }
     }
     case 'host': {
