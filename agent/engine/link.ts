@@ -16,7 +16,7 @@ const handshakeTimeoutMs = 5_000
  * All connections that we dialled read into the same memory, since what comes is looked at before the next read. Large reads are few
  * system calls; more than this would no longer stay in the cache of a core.
  */
-const readBuffer = Buffer.allocUnsafeSlow(256 * 1024)
+export const readBuffer = Buffer.allocUnsafeSlow(256 * 1024)
 
 /** A connection before it is known which torrent it is for. What comes goes to `receive`, which may change. */
 export interface Link {
@@ -29,6 +29,8 @@ export interface Link {
   readonly thumbprint: string | undefined
   /** The bytes are valid during the call only. */
   receive: (bytes: Uint8Array) => void
+  /** Where the next bytes are to be read to; incoming connections do not ask. The memory is written to until the next `receive`, or the end. */
+  buffer: () => Uint8Array
 }
 
 /** How connections are made and taken. */
@@ -72,7 +74,7 @@ export function createTransport({ address, tls }: Pick<EngineConfig, 'address' |
     dial: async (endpoint) => {
       const ip = endpointIp(endpoint)
       const port = endpointPort(endpoint)
-      let receive: Link['receive'] = () => undefined
+      const heard: Pick<Link, 'receive' | 'buffer'> = { receive: () => undefined, buffer: () => readBuffer }
       const options = {
         host: formatIp(ip),
         port,
@@ -81,28 +83,22 @@ export function createTransport({ address, tls }: Pick<EngineConfig, 'address' |
         keepAlive: true,
         keepAliveInitialDelay: 10_000,
         onread: {
-          buffer: readBuffer,
+          buffer: () => heard.buffer(),
           callback: (bytes: number, buffer: Uint8Array) => {
-            receive(buffer.subarray(0, bytes))
+            heard.receive(buffer.subarray(0, bytes))
             return true
           },
         },
       }
       const socket = tls?.required === true ? connectTls({ ...options, ...secure }) : connect(options)
       await connected(socket, socket instanceof TLSSocket ? 'secureConnect' : 'connect', dialTimeoutMs)
-      return {
+      return Object.assign(heard, {
         socket,
         incoming: false,
         ip,
         port,
         thumbprint: thumbprintOfPeer(socket),
-        get receive() {
-          return receive
-        },
-        set receive(next) {
-          receive = next
-        },
-      }
+      })
     },
     accept: async (socket) => {
       socket.setNoDelay(true)
@@ -174,6 +170,7 @@ function taken(socket: Socket): Link {
     port,
     thumbprint: thumbprintOfPeer(socket),
     receive: () => undefined,
+    buffer: () => readBuffer,
   }
   socket.on('data', (chunk: Buffer) => {
     link.receive(chunk)

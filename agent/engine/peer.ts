@@ -10,6 +10,7 @@ import {
 } from './extended.ts'
 import type { Limiter } from './limiter.ts'
 import type { Link } from './link.ts'
+import { readBuffer } from './link.ts'
 import type { Ask, PickerPeer } from './picker.ts'
 import { RateMeter } from './rate-meter.ts'
 import type { Lease } from './read-cache.ts'
@@ -36,6 +37,9 @@ const sendingBytesMax = 1024 * 1024
 
 /** Answers wait for a peer that does not read them; more than this is an attack. */
 const unreadBytesMax = 4 * 1024 * 1024
+
+/** Of a peer that sends large blocks little is read but their heads: the rest goes where it belongs. */
+const headBuffer = readBuffer.subarray(0, 16 * 1024)
 
 /** What a connection tells its torrent, and asks of it. */
 export interface PeerHost {
@@ -141,6 +145,8 @@ export class Peer implements WireHandler {
     this.link.receive = (bytes) => {
       this.#push(bytes)
     }
+    this.link.buffer = () =>
+      this.#reader.lend() ?? (this.blockBytesMax > blockBytes ? headBuffer : readBuffer)
     if (rest.length > 0) this.#push(rest)
   }
 
@@ -189,10 +195,7 @@ export class Peer implements WireHandler {
   /** Takes a request back that another peer has answered. */
   withdraw(ask: Ask): void {
     if (!this.#forgetAsk(ask)) return
-    if (ask === this.#coming) {
-      this.#coming = undefined
-      this.#reader.drop()
-    }
+    if (ask === this.#coming) this.#dropComing()
     this.send(writeBlock(messages.cancel, ask))
   }
 
@@ -320,6 +323,7 @@ export class Peer implements WireHandler {
     for (const ask of this.asks) {
       if (!isSame(ask, block)) continue
       this.#forgetAsk(ask)
+      if (ask === this.#coming) this.#dropComing()
       this.#host.refused(this, [ask])
       return
     }
@@ -339,6 +343,7 @@ export class Peer implements WireHandler {
     for (const ask of this.asks) {
       if (!isSame(ask, block)) continue
       this.#coming = ask
+      ask.isArriving = true
       return this.#host.targetOf(ask)
     }
     if (block.offset + block.length > this.#host.pieceSize(block.piece))
@@ -458,10 +463,19 @@ export class Peer implements WireHandler {
     return true
   }
 
+  /** What is still to come of a block belongs nowhere any more. */
+  #dropComing(): void {
+    this.#coming = undefined
+    // Its memory is about to hold what another has sent, and this connection would go on writing there.
+    if (this.#reader.isLending) this.close('it stopped in the middle of a block')
+    else this.#reader.drop()
+  }
+
   #refusedAll(): void {
     const asks = [...this.asks]
     this.asks.clear()
     this.requestedBytes = 0
+    this.#dropComing()
     if (asks.length > 0) this.#host.refused(this, asks)
   }
 

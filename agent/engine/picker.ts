@@ -31,6 +31,8 @@ export interface Ask extends Block {
   askedMs: number
   /** When its last byte should be here, on the picker's clock; Infinity once it is given up. */
   dueMs: number
+  /** Its first bytes have come. */
+  isArriving?: boolean
 }
 
 interface Begun {
@@ -176,11 +178,13 @@ export class Picker {
       for (const ask of begun.asks) {
         if (ask.peer === peer || ask.length > options.bytesMax || ask.dueMs <= readyMs) continue
         if (latest !== undefined && ask.dueMs <= latest.dueMs) continue
+        // The rest of it will be here before another could send all of it, unless it has stopped.
+        if (ask.isArriving === true && ask.dueMs < Infinity) continue
         if (this.#mayHedge(begun, ask, peer)) latest = ask
       }
     }
     const begun = latest && this.#begun.get(latest.piece)
-    return begun && latest && this.#enter(begun, { ...latest, peer, dueMs: dueUnknown })
+    return begun && latest && this.#enter(begun, { ...latest, peer, dueMs: dueUnknown, isArriving: false })
   }
 
   #begin(piece: number, owner: PickerPeer): Begun {

@@ -131,22 +131,45 @@ export class WireReader {
   #blockTarget: Uint8Array | undefined
   #blockAt = 0
   #skip = 0
+  readonly #lentBytesMin: number
+  #lent = false
 
-  /** `blockBytesMax`: the longest block that is taken. */
-  constructor(handler: WireHandler, pieces: number, blockBytesMax: number) {
+  /** `blockBytesMax`: the longest block that is taken; of less than `lentBytesMin` bytes of it nothing is lent. */
+  constructor(handler: WireHandler, pieces: number, blockBytesMax: number, lentBytesMin = 32 * 1024) {
+    this.#lentBytesMin = lentBytesMin
     this.#handler = handler
     this.#pieces = pieces
     this.#bitfieldBytes = Math.ceil(pieces / 8)
     this.#blockBytesMax = blockBytesMax
   }
 
-  /** What is left of the block under way is dropped. */
+  /**
+   * Where the next bytes may be read to at once: what is left of the block under way, if that is much. It is lent until the next `push`: the
+   * bytes that come first are written there, whatever happens meanwhile.
+   */
+  lend(): Uint8Array | undefined {
+    if (this.#blockTarget === undefined || this.#blockLeft < this.#lentBytesMin) return undefined
+    this.#lent = true
+    return this.#blockTarget.subarray(this.#blockAt, this.#blockAt + this.#blockLeft)
+  }
+
+  get isLending(): boolean {
+    return this.#lent
+  }
+
+  /** What is left of the block under way is dropped. What is lent cannot be taken back. */
   drop(): void {
     this.#blockTarget = undefined
   }
 
   /** @throws WireError; and whatever the handler throws */
   push(chunk: Uint8Array): void {
+    const lent = this.#lent
+    this.#lent = false
+    if (lent && this.#blockTarget?.buffer === chunk.buffer) {
+      this.#count(chunk.length)
+      return
+    }
     let at = 0
     while (at < chunk.length) {
       if (this.#blockLeft > 0) at = this.#readBlock(chunk, at)
@@ -195,14 +218,18 @@ export class WireReader {
     if (this.#blockTarget) {
       this.#blockTarget.set(bytes === chunk.length ? chunk : chunk.subarray(at, at + bytes), this.#blockAt)
     }
+    this.#count(bytes)
+    return at + bytes
+  }
+
+  /** Bytes of the block under way are where they belong. */
+  #count(bytes: number): void {
     this.#blockAt += bytes
     this.#blockLeft -= bytes
     this.#handler.blockBytes(bytes)
-    if (this.#blockLeft === 0) {
-      this.#blockTarget = undefined
-      this.#handler.blockEnd()
-    }
-    return at + bytes
+    if (this.#blockLeft > 0) return
+    this.#blockTarget = undefined
+    this.#handler.blockEnd()
   }
 
   /** @returns where the message ends, or where the bytes of its block begin; -1 where more bytes are needed */

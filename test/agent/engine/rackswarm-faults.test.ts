@@ -459,6 +459,44 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
   })
 })
 
+test('rackswarm: a large block that stops in the middle is fetched elsewhere, and what comes of it later harms nothing', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const blob = randomBlob(2 * mebibyte)
+  const half = randomBytes(100 * 1024)
+  const stops = await startRawListener(t, blob.metainfo, {
+    shaken: (connection) => {
+      const peerId = Buffer.concat([Buffer.from('-RS0200-'), randomBytes(12)])
+      connection.send(
+        rawHandshake(blob.metainfo, { extended: true, peerId }),
+        message(20, Buffer.from('\0d1:mde2:rsd5:blocki262144eee')),
+        fullBitfield(blob.metainfo),
+        message(1),
+      )
+    },
+    requested: (connection, request) => {
+      if (stops.seen.requests.length > 1) return
+      const whole = blockOf(request, Buffer.concat([half, randomBytes(request.length - half.length)]))
+      connection.send(whole.subarray(0, 13 + half.length))
+      // Goes on, in small parts, whatever it is told.
+      let at = 13 + half.length
+      setTimeout(() => {
+        connection.every(20, () => {
+          connection.send(whole.subarray(at, at + 1000))
+          at += 1000
+        })
+      }, 1200)
+    },
+  })
+  const engine = await startEngine(t)
+  const file = join(directory, 'copy')
+  const peers = peerFeed(peerAt(stops.port))
+  const handle = startFetch(engine, blob, file, peers)
+  await eventually(() => stops.seen.requests.length > 1, 'its requests')
+  const seeder = await startSeeder(t, directory, blob)
+  peers.push(seeder.peer)
+  await assertFetched(handle, blob, file, 20)
+})
+
 test('rackswarm: hundreds of idle connections keep nobody from a seeder', async (t) => {
   const directory = await temporaryDirectory(t)
   const blob = randomBlob(2 * mebibyte)

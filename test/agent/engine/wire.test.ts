@@ -99,9 +99,16 @@ test('every byte by itself says the same', () => {
 
 test(`a second parser reaches the same verdict on ${runs} spoilt streams, wherever they are cut`, () => {
   fc.assert(
-    fc.property(spoiltConversation, cuts, ({ limits, stream }, at) => {
-      assert.deepEqual(read(stream, limits, at), readPlainly(stream, limits))
-    }),
+    fc.property(
+      spoiltConversation,
+      cuts,
+      fc.integer({ min: 1, max: 9 }),
+      ({ limits, stream }, at, lentBytesMin) => {
+        const plainly = readPlainly(stream, limits)
+        assert.deepEqual(read(stream, limits, at), plainly)
+        assert.deepEqual(read(stream, limits, at, lentBytesMin), plainly, 'read to where blocks belong')
+      },
+    ),
     { numRuns: runs },
   )
 })
@@ -236,7 +243,13 @@ function blockLine(name: string, { piece, offset, length }: Block): string {
 }
 
 /** What the reader says of a stream that comes in chunks. */
-function read(stream: Uint8Array, { pieces, blockBytesMax }: Terms, at: readonly number[]): string[] {
+/** With `lentBytesMin` as a socket does that fills what the reader lends it. */
+function read(
+  stream: Uint8Array,
+  { pieces, blockBytesMax }: Terms,
+  at: readonly number[],
+  lentBytesMin = Infinity,
+): string[] {
   const events: string[] = []
   let coming: { readonly block: Block; readonly target: Buffer | undefined; bytes: number } | undefined
   const simple = (name: string) => () => {
@@ -285,11 +298,17 @@ function read(stream: Uint8Array, { pieces, blockBytesMax }: Terms, at: readonly
       events.push(`extended ${id} ${hex(payload)}`)
     },
   }
-  const reader = new WireReader(handler, pieces, blockBytesMax)
+  const reader = new WireReader(handler, pieces, blockBytesMax, lentBytesMin)
   const bounds = [...new Set(at.map((cut) => cut % (stream.length + 1)))].sort((a, b) => a - b)
   let start = 0
   try {
     for (const end of [...bounds, stream.length]) {
+      for (let lent = reader.lend(); lent !== undefined && start < end; lent = reader.lend()) {
+        const bytes = Math.min(lent.length, end - start)
+        lent.set(stream.subarray(start, start + bytes))
+        start += bytes
+        reader.push(lent.subarray(0, bytes))
+      }
       const chunk = Uint8Array.from(stream.subarray(start, end))
       reader.push(chunk)
       // Sockets fill their buffers again: nothing may be read from a chunk later.
