@@ -330,7 +330,7 @@ export function createAnnouncer(deps: AnnouncerDeps): Announcer {
 }
 
 /** Far peers wait while the own rack has any, unless this host is a gateway of its rack. */
-function toEnginePeers(reply: ParsedAnnounceReply): EnginePeer[] {
+export function toEnginePeers(reply: ParsedAnnounceReply): EnginePeer[] {
   const nearExist = reply.peers.some(({ distance }) => distance === 0)
   const gateway = reply.rackswarm?.gateway === true
   return reply.peers.map(({ endpoint, distance }) => ({

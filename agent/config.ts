@@ -106,7 +106,7 @@ export const AgentConfig = z.strictObject({
     .enum(['off', 'accept', 'require'])
     .default('off')
     .describe(
-      'TLS 1.3 between agents, each with a certificate of its own that its token names: `accept` takes connections with and without it, `require` only such as have it, and dials with it. For a fleet: first `accept` everywhere, then `require`. Halves the rate.',
+      'TLS 1.3 between agents, each with a certificate of its own that its token names: `accept` takes connections with and without it, `require` only such as have it, and dials with it. For a fleet: first `accept` everywhere, then `require`. It costs a third of the rate.',
     ),
   limits: z
     .strictObject({

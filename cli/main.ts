@@ -7,6 +7,7 @@ import { registerHosts } from './commands/hosts.ts'
 import { registerLogin } from './commands/login.ts'
 import { registerPublish } from './commands/publish.ts'
 import { registerReleases } from './commands/releases.ts'
+import { registerSimulate } from './commands/simulate.ts'
 import { registerStatus } from './commands/status.ts'
 import { registerToken } from './commands/token.ts'
 import { registerTorrent } from './commands/torrent.ts'
@@ -98,6 +99,7 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerHosts,
     registerLogin,
     registerDoctor,
+    registerSimulate,
   ]) {
     register(program, contextOf)
   }

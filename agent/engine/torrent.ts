@@ -25,6 +25,7 @@ import type { Ask, PickOptions } from './picker.ts'
 import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
+import { aheadOf, isAskedEnough, Reach } from './schedule.ts'
 import { SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
@@ -50,15 +51,10 @@ export interface TorrentDeps {
 }
 
 export const tickMs = 250
-/** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
-const reserveAfterMs = 3_000
+/** Far peers that were held in reserve are dialled so many at a time. */
 const reserveStep = 4
 /** No peer gave anything for this long: the webseed is asked also for what peers have. */
 const webseedAfterMs = 2 * tickMs
-/** Having stood still, a host that is no gateway may ask far peers for this long. */
-const farGraceMs = 15_000
-/** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
-const nearFirstMs = 250
 /** Peers to try that are remembered, 300 bytes each; a tracker's reply has at most 100. Those that failed go first. */
 const candidatesMax = 10_000
 const distancesMax = 1_000
@@ -75,13 +71,7 @@ const refusedMs = 50
 const refusedMaxMs = 10_000
 /** Who has not shown by then that it may take part is let go. */
 const admissionMs = 5_000
-/** Bytes asked for ahead: what a peer sends in this long, within bounds. */
-const aheadMs = 500
-const aheadMin = 256 * 1024
-const aheadFirst = 1024 * 1024
-const aheadMax = 4 * 1024 * 1024
-/** Of the pieces that the only seed tells a peer of: at first, and at most. */
-const shownFirst = 4 * 1024 * 1024
+/** Of the pieces that the only seed tells a peer of it may have so many bytes before it. */
 const shownMax = 16 * 1024 * 1024
 /** Below this rate a block of 256 KiB would keep others waiting. */
 const slowRate = 4 * 1024 * 1024
@@ -119,7 +109,7 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #failed = new Set<string>()
   /** How far the tracker says that `ip:port` is; oldest out first. */
   readonly #distances = new Map<string, number>()
-  #nearKnown = false
+  readonly #reach = new Reach()
   readonly #suspects
   readonly #past = new TrafficSums()
   readonly #memory = new Map<number, Uint8Array>()
@@ -141,10 +131,6 @@ export class Torrent implements EngineHandle, PeerHost {
   #complete: boolean
   #closing: Promise<void> | undefined
   #dialling = 0
-  /** What the tracker last said: far peers are to be used now, not held in reserve. */
-  #gateway = true
-  #farUntilMs = 0
-  #farFromMs = 0
   #movedAtMs: number
   /** When a peer last gave a block. */
   #givenAtMs: number
@@ -313,9 +299,8 @@ export class Torrent implements EngineHandle, PeerHost {
     if (this.#bytesReceived > this.#bytesSeen) {
       this.#bytesSeen = this.#bytesReceived
       this.#movedAtMs = now
-    } else if (now - this.#movedAtMs >= reserveAfterMs) {
-      this.#farUntilMs = now + farGraceMs
     }
+    this.#reach.tick(this.#movedAtMs, now)
     this.#dialMore(now)
     for (const peer of this.#peers) this.#pump(peer)
   }
@@ -550,8 +535,9 @@ export class Torrent implements EngineHandle, PeerHost {
       for (const other of this.#peers) for (const piece of seeder.hiddenFrom(other)) other.tellHave(piece)
       return
     }
-    const { total, rate } = peer.upload
-    const aheadBytes = total < shownFirst ? shownFirst : Math.min(shownMax, (rate * aheadMs) / 1000)
+    const { rate } = peer.upload
+    // Until it is known how fast it takes them, as many as keep the fastest one busy.
+    const aheadBytes = rate > 0 ? Math.min(shownMax, rate / 2) : shownMax
     const nowMs = this.#deps.monotonic()
     const pieces = seeder.next(peer, {
       ahead: Math.max(2, Math.ceil(aheadBytes / this.metainfo.pieceLength)),
@@ -663,11 +649,7 @@ export class Torrent implements EngineHandle, PeerHost {
         this.#distances.set(address, peer.distance)
         if (this.#distances.size > distancesMax)
           this.#distances.delete(this.#distances.keys().next().value ?? address)
-        if (peer.distance === 0) this.#nearKnown = true
-        else {
-          this.#gateway = !peer.reserve
-          if (this.#farFromMs === 0) this.#farFromMs = this.#deps.monotonic() + nearFirstMs
-        }
+        this.#reach.heard(peer, this.#deps.monotonic())
         // Seeders are dialled by those who want something.
         if (this.#complete) continue
         const candidate = this.#candidates.get(address) ?? { peer, nextMs: 0, failures: 0, dialling: false }
@@ -702,19 +684,14 @@ export class Torrent implements EngineHandle, PeerHost {
     }
     // Connections that others made, and that may be of no use, are counted apart.
     const dialled = [...this.#peers].filter(({ link }) => !link.incoming).length
-    const stuck = now < this.#farUntilMs
     const served = this.#admitted().some((peer) => peer.distance === 0 && this.#hasAll(peer))
     let far = reserveStep
     for (const [address, candidate] of this.#candidates) {
       if (this.#dialling >= dialsMax || dialled + this.#dialling >= this.#deps.config.connectionsMax) return
       if (candidate.dialling || candidate.nextMs > now || connected.has(address)) continue
       if (this.#suspects.isBanned(address)) continue
-      const { distance, reserve } = candidate.peer
-      if (distance > 0 && !stuck) {
-        // A gateway needs far peers at once, unless its rack holds the blob already: what is near is asked first.
-        if (reserve || served || (this.#nearKnown && now < this.#farFromMs)) continue
-      }
-      if (reserve && far-- <= 0) continue
+      if (!this.#reach.mayDial(candidate.peer, served, now)) continue
+      if (candidate.peer.reserve && far-- <= 0) continue
       void this.#dial(address, candidate)
     }
   }
@@ -773,16 +750,12 @@ export class Torrent implements EngineHandle, PeerHost {
     if (peer.choked) return 'it chokes us'
     const now = this.#deps.monotonic()
     if (this.#deps.limiter.waitMs('download', peer.distance) > 0) return 'the download limit'
-    if (peer.distance > 0 && !this.#mayAskFar(now)) return 'it is far away, and this host is no gateway'
+    if (!this.#reach.mayAsk(peer.distance, now)) return 'it is far away, and this host is no gateway'
     if (peer.distance > 0) return 'peers of the own rack have what is missing, or are fetching it'
     return 'all that it has is asked of others'
   }
 
   // Pieces.
-
-  #mayAskFar(now: number): boolean {
-    return this.#gateway || now < this.#farUntilMs
-  }
 
   /** Asks a peer for as much as it is good for. */
   #pump(peer: Peer): void {
@@ -791,13 +764,12 @@ export class Torrent implements EngineHandle, PeerHost {
     if (peer.choked || !peer.interesting || peer.closedWhy !== undefined) return
     const now = this.#deps.monotonic()
     if (now < peer.askAgainMs) return
-    if (peer.distance > 0 && !this.#mayAskFar(now)) return
+    if (!this.#reach.mayAsk(peer.distance, now)) return
     const { rate } = peer.download
-    const ahead =
-      peer.download.total === 0 ? aheadFirst : Math.min(aheadMax, Math.max(aheadMin, (rate * aheadMs) / 1000))
+    const ahead = aheadOf(peer.download)
     const bytesMax =
       rate > 0 && rate < slowRate ? Math.min(peer.blockBytesMax, ownBlockBytes / 4) : peer.blockBytesMax
-    if (peer.requestedBytes > ahead / 2 && peer.requestedBytes > aheadMin) return
+    if (isAskedEnough(peer.requestedBytes, ahead)) return
     const claims: number[] = []
     while (peer.requestedBytes < ahead && peer.asks.size < peer.peerRequestsMax) {
       const waitMs = this.#deps.limiter.waitMs('download', peer.distance)
@@ -814,7 +786,7 @@ export class Torrent implements EngineHandle, PeerHost {
         peer: picking,
         bytesMax,
         mayBegin: this.#spare !== undefined,
-        anything: now < this.#farUntilMs,
+        anything: this.#reach.isStuck(now),
         nowMs: now,
       }
       const ask = this.#picker.next(options) ?? this.#hedge(options, peer, now)

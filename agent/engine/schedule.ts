@@ -1,0 +1,68 @@
+import type { EnginePeer } from './engine.ts'
+
+/** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
+const standsStillMs = 3_000
+/** Having stood still, a host that is no gateway may ask far peers for this long. */
+const farGraceMs = 15_000
+/** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
+const nearFirstMs = 250
+/** Bytes asked for ahead: what a peer sends in this long, within bounds. */
+const aheadMs = 500
+const aheadMin = 256 * 1024
+const aheadFirst = 1024 * 1024
+const aheadMax = 4 * 1024 * 1024
+
+/**
+ * Which peers a fetch may dial and ask. Near ones always; far ones at once where this host is a gateway of its rack, as the tracker's last
+ * reply says, and else once nothing has moved for a while. Pure: its clock comes from outside.
+ */
+export class Reach {
+  #gateway = true
+  #nearKnown = false
+  #farFromMs = 0
+  #farUntilMs = 0
+
+  /** The tracker has named a peer. */
+  heard({ distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>, nowMs: number): void {
+    if (distance === 0) {
+      this.#nearKnown = true
+      return
+    }
+    this.#gateway = !reserve
+    if (this.#farFromMs === 0) this.#farFromMs = nowMs + nearFirstMs
+  }
+
+  /** To be called now and then while the fetch is under way. */
+  tick(movedAtMs: number, nowMs: number): void {
+    if (nowMs - movedAtMs >= standsStillMs) this.#farUntilMs = nowMs + farGraceMs
+  }
+
+  /** It has stood still: far peers are asked for whatever is missing. */
+  isStuck(nowMs: number): boolean {
+    return nowMs < this.#farUntilMs
+  }
+
+  mayAsk(distance: number, nowMs: number): boolean {
+    return distance === 0 || this.#gateway || this.isStuck(nowMs)
+  }
+
+  /** `served`: a near peer has everything. What is near is asked first. */
+  mayDial(
+    { distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>,
+    served: boolean,
+    nowMs: number,
+  ): boolean {
+    if (distance === 0 || this.isStuck(nowMs)) return true
+    return !reserve && !served && !(this.#nearKnown && nowMs < this.#farFromMs)
+  }
+}
+
+/** Bytes to have asked a peer for, that has given `total` bytes until now and gives `rate` bytes a second. */
+export function aheadOf({ total, rate }: { readonly total: number; readonly rate: number }): number {
+  return total === 0 ? aheadFirst : Math.min(aheadMax, Math.max(aheadMin, (rate * aheadMs) / 1000))
+}
+
+/** A peer that is owed this much need not be asked for more yet. */
+export function isAskedEnough(requestedBytes: number, ahead: number): boolean {
+  return requestedBytes > ahead / 2 && requestedBytes > aheadMin
+}

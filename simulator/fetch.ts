@@ -1,0 +1,550 @@
+import type { EnginePeer } from '../agent/engine/engine.ts'
+import type { Ask, PickerPeer, PickOptions } from '../agent/engine/picker.ts'
+import { Picker } from '../agent/engine/picker.ts'
+import { RateMeter } from '../agent/engine/rate-meter.ts'
+import { aheadOf, isAskedEnough, Reach } from '../agent/engine/schedule.ts'
+import type { FlowId, LinkId, Network } from './network.ts'
+
+/** As in agent/engine: what an agent does there with sockets, this does with flows. */
+const connectionsMax = 60
+const uploadSlots = 50
+const pieceMemory = 24 * 1024 * 1024
+const ownPieces = 2
+const reserveStep = 4
+const lateMs = 1_000
+const silentMs = 10_000
+const redialMs = 1_000
+const redialMaxMs = 60_000
+const webseedAfterMs = 500
+const webseedLanes = 2
+const webseedBytes = 4 * 1024 * 1024
+
+export interface Blob {
+  readonly index: number
+  readonly pieceCount: number
+  readonly pieceLength: number
+  readonly length: number
+}
+
+export interface Host {
+  readonly index: number
+  readonly rack: number
+  /** Links from the host to where racks meet, and back: its own, its rack's, its row's. */
+  readonly up: readonly LinkId[]
+  readonly down: readonly LinkId[]
+  readonly isStandard: boolean
+  isAlive: boolean
+  readonly fetches: Fetch[]
+}
+
+/** What fetches share. */
+export interface World {
+  readonly network: Network
+  readonly random: () => number
+  nowMs(): number
+  /** What brings the bytes of a flow. */
+  readonly carriers: Carrier[]
+  finished(fetch: Fetch): void
+}
+
+/** A queue of bytes over one flow. */
+export interface Carrier {
+  /** The first in the queue is there. @returns the bytes of the next, 0 for none */
+  brought(): number
+  /** Takes what was brought since it was last asked. */
+  settle(): void
+}
+
+interface Candidate {
+  readonly host: Host
+  peer: Pick<EnginePeer, 'distance' | 'reserve'>
+  nextMs: number
+  failures: number
+}
+
+/** One host's part in one swarm. */
+export class Fetch {
+  readonly host: Host
+  readonly blob: Blob
+  readonly #world: World
+  readonly have: Uint8Array
+  count = 0
+  isComplete = false
+  isRunning = false
+  /** Bytes come from the first pieces on; when the last piece came. */
+  finishedMs: number | undefined
+  /** A picker is large: who has everything needs none. */
+  #picker: Picker | undefined
+  #reach = new Reach()
+  readonly sides = new Map<Fetch, Side>()
+  readonly #byPicking = new Map<PickerPeer, Side>()
+  readonly #candidates = new Map<Host, Candidate>()
+  readonly #begun = new Set<number>()
+  readonly #lanes: WebseedLane[] = []
+  #dialled = 0
+  serving = 0
+  #movedAtMs = 0
+  #givenAtMs = 0
+  downloaded = 0
+
+  constructor(host: Host, blob: Blob, world: World, whole: boolean) {
+    this.host = host
+    this.blob = blob
+    this.#world = world
+    this.have = new Uint8Array(whole ? 0 : blob.pieceCount)
+    this.isComplete = whole
+    this.count = whole ? blob.pieceCount : 0
+  }
+
+  get movedAtMs(): number {
+    return this.#movedAtMs
+  }
+
+  get bytesLeft(): number {
+    return this.isComplete ? 0 : Math.max(1, this.blob.length - this.count * this.blob.pieceLength)
+  }
+
+  has(piece: number): boolean {
+    return this.isComplete || this.have[piece] === 1
+  }
+
+  /** Begins, or goes on with what it has. */
+  start(): void {
+    this.isRunning = true
+    const now = this.#world.nowMs()
+    this.#movedAtMs = this.#givenAtMs = now
+    if (this.isComplete) return
+    this.#reach = new Reach()
+    const { pieceCount, pieceLength, length } = this.blob
+    this.#picker = new Picker({ pieceCount, pieceLength, length, random: this.#world.random })
+    for (let piece = 0; piece < pieceCount; piece++) if (this.have[piece] === 1) this.#picker.done(piece)
+  }
+
+  /** Goes away, with what it has. */
+  stop(): void {
+    this.isRunning = false
+    this.setWebseed(undefined)
+    for (const side of [...this.sides.values()]) disconnect(side)
+    this.#candidates.clear()
+    this.#begun.clear()
+    this.#picker = undefined
+  }
+
+  /** The tracker has named peers. */
+  heard(
+    peers: readonly { readonly host: Host; readonly distance: number; readonly reserve: boolean }[],
+  ): void {
+    const now = this.#world.nowMs()
+    for (const { host, distance, reserve } of peers) {
+      const peer = { distance, reserve }
+      this.#reach.heard(peer, now)
+      if (this.isComplete) continue
+      const known = this.#candidates.get(host)
+      if (known) known.peer = peer
+      else this.#candidates.set(host, { host, peer, nextMs: 0, failures: 0 })
+    }
+    this.#dialMore()
+  }
+
+  /** A few times a second. */
+  tick(): void {
+    if (this.isComplete || !this.isRunning) return
+    const now = this.#world.nowMs()
+    for (const side of [...this.sides.values()]) {
+      side.meter.tick(now)
+      this.#watch(side, now)
+    }
+    this.#reach.tick(this.#movedAtMs, now)
+    this.#dialMore()
+    for (const lane of this.#lanes) lane.goOn()
+    for (const side of this.sides.values()) this.pump(side)
+  }
+
+  setWebseed(source: readonly LinkId[] | undefined): void {
+    if (source === undefined) {
+      for (const lane of this.#lanes.splice(0)) lane.end()
+      return
+    }
+    if (this.#lanes.length > 0 || this.isComplete) return
+    for (let i = 0; i < webseedLanes; i++) this.#lanes.push(new WebseedLane(this, source, this.#world))
+    for (const lane of this.#lanes) lane.goOn()
+  }
+
+  get usesWebseed(): boolean {
+    return this.#lanes.length > 0
+  }
+
+  get isGateway(): boolean {
+    return [...this.sides.values()].some(({ distance, meter }) => distance > 0 && meter.total > 0)
+  }
+
+  #watch(side: Side, now: number): void {
+    if (side.asks.length === 0) return
+    const stillMs = now - side.movedAtMs
+    if (stillMs > silentMs) {
+      const candidate = this.#candidates.get(side.peer.fetch.host)
+      if (candidate) candidate.nextMs = now + redialMs
+      disconnect(side)
+      return
+    }
+    for (const ask of side.asks) if (stillMs > lateMs || now - ask.dueMs > lateMs) ask.dueMs = Infinity
+  }
+
+  #dialMore(): void {
+    if (this.isComplete || !this.isRunning) return
+    const now = this.#world.nowMs()
+    let served = false
+    for (const side of this.sides.values())
+      if (side.distance === 0 && side.peer.fetch.isComplete) served = true
+    let far = reserveStep
+    for (const candidate of this.#candidates.values()) {
+      if (this.#dialled >= connectionsMax) return
+      const { host, peer } = candidate
+      const other = host.fetches[this.blob.index]
+      if (candidate.nextMs > now || other === undefined || this.sides.has(other)) continue
+      if (!this.#reach.mayDial(peer, served, now)) continue
+      if (peer.reserve && far-- <= 0) continue
+      if (host.isAlive && other.isRunning && other.sides.size < 2 * connectionsMax) {
+        candidate.failures = 0
+        this.#connect(other, peer.distance)
+      } else {
+        candidate.nextMs = now + Math.min(redialMaxMs, redialMs * 2 ** candidate.failures++)
+      }
+    }
+  }
+
+  #connect(other: Fetch, distance: number): void {
+    const mine = new Side(this, this.host.isStandard ? 0 : distance)
+    // Whoever is dialled takes the distance from the place that the other one shows.
+    const theirs = new Side(other, other.host.isStandard ? 0 : distance)
+    mine.peer = theirs
+    theirs.peer = mine
+    mine.isDialled = true
+    this.#dialled++
+    this.sides.set(other, mine)
+    other.sides.set(this, theirs)
+    this.joined(mine)
+    other.joined(theirs)
+  }
+
+  joined(side: Side): void {
+    side.movedAtMs = this.#world.nowMs()
+    if (this.#picker === undefined || this.isComplete) return
+    side.picking = this.#picker.join(side.distance === 0)
+    this.#byPicking.set(side.picking, side)
+    const other = side.peer.fetch
+    for (let piece = 0; piece < this.blob.pieceCount; piece++) {
+      if (!other.has(piece)) continue
+      this.#picker.gains(side.picking, piece)
+      if (this.have[piece] === 0) side.isInteresting = true
+    }
+    this.#review(side)
+    this.pump(side)
+  }
+
+  parted(side: Side): void {
+    this.sides.delete(side.peer.fetch)
+    if (side.isDialled) this.#dialled--
+    if (!side.peer.isChoked) {
+      side.peer.isChoked = true
+      this.serving--
+      this.#serveNext()
+    }
+    this.#forget(side)
+  }
+
+  #forget(side: Side): void {
+    for (const ask of side.asks) this.#picker?.release(ask)
+    side.asks.length = 0
+    side.requestedBytes = 0
+    if (side.flow !== undefined) {
+      this.#world.network.removeFlow(side.flow)
+      side.flow = undefined
+    }
+    if (side.picking === undefined) return
+    this.#picker?.leave(side.picking)
+    this.#byPicking.delete(side.picking)
+    side.picking = undefined
+  }
+
+  /** The other one serves us once it has a place for us. */
+  #review(side: Side): void {
+    if (!side.isInteresting || !side.isChoked) return
+    const server = side.peer.fetch
+    if (server.serving >= uploadSlots) return
+    server.serving++
+    side.isChoked = false
+  }
+
+  #serveNext(): void {
+    for (const { peer } of this.sides.values()) {
+      if (!peer.isInteresting || !peer.isChoked || peer.fetch.isComplete) continue
+      this.serving++
+      peer.isChoked = false
+      peer.fetch.pump(peer)
+      return
+    }
+  }
+
+  /** The other one has a piece more. */
+  gained(side: Side, piece: number): void {
+    if (side.picking === undefined || this.#picker === undefined) return
+    this.#picker.gains(side.picking, piece)
+    if (this.have[piece] === 1) return
+    if (!side.isInteresting) {
+      side.isInteresting = true
+      this.#review(side)
+    }
+    if (!this.#begun.has(piece)) this.pump(side)
+  }
+
+  claimed(pieces: readonly number[]): void {
+    for (const piece of pieces) this.#picker?.claimed(piece, this.#world.nowMs())
+  }
+
+  /** Asks a peer for as much as it is good for: see `Torrent` in agent/engine. */
+  pump(side: Side): void {
+    const picker = this.#picker
+    if (this.isComplete || picker === undefined || side.picking === undefined) return
+    if (side.isChoked || !side.isInteresting) return
+    const now = this.#world.nowMs()
+    if (!this.#reach.mayAsk(side.distance, now)) return
+    const ahead = aheadOf(side.meter)
+    if (isAskedEnough(side.requestedBytes, ahead)) return
+    const { rate } = side.meter
+    const claims: number[] = []
+    while (side.requestedBytes < ahead) {
+      const options: PickOptions = {
+        peer: side.picking,
+        bytesMax: this.blob.pieceLength,
+        mayBegin: this.#begun.size < Math.max(ownPieces, Math.floor(pieceMemory / this.blob.pieceLength)),
+        anything: this.#reach.isStuck(now),
+        nowMs: now,
+      }
+      const ask = picker.next(options) ?? this.#hedge(picker, options, side, now)
+      if (ask === undefined) break
+      if (!this.#begun.has(ask.piece)) {
+        this.#begun.add(ask.piece)
+        if (side.distance > 0) claims.push(ask.piece)
+      }
+      ask.askedMs = now
+      ask.dueMs = now + (rate > 0 ? ((side.requestedBytes + ask.length) * 1000) / rate : lateMs)
+      this.#send(side, ask)
+    }
+    this.#tellClaims(claims)
+  }
+
+  #hedge(picker: Picker, options: PickOptions, side: Side, now: number): Ask | undefined {
+    const { rate } = side.meter
+    const readyMs =
+      picker.untouched === 0 && rate > 0
+        ? now + (2 * (side.requestedBytes + options.bytesMax) * 1000) / rate
+        : Number.MAX_VALUE
+    return picker.hedge(options, readyMs)
+  }
+
+  #tellClaims(claims: readonly number[]): void {
+    if (claims.length === 0) return
+    for (const { distance, peer } of this.sides.values())
+      if (distance === 0 && !peer.fetch.isComplete && !peer.fetch.host.isStandard) peer.fetch.claimed(claims)
+  }
+
+  #send(side: Side, ask: Ask): void {
+    const { network, carriers } = this.#world
+    if (side.asks.length === 0) side.movedAtMs = this.#world.nowMs()
+    side.asks.push(ask)
+    side.requestedBytes += ask.length
+    if (side.flow === undefined) {
+      side.flow = network.addFlow(wayBetween(side.peer.fetch.host, this.host))
+      carriers[side.flow] = side
+    }
+    if (side.asks.length === 1) network.start(side.flow, ask.length)
+  }
+
+  /** What a side has brought. */
+  received(side: Side, ask: Ask): void {
+    const picker = this.#picker
+    const now = this.#world.nowMs()
+    side.movedAtMs = this.#movedAtMs = this.#givenAtMs = now
+    side.requestedBytes -= ask.length
+    side.meter.add(ask.length)
+    this.downloaded += ask.length
+    if (picker === undefined) return
+    this.#take(picker, ask)
+    this.pump(side)
+  }
+
+  #take(picker: Picker, ask: Ask): void {
+    const { whole, surplus } = picker.received(ask)
+    for (const other of surplus) {
+      picker.release(other)
+      const slower = this.#byPicking.get(other.peer)
+      if (slower) withdraw(slower, other, this.#world.network)
+    }
+    if (whole) this.#verified(picker, ask.piece)
+  }
+
+  #verified(picker: Picker, piece: number): void {
+    const wasFull = this.#begun.size >= Math.max(ownPieces, Math.floor(pieceMemory / this.blob.pieceLength))
+    this.#begun.delete(piece)
+    picker.done(piece)
+    if (this.have[piece] === 1) return
+    this.have[piece] = 1
+    this.count++
+    for (const { peer } of this.sides.values()) if (!peer.fetch.isComplete) peer.fetch.gained(peer, piece)
+    if (this.count === this.blob.pieceCount) this.#finish()
+    else if (wasFull) for (const side of this.sides.values()) if (side.asks.length === 0) this.pump(side)
+  }
+
+  #finish(): void {
+    this.isComplete = true
+    this.finishedMs = this.#world.nowMs()
+    this.setWebseed(undefined)
+    this.#candidates.clear()
+    this.#begun.clear()
+    for (const side of [...this.sides.values()]) {
+      this.#forget(side)
+      const server = side.peer.fetch
+      if (!side.isChoked) {
+        side.isChoked = true
+        server.serving--
+        server.#serveNext()
+      }
+      if (server.isComplete) disconnect(side)
+    }
+    this.#picker = undefined
+    this.#world.finished(this)
+  }
+
+  /** A run of pieces for the webseed, and what to do with them. */
+  claimRun(): Ask[] | undefined {
+    const picker = this.#picker
+    if (picker === undefined || this.isComplete) return undefined
+    const nowMs = this.#world.nowMs()
+    const run = picker.untouchedRun({
+      piecesMax: Math.max(1, Math.floor(webseedBytes / this.blob.pieceLength)),
+      anything: nowMs - this.#givenAtMs > webseedAfterMs,
+      nowMs,
+    })
+    if (run === undefined) return undefined
+    const asks = Array.from({ length: run.count }, (_, i) => picker.takeWhole(run.first + i, nowMs))
+    this.#tellClaims(asks.map(({ piece }) => piece))
+    return asks
+  }
+
+  webseedGave(ask: Ask): void {
+    this.#movedAtMs = this.#world.nowMs()
+    this.downloaded += ask.length
+    if (this.#picker && this.have[ask.piece] === 0) this.#take(this.#picker, ask)
+  }
+
+  giveBack(asks: readonly Ask[]): void {
+    for (const ask of asks) {
+      this.#picker?.release(ask)
+      if (!this.#begun.has(ask.piece)) this.#picker?.forget(ask.piece)
+    }
+  }
+}
+
+/** What a host gets from another, over their connection. */
+export class Side implements Carrier {
+  readonly fetch: Fetch
+  readonly distance: number
+  /** What the other one gets. */
+  declare peer: Side
+  readonly meter: RateMeter
+  readonly asks: Ask[] = []
+  readonly #brought: Ask[] = []
+  picking: PickerPeer | undefined
+  flow: FlowId | undefined
+  requestedBytes = 0
+  isDialled = false
+  isInteresting = false
+  isChoked = true
+  movedAtMs = 0
+
+  constructor(fetch: Fetch, distance: number) {
+    this.fetch = fetch
+    this.distance = distance
+    this.meter = new RateMeter(0)
+  }
+
+  brought(): number {
+    const ask = this.asks.shift()
+    if (ask) this.#brought.push(ask)
+    return this.asks[0]?.length ?? 0
+  }
+
+  settle(): void {
+    for (const ask of this.#brought.splice(0)) this.fetch.received(this, ask)
+  }
+}
+
+/** One of the requests that a host has open with the webseed. */
+class WebseedLane implements Carrier {
+  readonly #fetch: Fetch
+  readonly #world: World
+  readonly #flow: FlowId
+  #asks: Ask[] = []
+  readonly #brought: Ask[] = []
+
+  constructor(fetch: Fetch, source: readonly LinkId[], world: World) {
+    this.#fetch = fetch
+    this.#world = world
+    this.#flow = world.network.addFlow([...source, ...fetch.host.down])
+    world.carriers[this.#flow] = this
+  }
+
+  goOn(): void {
+    if (this.#asks.length > 0) return
+    this.#asks = this.#fetch.claimRun() ?? []
+    const [first] = this.#asks
+    if (first) this.#world.network.start(this.#flow, first.length)
+  }
+
+  brought(): number {
+    const ask = this.#asks.shift()
+    if (ask) this.#brought.push(ask)
+    return this.#asks[0]?.length ?? 0
+  }
+
+  settle(): void {
+    for (const ask of this.#brought.splice(0)) this.#fetch.webseedGave(ask)
+    if (!this.#fetch.isComplete) this.goOn()
+  }
+
+  end(): void {
+    this.#fetch.giveBack(this.#asks)
+    this.#asks = []
+    this.#world.network.removeFlow(this.#flow)
+  }
+}
+
+function disconnect(side: Side): void {
+  side.fetch.parted(side)
+  side.peer.fetch.parted(side.peer)
+}
+
+function withdraw(side: Side, ask: Ask, network: Network): void {
+  const at = side.asks.indexOf(ask)
+  if (at < 0 || side.flow === undefined) return
+  side.asks.splice(at, 1)
+  side.requestedBytes -= ask.length
+  const [first] = side.asks
+  if (first === undefined) network.stop(side.flow)
+  else if (at === 0) network.start(side.flow, first.length)
+}
+
+function wayBetween(from: Host, to: Host): LinkId[] {
+  // The first link is the host's own, then the rack's, then the row's: what both are below of is not passed.
+  const up: LinkId[] = []
+  const down: LinkId[] = []
+  for (let i = 0; i < from.up.length; i++) {
+    if (i > 0 && from.up[i] === to.up[i]) break
+    const above = from.up[i]
+    const below = to.down[i]
+    if (above !== undefined) up.push(above)
+    if (below !== undefined) down.push(below)
+  }
+  return [...up, ...down]
+}

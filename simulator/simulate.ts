@@ -1,0 +1,586 @@
+import { createHash } from 'node:crypto'
+import { toEnginePeers } from '../agent/announcer.ts'
+import { endpointIp, formatIp, parseIp } from '../lib/protocol/address.ts'
+import { parseAnnounceReply, writeAnnounce } from '../lib/protocol/announce.ts'
+import type { InfoHash } from '../lib/protocol/infohash.ts'
+import { infoHashFromHex } from '../lib/protocol/infohash.ts'
+import { pieceLengthFor } from '../lib/protocol/metainfo.ts'
+import { parsePlace } from '../lib/protocol/place.ts'
+import { silentLog } from '../lib/runtime/log.ts'
+import { createRandom } from '../lib/runtime/random.ts'
+import { ServerConfig } from '../server/config.ts'
+import { createWebseedPolicy } from '../server/registry/webseed-policy.ts'
+import { openMemoryPeerStore } from '../server/tracker/memory/memory-peer-store.ts'
+import { samplePeersMax } from '../server/tracker/peer-store.ts'
+import { createTopology } from '../server/tracker/topology.ts'
+import { createTracker } from '../server/tracker/tracker.ts'
+import type { Bounds } from './bound.ts'
+import { boundsOf } from './bound.ts'
+import type { Blob, Carrier, Host, World } from './fetch.ts'
+import { Fetch } from './fetch.ts'
+import type { LinkId } from './network.ts'
+import { Network } from './network.ts'
+import type { Moment, Scenario } from './scenario.ts'
+
+const tickMs = 250
+const stallMs = 10_000
+const webseedReviewMs = 10_000
+/** A step of time is no longer than this share of the time in which a host sends a piece. */
+const stepShare = 1 / 4
+/** Announces that are not answered are tried again after this long. */
+const retryMs = 1_000
+/** Nothing has come to anybody for this long: it will not end. */
+const hungMs = 120_000
+
+export interface HostResult {
+  readonly index: number
+  readonly rack: number
+  /** Seconds from the start of the run to the last piece of the last build; undefined for one that never had it. */
+  readonly seconds: number | undefined
+  /** Seconds from when it could begin. */
+  readonly took: number | undefined
+  /** Something was done to it: it was slow, went away, came late, or was in a rack with a slow uplink. */
+  readonly isHit: boolean
+  /** It went away for good. */
+  readonly isGone: boolean
+}
+
+export interface Result {
+  readonly scenario: Scenario
+  readonly pieces: number
+  readonly rackSizes: readonly number[]
+  readonly bounds: Bounds
+  readonly hosts: readonly HostResult[]
+  /** Bytes into racks from outside, and the least that they need. */
+  readonly crossRackBytes: number
+  readonly crossRackMin: number
+  /** Bytes that the server, or the first host, has sent. */
+  readonly originBytes: number
+  readonly announces: number
+  readonly announcesPerSecondMax: number
+  readonly simulatedSeconds: number
+  readonly steps: number
+  readonly wallSeconds: number
+}
+
+/** Runs a scenario in virtual time. */
+export function simulate(scenario: Scenario): Result {
+  return new Simulation(scenario).run()
+}
+
+interface Due {
+  readonly atMs: number
+  readonly order: number
+  readonly act: () => void
+}
+
+class Simulation {
+  readonly #scenario: Scenario
+  readonly #network = new Network()
+  readonly #random: () => number
+  readonly #carriers: Carrier[] = []
+  readonly #hosts: Host[] = []
+  readonly #byAddress = new Map<string, Host>()
+  readonly #blobs: readonly Blob[]
+  readonly #infoHashes: readonly InfoHash[]
+  readonly #rackSizes: number[]
+  readonly #bounds: Bounds
+  readonly #serverUp: LinkId[] = []
+  readonly #rackDown: LinkId[] = []
+  readonly #rackUp: LinkId[] = []
+  readonly #due: Due[] = []
+  #order = 0
+  #nowMs = 0
+  #finishedAt = 0
+  #left = 0
+  readonly #hit = new Set<Host>()
+  readonly #gone = new Set<Host>()
+  readonly #beganMs = new Map<Host, number>()
+  #trackerAway = false
+  #serverAway = false
+  readonly #announces: number[] = []
+  readonly #tracker
+  readonly #policy
+  readonly #counts
+
+  constructor(scenario: Scenario) {
+    this.#scenario = scenario
+    let seed = scenario.seed
+    this.#random = createRandom(() => {
+      // splitmix32: four words that differ for neighbouring seeds.
+      seed = (seed + 0x9e3779b9) | 0
+      let mixed = Math.imul(seed ^ (seed >>> 16), 0x21f0aaad)
+      mixed = Math.imul(mixed ^ (mixed >>> 15), 0x735a2d97)
+      return ((mixed ^ (mixed >>> 15)) >>> 0) / 2 ** 32
+    })
+    const pieceLength = pieceLengthFor(scenario.size)
+    this.#blobs = Array.from({ length: scenario.releases }, (_, index) => ({
+      index,
+      pieceCount: Math.ceil(scenario.size / pieceLength),
+      pieceLength,
+      length: scenario.size,
+    }))
+    this.#infoHashes = this.#blobs.map(({ index }) =>
+      infoHashFromHex(createHash('sha1').update(`${scenario.seed} ${index}`).digest('hex')),
+    )
+    this.#rackSizes = rackSizesOf(scenario)
+    this.#bounds = boundsOf(scenario, this.#blobs[0]?.pieceCount ?? 1, this.#rackSizes)
+    this.#build()
+
+    const config = ServerConfig.parse({})
+    const { tracker } = config
+    const levels = scenario.rows === undefined ? ['rack'] : ['rack', 'row']
+    const now = () => this.#nowMs
+    const store = openMemoryPeerStore(
+      {
+        buffers: new Map(),
+        peersMax: 2 * scenario.hosts * scenario.releases + 1000,
+        swarmsMax: 100,
+        levels: levels.length,
+        seed: scenario.seed,
+      },
+      { random: this.#random, now, sampleMax: samplePeersMax },
+    )
+    this.#counts = (blob: Blob) => store.scrape(this.#infoHash(blob))
+    this.#tracker = createTracker({
+      store,
+      rules: {
+        topology: createTopology({
+          levels,
+          places:
+            scenario.rows === undefined
+              ? {}
+              : Object.fromEntries(
+                  this.#rackSizes.map((_, rack) => [
+                    `rack-${rack}`,
+                    { parents: [`row-${this.#rowOf(rack)}`] },
+                  ]),
+                ),
+          prefixes: [],
+          ipv4PrefixLength: 24,
+          ipv6PrefixLength: 64,
+        }),
+        hooks: [
+          {
+            name: 'place',
+            announce: (request) => {
+              const host = this.#byAddress.get(formatIp(request.source))
+              request.place = host && parsePlace(`rack-${host.rack}`)
+            },
+          },
+        ],
+        config: {
+          announceIntervalMs: config.announce_interval,
+          minAnnounceIntervalMs: config.min_announce_interval,
+          numwantDefault: tracker.numwant_default,
+          numwantMax: tracker.numwant_max,
+          scrapeMax: tracker.scrape_max,
+          gatewaysPerRack: tracker.gateways_per_rack,
+          reservePeers: tracker.reserve_peers,
+          trustedAnnouncers: [],
+          fullScrapeNetworks: [],
+        },
+      },
+      after: undefined,
+      epoch: 'simulated',
+      random: this.#random,
+      now,
+      observer: { handled: () => undefined, refused: () => undefined },
+      log: silentLog(),
+    })
+    const { webseed } = config.registry
+    this.#policy = createWebseedPolicy({ leaseMs: webseed.lease, hostsMax: webseed.replies_max, now })
+  }
+
+  run(): Result {
+    const wall = performance.now()
+    this.#plan()
+    const { host_uplink: rate } = this.#scenario
+    const stepMs = (((this.#blobs[0]?.pieceLength ?? 1) * stepShare) / rate) * 1000
+    let steps = 0
+    const settling: Carrier[] = []
+    const brought = (flow: number): number => {
+      const carrier = this.#carriers[flow]
+      if (carrier === undefined) return 0
+      settling.push(carrier)
+      return carrier.brought()
+    }
+    while (this.#left > 0) {
+      const next = this.#due[0]
+      if (next !== undefined && next.atMs <= this.#nowMs) {
+        this.#pop()
+        next.act()
+        continue
+      }
+      if (this.#nowMs - this.#finishedAt > hungMs + 10 * this.#bounds.seconds * 1000) break
+      if (this.#network.activeFlows === 0) {
+        if (next === undefined) break
+        this.#nowMs = next.atMs
+        continue
+      }
+      this.#network.step(stepMs / 1000, brought)
+      this.#nowMs += stepMs
+      steps++
+      for (const carrier of settling.splice(0)) carrier.settle()
+      const { seed_dies: dies } = this.#scenario
+      if (dies && !this.#serverAway && this.#originBytes() >= dies.after_copies * this.#totalBytes())
+        this.#killSeed()
+    }
+    return this.#result(steps, (performance.now() - wall) / 1000)
+  }
+
+  #totalBytes(): number {
+    return this.#scenario.size * this.#scenario.releases
+  }
+
+  #infoHash({ index }: Blob): InfoHash {
+    const hash = this.#infoHashes[index]
+    if (hash === undefined) throw new Error(`There is no build ${index}`)
+    return hash
+  }
+
+  #rowOf(rack: number): number {
+    return rack % (this.#scenario.rows ?? 1)
+  }
+
+  #build(): void {
+    const { hosts, rack_uplink: rackRate, row_uplink: rowRate, rows, host_uplink: hostRate } = this.#scenario
+    const network = this.#network
+    const links = (rate: number) => ({ up: network.addLink(rate), down: network.addLink(rate) })
+    const rowLinks =
+      rows === undefined || rowRate === undefined ? [] : Array.from({ length: rows }, () => links(rowRate))
+    const rackLinks = this.#rackSizes.map(() => links(rackRate))
+    for (const { up, down } of rackLinks) {
+      this.#rackUp.push(up)
+      this.#rackDown.push(down)
+    }
+    this.#serverUp.push(network.addLink(this.#scenario.server_uplink ?? hostRate))
+    const world: World = {
+      network,
+      random: this.#random,
+      nowMs: () => this.#nowMs,
+      carriers: this.#carriers,
+      finished: (fetch) => {
+        this.#finished(fetch)
+      },
+    }
+    const racks = this.#rackSizes.flatMap((size, rack) => Array.from({ length: size }, () => rack))
+    const slow = this.#share(this.#scenario.slow?.share ?? 0)
+    const standard = this.#share(this.#scenario.standard_clients)
+    for (let index = 0; index < hosts; index++) {
+      const rack = racks[index] ?? 0
+      const isSlow = slow.has(index)
+      const own = links(isSlow ? hostRate * (this.#scenario.slow?.factor ?? 1) : hostRate)
+      const above = [rackLinks[rack], rowLinks[this.#rowOf(rack)]]
+      const host: Host = {
+        index,
+        rack,
+        up: [own.up, ...above.flatMap((each) => each?.up ?? [])],
+        down: [own.down, ...above.flatMap((each) => each?.down ?? [])],
+        isStandard: standard.has(index),
+        isAlive: true,
+        fetches: [],
+      }
+      if (isSlow) this.#hit.add(host)
+      const isSeed = !this.#scenario.from_server && index === 0
+      for (const blob of this.#blobs) host.fetches.push(new Fetch(host, blob, world, isSeed))
+      this.#hosts.push(host)
+      this.#byAddress.set(addressOf(index), host)
+      if (!isSeed) this.#left += this.#blobs.length
+    }
+  }
+
+  /** Indexes of a share of the hosts. */
+  #share(share: number): Set<number> {
+    const { hosts } = this.#scenario
+    const chosen = new Set<number>()
+    while (chosen.size < Math.round(share * hosts)) chosen.add(Math.floor(this.#random() * hosts))
+    return chosen
+  }
+
+  /** What happens when. */
+  #plan(): void {
+    const { jitter, setup, late, churn, dead_gateways: gateways, slow_racks: slowRacks } = this.#scenario
+    const lateHosts = this.#share(late?.share ?? 0)
+    for (const host of this.#hosts) {
+      const isLate = late !== undefined && lateHosts.has(host.index)
+      const at = (isLate ? this.#ms(late.at) : 0) + this.#random() * jitter
+      if (isLate) this.#hit.add(host)
+      this.#at(at, () => {
+        this.#beganMs.set(host, this.#nowMs)
+      })
+      this.#at(at + setup, () => {
+        this.#start(host)
+      })
+    }
+    if (churn) {
+      for (const index of this.#share(churn.share)) {
+        const host = this.#hosts[index]
+        if (host === undefined || this.#isSeed(host)) continue
+        this.#hit.add(host)
+        this.#at(this.#random() * this.#bounds.seconds * 1000, () => {
+          this.#stop(host)
+        })
+        const back = this.#random() * this.#bounds.seconds * 1000 + this.#ms(churn.away)
+        this.#at(back, () => {
+          if (!host.isAlive) this.#start(host)
+        })
+      }
+    }
+    if (gateways) {
+      this.#at(this.#ms(gateways.at), () => {
+        this.#killGateways(gateways.racks)
+      })
+    }
+    if (slowRacks) {
+      const racks = new Set<number>()
+      while (racks.size < Math.round(slowRacks.share * this.#rackSizes.length))
+        racks.add(Math.floor(this.#random() * this.#rackSizes.length))
+      for (const host of this.#hosts) if (racks.has(host.rack)) this.#hit.add(host)
+      const set = (factor: number) => {
+        for (const rack of racks)
+          for (const link of [this.#rackUp[rack], this.#rackDown[rack]])
+            if (link !== undefined) this.#network.setCapacity(link, this.#scenario.rack_uplink * factor)
+      }
+      this.#at(this.#ms(slowRacks.at), () => {
+        set(slowRacks.factor)
+      })
+      if (slowRacks.for !== undefined)
+        this.#at(this.#ms(slowRacks.at) + this.#ms(slowRacks.for), () => {
+          set(1)
+        })
+    }
+    const { tracker_away: trackerAway, server_away: serverAway } = this.#scenario
+    if (trackerAway) {
+      this.#at(this.#ms(trackerAway.at), () => {
+        this.#trackerAway = true
+      })
+      this.#at(this.#ms(trackerAway.at) + this.#ms(trackerAway.for), () => {
+        this.#trackerAway = false
+      })
+    }
+    if (serverAway) {
+      const [link] = this.#serverUp
+      const rate = link === undefined ? 0 : this.#network.capacityOf(link)
+      const set = (away: boolean) => {
+        this.#serverAway = away
+        if (link !== undefined) this.#network.setCapacity(link, away ? 0 : rate)
+      }
+      this.#at(this.#ms(serverAway.at), () => {
+        set(true)
+      })
+      this.#at(this.#ms(serverAway.at) + this.#ms(serverAway.for), () => {
+        set(false)
+      })
+    }
+  }
+
+  #ms(moment: Moment): number {
+    return typeof moment === 'number' ? moment : moment.ofBound * this.#bounds.seconds * 1000
+  }
+
+  #isSeed(host: Host): boolean {
+    return !this.#scenario.from_server && host.index === 0
+  }
+
+  #start(host: Host): void {
+    host.isAlive = true
+    for (const fetch of host.fetches) {
+      fetch.start()
+      if (!fetch.isComplete) this.#askGrant(fetch, undefined)
+      this.#announce(fetch, 'started')
+      this.#tick(fetch, this.#nowMs + tickMs * (0.5 + this.#random() / 2), webseedReviewMs + this.#nowMs)
+    }
+  }
+
+  #stop(host: Host): void {
+    host.isAlive = false
+    for (const fetch of host.fetches) fetch.stop()
+  }
+
+  #tick(fetch: Fetch, atMs: number, reviewMs: number): void {
+    this.#at(atMs, () => {
+      if (!fetch.isRunning || fetch.isComplete) return
+      fetch.tick()
+      const stalledMs = this.#nowMs - fetch.movedAtMs
+      let nextReviewMs = reviewMs
+      if (this.#nowMs >= reviewMs && (fetch.usesWebseed || stalledMs >= stallMs)) {
+        this.#askGrant(fetch, stalledMs >= stallMs ? stalledMs / 1000 : undefined)
+        if (stalledMs >= stallMs) this.#announce(fetch, undefined)
+        nextReviewMs = this.#nowMs + webseedReviewMs
+      }
+      this.#tick(fetch, atMs + tickMs, nextReviewMs)
+    })
+  }
+
+  #askGrant(fetch: Fetch, stalledSeconds: number | undefined): void {
+    if (!this.#scenario.from_server || this.#serverAway || fetch.host.isStandard) return
+    const may = this.#policy.mayUse({
+      infoHash: this.#infoHash(fetch.blob),
+      host: String(fetch.host.index),
+      counts: this.#counts(fetch.blob),
+      stalledSeconds,
+    })
+    fetch.setWebseed(may ? this.#serverUp : undefined)
+  }
+
+  #announce(fetch: Fetch, event: 'started' | 'completed' | undefined): void {
+    const { host } = fetch
+    if (!fetch.isRunning) return
+    if (this.#trackerAway) {
+      this.#at(this.#nowMs + retryMs * (0.5 + this.#random()), () => {
+        this.#announce(fetch, event)
+      })
+      return
+    }
+    const second = Math.floor(this.#nowMs / 1000)
+    this.#announces[second] = (this.#announces[second] ?? 0) + 1
+    const query = writeAnnounce({
+      infoHash: this.#infoHash(fetch.blob),
+      peerId: Buffer.from(`-RS0200-${String(host.index).padStart(12, '0')}`),
+      port: 6881,
+      uploaded: 0,
+      downloaded: fetch.downloaded,
+      left: fetch.bytesLeft,
+      event,
+      numwant: fetch.isComplete ? 0 : undefined,
+      rackswarm: !host.isStandard,
+    })
+    const source = parseIp(addressOf(host.index))
+    const bytes = source && this.#tracker.announce(query, source)
+    if (bytes === undefined || bytes instanceof Promise) throw new Error('The tracker did not answer at once')
+    const reply = parseAnnounceReply(bytes)
+    fetch.heard(
+      toEnginePeers(reply).flatMap(({ endpoint, distance, reserve }) => {
+        const peer = this.#byAddress.get(formatIp(endpointIp(endpoint)))
+        if (peer === undefined) return []
+        return [
+          { host: peer, distance: host.isStandard ? 0 : distance, reserve: reserve && !host.isStandard },
+        ]
+      }),
+    )
+    this.#at(this.#nowMs + reply.intervalSeconds * 1000 * (0.9 + this.#random() / 10), () => {
+      this.#announce(fetch, undefined)
+    })
+  }
+
+  #finished(fetch: Fetch): void {
+    this.#left--
+    this.#finishedAt = this.#nowMs
+    this.#announce(fetch, 'completed')
+  }
+
+  #killSeed(): void {
+    this.#serverAway = true
+    if (this.#scenario.from_server) {
+      for (const link of this.#serverUp) this.#network.setCapacity(link, 0)
+      for (const host of this.#hosts) for (const fetch of host.fetches) fetch.setWebseed(undefined)
+    } else {
+      const [seed] = this.#hosts
+      if (seed) this.#stop(seed)
+    }
+  }
+
+  #killGateways(share: number): void {
+    const racks = new Set<number>()
+    for (const host of this.#hosts) {
+      if (racks.has(host.rack) || !host.fetches.some((fetch) => fetch.isGateway && !fetch.isComplete))
+        continue
+      racks.add(host.rack)
+      if (this.#random() >= share) continue
+      this.#hit.add(host)
+      this.#gone.add(host)
+      this.#left -= host.fetches.filter((fetch) => !fetch.isComplete).length
+      this.#stop(host)
+    }
+  }
+
+  #originBytes(): number {
+    const [server] = this.#serverUp
+    if (this.#scenario.from_server) return server === undefined ? 0 : this.#network.sentOver(server)
+    const up = this.#hosts[0]?.up[0]
+    return up === undefined ? 0 : this.#network.sentOver(up)
+  }
+
+  #at(atMs: number, act: () => void): void {
+    const heap = this.#due
+    const entry = { atMs, order: this.#order++, act }
+    heap.push(entry)
+    let at = heap.length - 1
+    while (at > 0) {
+      const above = (at - 1) >> 1
+      const parent = heap[above]
+      if (parent === undefined || isBefore(parent, entry)) break
+      heap[at] = parent
+      at = above
+    }
+    heap[at] = entry
+  }
+
+  #pop(): void {
+    const heap = this.#due
+    const last = heap.pop()
+    if (last === undefined || heap.length === 0) return
+    let at = 0
+    for (;;) {
+      let below = 2 * at + 1
+      const [left, right] = [heap[below], heap[below + 1]]
+      if (left === undefined) break
+      if (right !== undefined && isBefore(right, left)) below++
+      const child = heap[below]
+      if (child === undefined || isBefore(last, child)) break
+      heap[at] = child
+      at = below
+    }
+    heap[at] = last
+  }
+
+  #result(steps: number, wallSeconds: number): Result {
+    const hosts = this.#hosts
+      .filter((host) => !this.#isSeed(host))
+      .map((host) => {
+        const times = host.fetches.map(({ finishedMs }) => finishedMs)
+        const lastMs = times.includes(undefined) ? undefined : Math.max(...times.map((ms) => ms ?? 0))
+        return {
+          index: host.index,
+          rack: host.rack,
+          seconds: lastMs === undefined ? undefined : lastMs / 1000,
+          took: lastMs === undefined ? undefined : (lastMs - (this.#beganMs.get(host) ?? 0)) / 1000,
+          isHit: this.#hit.has(host),
+          isGone: this.#gone.has(host),
+        }
+      })
+    const seeded = this.#scenario.from_server ? 0 : 1
+    return {
+      scenario: this.#scenario,
+      pieces: this.#blobs[0]?.pieceCount ?? 0,
+      rackSizes: this.#rackSizes,
+      bounds: this.#bounds,
+      hosts,
+      crossRackBytes: this.#rackDown.reduce((sum, link) => sum + this.#network.sentOver(link), 0),
+      crossRackMin: (this.#rackSizes.length - seeded) * this.#totalBytes(),
+      originBytes: this.#originBytes(),
+      announces: this.#announces.reduce((sum, count) => sum + count, 0),
+      announcesPerSecondMax: this.#announces.reduce((most, count) => Math.max(most, count), 0),
+      simulatedSeconds: this.#nowMs / 1000,
+      steps,
+      wallSeconds,
+    }
+  }
+}
+
+function isBefore(one: Due, other: Due): boolean {
+  return one.atMs < other.atMs || (one.atMs === other.atMs && one.order < other.order)
+}
+
+function addressOf(index: number): string {
+  return `10.${(index >> 16) & 255}.${(index >> 8) & 255}.${index & 255}`
+}
+
+function rackSizesOf({ hosts, racks, rack_sizes: given = [] }: Scenario): number[] {
+  const sizes = given.slice(0, racks)
+  const rest = racks - sizes.length
+  const left = Math.max(0, hosts - sizes.reduce((sum, size) => sum + size, 0))
+  for (let i = 0; i < rest; i++) sizes.push(Math.floor(left / rest) + (i < left % rest ? 1 : 0))
+  return sizes.filter((size) => size > 0)
+}
