@@ -26,7 +26,7 @@ module.exports = {
       },
       to: {},
     },
-    shelf('lib-imports-no-program', '^lib/', '^(server|agent|cli|test|bench)/'),
+    shelf('lib-imports-no-program', '^lib/', '^(server|agent|cli|simulator|test|bench)/'),
     shelf(
       'protocol-is-pure',
       '^lib/protocol/',
@@ -38,10 +38,16 @@ module.exports = {
     shelf('server-agent-cli-are-separate (server)', '^server/', '^(agent|cli)/'),
     shelf('server-agent-cli-are-separate (agent)', '^agent/', '^(server|cli)/'),
     shelf('server-agent-cli-are-separate (cli)', '^cli/', '^(server|agent)/'),
+    shelf('programs-do-not-know-the-simulator', '^(lib|server|agent)/', '^simulator/'),
+    shelf('simulator-is-below-the-cli', '^simulator/', '^cli/'),
     shelf('tracker-does-not-know-the-registry', '^server/tracker/', '^server/registry/'),
     shelf('registry-does-not-know-the-tracker', '^server/registry/', '^server/tracker/'),
     shelf('rooms-do-not-know-the-root (tracker)', '^server/(tracker|registry|state)/', '^server/[^/]+\\.ts$'),
-    shelf('programs-do-not-import-tests', '^(lib|server|agent|cli|bin|packaging)/', '^(test|bench)/'),
+    shelf(
+      'programs-do-not-import-tests',
+      '^(lib|server|agent|cli|simulator|bin|packaging)/',
+      '^(test|bench)/',
+    ),
     {
       name: 'jose-lives-in-lib-token',
       severity: 'error',

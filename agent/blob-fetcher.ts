@@ -16,7 +16,7 @@ import type { Logger } from '../lib/runtime/log.ts'
 import type { AnnounceGrant, Announcement, Announcer } from './announcer.ts'
 import type { BlobCache } from './blob-cache.ts'
 import { NoSpaceError } from './blob-cache.ts'
-import type { Engine, EngineHandle, PeerTraffic } from './engine/engine.ts'
+import type { Engine, EngineHandle, PeerTraffic, Webseed } from './engine/engine.ts'
 import { RateMeter } from './engine/rate-meter.ts'
 import type { PeerTokens } from './peer-admission.ts'
 import type { PrefixHash, PrefixHasher } from './prefix-hasher.ts'
@@ -241,7 +241,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     if (want.sizeBytes <= swarmLengthMin) return fetchWhole(job)
     let grant: SwarmGrant
     try {
-      grant = await askGrant(want, undefined, job.abort.signal)
+      grant = await askGrant(want, {}, job.abort.signal)
     } catch (error) {
       if (error instanceof RequestError && error.status === 404 && error.code !== 'BLOB_UNKNOWN')
         return fetchWhole(job)
@@ -303,7 +303,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     const announcement = announcer.add({
       infoHash: metainfo.infoHash,
       grant: announceGrantOf(first),
-      renew: async (signal) => announceGrantOf(await renewGrant(want, undefined, signal)),
+      renew: async (signal) => announceGrantOf(await renewGrant(want, {}, signal)),
       progress: () => ({
         left: metainfo.length - job.bytesDone,
         downloaded: downloadedOf(job),
@@ -342,16 +342,29 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     const { want } = job
     const { signal } = job.abort
     const watchdog = createWatchdog(deps.stallMs, monotonic())
-    let webseed = grant.webseed ? grant.webseedUrl : undefined
+    const webseedOf = ({ webseed: may, webseedUrl: url, webseedRange: range }: SwarmGrant) =>
+      may ? { url, range, rangeDone } : undefined
+    /** Asks for more of the build; where there is no more, what is under way goes on. */
+    const rangeDone = () => {
+      renewGrant(want, { rangeDone: true }, signal).then(
+        (next) => {
+          if (next.webseed) use(next)
+        },
+        (error: unknown) => {
+          log.debug({ digest: want.digest, error: (error as Error).message }, 'no further range was given')
+        },
+      )
+    }
+    let webseed: Webseed | undefined = webseedOf(grant)
     let reviewedAt = monotonic()
     const use = (next: SwarmGrant) => {
       announcement.setGrant(announceGrantOf(next))
-      webseed = next.webseed ? next.webseedUrl : undefined
+      webseed = webseedOf(next)
       job.handle?.setWebseed(webseed)
       reviewedAt = monotonic()
     }
     const review = (stalledMs: number | undefined) =>
-      renewGrant(want, stalledMs, signal).then(use, (error: unknown) => {
+      renewGrant(want, { stalledMs }, signal).then(use, (error: unknown) => {
         reviewedAt = monotonic()
         log.debug({ digest: want.digest, error: (error as Error).message }, 'the grant was not renewed')
       })
@@ -488,7 +501,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
 
   const askGrant = (
     { repository, digest }: BlobWant,
-    stalledMs: number | undefined,
+    { stalledMs, rangeDone }: { stalledMs?: number | undefined; rangeDone?: boolean },
     signal: AbortSignal,
   ): Promise<SwarmGrant> =>
     deps.server.swarmGrant(
@@ -496,6 +509,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         repository,
         digest,
         ...(stalledMs === undefined ? {} : { stalledSeconds: Math.floor(stalledMs / 1000) }),
+        ...(rangeDone === undefined ? {} : { rangeDone }),
         ...(deps.certificate === undefined ? {} : { certificate: deps.certificate }),
       },
       AbortSignal.any([signal, AbortSignal.timeout(grantTimeoutMs)]),
@@ -633,7 +647,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       const announcement = announcer.add({
         infoHash: stored.metainfo.infoHash,
         grant: undefined,
-        renew: async (signal) => announceGrantOf(await renewGrant(want, undefined, signal)),
+        renew: async (signal) => announceGrantOf(await renewGrant(want, {}, signal)),
         progress: () => ({ left: 0, downloaded: 0, uploaded: uploadedOf(seeds.get(digest)?.handle) }),
         spreadMs,
       })

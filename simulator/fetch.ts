@@ -3,6 +3,7 @@ import type { Ask, PickerPeer, PickOptions } from '../agent/engine/picker.ts'
 import { Picker } from '../agent/engine/picker.ts'
 import { RateMeter } from '../agent/engine/rate-meter.ts'
 import { aheadOf, isAskedEnough, Reach } from '../agent/engine/schedule.ts'
+import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
 import type { FlowId, LinkId, Network } from './network.ts'
 
 /** As in agent/engine: what an agent does there with sockets, this does with flows. */
@@ -47,6 +48,14 @@ export interface World {
   finished(fetch: Fetch): void
 }
 
+/** The server, where a host may fetch from it. */
+export interface WebseedSource {
+  readonly way: readonly LinkId[]
+  readonly lease: { readonly firstPiece: number; readonly pieceCount: number }
+  /** All of the lease was asked for. */
+  partDone(): void
+}
+
 /** A queue of bytes over one flow. */
 export interface Carrier {
   /** The first in the queue is there. @returns the bytes of the next, 0 for none */
@@ -80,11 +89,18 @@ export class Fetch {
   readonly #byPicking = new Map<PickerPeer, Side>()
   readonly #candidates = new Map<Host, Candidate>()
   readonly #begun = new Set<number>()
+  readonly #begunMax: number
   readonly #lanes: WebseedLane[] = []
+  #webseed: WebseedSource | undefined
+  /** Of a host that had everything before all others. */
+  #superSeeder: SuperSeeder<Side> | undefined
   #dialled = 0
   serving = 0
   #movedAtMs = 0
   #givenAtMs = 0
+  #hasLate = false
+  /** A piece that was begun is asked of nobody. */
+  #hasFree = false
   downloaded = 0
 
   constructor(host: Host, blob: Blob, world: World, whole: boolean) {
@@ -92,7 +108,9 @@ export class Fetch {
     this.blob = blob
     this.#world = world
     this.have = new Uint8Array(whole ? 0 : blob.pieceCount)
+    this.#begunMax = Math.max(ownPieces, Math.floor(pieceMemory / blob.pieceLength))
     this.isComplete = whole
+    this.#superSeeder = whole ? new SuperSeeder(blob.pieceCount) : undefined
     this.count = whole ? blob.pieceCount : 0
   }
 
@@ -148,6 +166,7 @@ export class Fetch {
 
   /** A few times a second. */
   tick(): void {
+    if (this.#superSeeder) for (const side of [...this.sides.values()]) this.#showMore(side)
     if (this.isComplete || !this.isRunning) return
     const now = this.#world.nowMs()
     for (const side of [...this.sides.values()]) {
@@ -160,13 +179,16 @@ export class Fetch {
     for (const side of this.sides.values()) this.pump(side)
   }
 
-  setWebseed(source: readonly LinkId[] | undefined): void {
+  setWebseed(source: WebseedSource | undefined): void {
+    this.#webseed = source
     if (source === undefined) {
       for (const lane of this.#lanes.splice(0)) lane.end()
       return
     }
-    if (this.#lanes.length > 0 || this.isComplete) return
-    for (let i = 0; i < webseedLanes; i++) this.#lanes.push(new WebseedLane(this, source, this.#world))
+    if (this.isComplete) return
+    for (const lane of this.#lanes) lane.goOn()
+    if (this.#lanes.length > 0) return
+    for (let i = 0; i < webseedLanes; i++) this.#lanes.push(new WebseedLane(this, source.way, this.#world))
     for (const lane of this.#lanes) lane.goOn()
   }
 
@@ -179,7 +201,11 @@ export class Fetch {
   }
 
   #watch(side: Side, now: number): void {
-    if (side.asks.length === 0) return
+    if (side.asks.length === 0 || side.flow === undefined) return
+    // Bytes of what is not whole yet count too.
+    const left = this.#world.network.leftOf(side.flow)
+    if (left !== side.seenLeft) side.movedAtMs = now
+    side.seenLeft = left
     const stillMs = now - side.movedAtMs
     if (stillMs > silentMs) {
       const candidate = this.#candidates.get(side.peer.fetch.host)
@@ -187,7 +213,11 @@ export class Fetch {
       disconnect(side)
       return
     }
-    for (const ask of side.asks) if (stillMs > lateMs || now - ask.dueMs > lateMs) ask.dueMs = Infinity
+    for (const ask of side.asks) {
+      if (stillMs <= lateMs && now - ask.dueMs <= lateMs) continue
+      ask.dueMs = Infinity
+      this.#hasLate = true
+    }
   }
 
   #dialMore(): void {
@@ -233,6 +263,13 @@ export class Fetch {
     side.picking = this.#picker.join(side.distance === 0)
     this.#byPicking.set(side.picking, side)
     const other = side.peer.fetch
+    if (other.#superSeeder) {
+      for (let piece = 0; piece < this.blob.pieceCount; piece++)
+        if (this.have[piece] === 1) other.#superSeeder.gained(side.peer, piece)
+      other.#superSeeder.join(side.peer)
+      other.#showMore(side.peer)
+      return
+    }
     for (let piece = 0; piece < this.blob.pieceCount; piece++) {
       if (!other.has(piece)) continue
       this.#picker.gains(side.picking, piece)
@@ -242,8 +279,40 @@ export class Fetch {
     this.pump(side)
   }
 
+  get isOnlySeed(): boolean {
+    return this.#superSeeder !== undefined
+  }
+
+  /** `side` is this one's of the connection to who fetches. */
+  #showMore(side: Side): void {
+    const seeder = this.#superSeeder
+    if (seeder === undefined) return
+    const { peer } = side
+    if (seeder.isOver) {
+      this.#superSeeder = undefined
+      for (const other of this.sides.values())
+        for (const piece of seeder.hiddenFrom(other)) other.peer.fetch.gained(other.peer, piece)
+      return
+    }
+    const nowMs = this.#world.nowMs()
+    const pieces = seeder.next(side, {
+      ahead: shownAhead(peer.meter, this.blob.pieceLength),
+      stillForMs: nowMs - peer.movedAtMs,
+      nowMs,
+    })
+    for (const piece of pieces) peer.fetch.gained(peer, piece)
+  }
+
+  /** Who fetches has a piece. */
+  #sees(side: Side, piece: number): void {
+    if (this.#superSeeder === undefined) return
+    this.#superSeeder.gained(side, piece)
+    this.#showMore(side)
+  }
+
   parted(side: Side): void {
     this.sides.delete(side.peer.fetch)
+    this.#superSeeder?.leave(side)
     if (side.isDialled) this.#dialled--
     if (!side.peer.isChoked) {
       side.peer.isChoked = true
@@ -255,6 +324,7 @@ export class Fetch {
 
   #forget(side: Side): void {
     for (const ask of side.asks) this.#picker?.release(ask)
+    if (side.asks.length > 0) this.#hasFree = true
     side.asks.length = 0
     side.requestedBytes = 0
     if (side.flow !== undefined) {
@@ -314,10 +384,13 @@ export class Fetch {
     const { rate } = side.meter
     const claims: number[] = []
     while (side.requestedBytes < ahead) {
+      const mayBegin = this.#begun.size < this.#begunMax
+      // Where this is so, the picker would look at all that was begun, and find nothing.
+      if (!mayBegin && !this.#hasFree && !this.#hasLate && picker.untouched > 0) break
       const options: PickOptions = {
         peer: side.picking,
         bytesMax: this.blob.pieceLength,
-        mayBegin: this.#begun.size < Math.max(ownPieces, Math.floor(pieceMemory / this.blob.pieceLength)),
+        mayBegin,
         anything: this.#reach.isStuck(now),
         nowMs: now,
       }
@@ -336,6 +409,8 @@ export class Fetch {
 
   #hedge(picker: Picker, options: PickOptions, side: Side, now: number): Ask | undefined {
     const { rate } = side.meter
+    // Nothing else is asked for twice, and looking for it at each turn would be most of the work.
+    if (picker.untouched > 0 && !this.#hasLate) return undefined
     const readyMs =
       picker.untouched === 0 && rate > 0
         ? now + (2 * (side.requestedBytes + options.bytesMax) * 1000) / rate
@@ -385,13 +460,16 @@ export class Fetch {
   }
 
   #verified(picker: Picker, piece: number): void {
-    const wasFull = this.#begun.size >= Math.max(ownPieces, Math.floor(pieceMemory / this.blob.pieceLength))
+    const wasFull = this.#begun.size >= this.#begunMax
     this.#begun.delete(piece)
     picker.done(piece)
     if (this.have[piece] === 1) return
     this.have[piece] = 1
     this.count++
-    for (const { peer } of this.sides.values()) if (!peer.fetch.isComplete) peer.fetch.gained(peer, piece)
+    for (const { peer } of [...this.sides.values()]) {
+      if (peer.fetch.isComplete) peer.fetch.#sees(peer, piece)
+      else peer.fetch.gained(peer, piece)
+    }
     if (this.count === this.blob.pieceCount) this.#finish()
     else if (wasFull) for (const side of this.sides.values()) if (side.asks.length === 0) this.pump(side)
   }
@@ -421,12 +499,17 @@ export class Fetch {
     const picker = this.#picker
     if (picker === undefined || this.isComplete) return undefined
     const nowMs = this.#world.nowMs()
+    const within = this.#webseed?.lease
     const run = picker.untouchedRun({
+      within,
       piecesMax: Math.max(1, Math.floor(webseedBytes / this.blob.pieceLength)),
       anything: nowMs - this.#givenAtMs > webseedAfterMs,
       nowMs,
     })
-    if (run === undefined) return undefined
+    if (run === undefined) {
+      if (within) this.#webseed?.partDone()
+      return undefined
+    }
     const asks = Array.from({ length: run.count }, (_, i) => picker.takeWhole(run.first + i, nowMs))
     this.#tellClaims(asks.map(({ piece }) => piece))
     return asks
@@ -462,6 +545,7 @@ export class Side implements Carrier {
   isInteresting = false
   isChoked = true
   movedAtMs = 0
+  seenLeft = 0
 
   constructor(fetch: Fetch, distance: number) {
     this.fetch = fetch

@@ -51,6 +51,11 @@ export class Network {
     return this.#sent[link] ?? 0
   }
 
+  /** Bytes that a flow has still to bring before it is asked for more. */
+  leftOf(flow: FlowId): number {
+    return this.#left[flow] ?? 0
+  }
+
   get activeFlows(): number {
     return this.#activeCount
   }

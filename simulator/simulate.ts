@@ -27,6 +27,8 @@ const stallMs = 10_000
 const webseedReviewMs = 10_000
 /** A step of time is no longer than this share of the time in which a host sends a piece. */
 const stepShare = 1 / 4
+/** From the request for a grant to its reply. */
+const grantMs = 1
 /** Announces that are not answered are tried again after this long. */
 const retryMs = 1_000
 /** Nothing has come to anybody for this long: it will not end. */
@@ -318,12 +320,12 @@ class Simulation {
         const host = this.#hosts[index]
         if (host === undefined || this.#isSeed(host)) continue
         this.#hit.add(host)
-        this.#at(this.#random() * this.#bounds.seconds * 1000, () => {
+        const goes = this.#random() * this.#bounds.seconds * 1000
+        this.#at(goes, () => {
           this.#stop(host)
         })
-        const back = this.#random() * this.#bounds.seconds * 1000 + this.#ms(churn.away)
-        this.#at(back, () => {
-          if (!host.isAlive) this.#start(host)
+        this.#at(goes + this.#ms(churn.away), () => {
+          this.#start(host)
         })
       }
     }
@@ -400,7 +402,7 @@ class Simulation {
 
   #tick(fetch: Fetch, atMs: number, reviewMs: number): void {
     this.#at(atMs, () => {
-      if (!fetch.isRunning || fetch.isComplete) return
+      if (!fetch.isRunning || (fetch.isComplete && !fetch.isOnlySeed)) return
       fetch.tick()
       const stalledMs = this.#nowMs - fetch.movedAtMs
       let nextReviewMs = reviewMs
@@ -413,15 +415,31 @@ class Simulation {
     })
   }
 
-  #askGrant(fetch: Fetch, stalledSeconds: number | undefined): void {
+  #askGrant(fetch: Fetch, stalledSeconds: number | undefined, partDone = false): void {
     if (!this.#scenario.from_server || this.#serverAway || fetch.host.isStandard) return
-    const may = this.#policy.mayUse({
+    const lease = this.#policy.mayUse({
       infoHash: this.#infoHash(fetch.blob),
+      pieceCount: fetch.blob.pieceCount,
       host: String(fetch.host.index),
       counts: this.#counts(fetch.blob),
       stalledSeconds,
+      rangeDone: partDone,
     })
-    fetch.setWebseed(may ? this.#serverUp : undefined)
+    let asked = false
+    if (partDone && lease === undefined) return
+    fetch.setWebseed(
+      lease && {
+        way: this.#serverUp,
+        lease,
+        partDone: () => {
+          if (asked) return
+          asked = true
+          this.#at(this.#nowMs + grantMs, () => {
+            this.#askGrant(fetch, undefined, true)
+          })
+        },
+      },
+    )
   }
 
   #announce(fetch: Fetch, event: 'started' | 'completed' | undefined): void {

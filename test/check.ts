@@ -19,7 +19,7 @@ const steps: readonly (readonly [name: string, run: () => boolean])[] = [
         bin('depcruise'),
         '--config',
         '.dependency-cruiser.cjs',
-        ...['server', 'agent', 'cli', 'lib', 'bench', 'test', 'packaging', 'docs'],
+        ...['server', 'agent', 'cli', 'simulator', 'lib', 'bench', 'test', 'packaging', 'docs'],
       ),
   ],
   [

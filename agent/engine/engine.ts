@@ -26,13 +26,28 @@ interface SwarmOptions {
   readonly seeds?: (() => number | undefined) | undefined
 }
 
+/** The server as a source, while the grant allows it. */
+export interface Webseed {
+  /** A secret. */
+  readonly url: string
+  /** The pieces to fetch from it. Default: any. */
+  readonly range?: PieceRange | undefined
+  /** All of the range is here or asked for: another may be given. Called once. */
+  readonly rangeDone?: (() => void) | undefined
+}
+
+/** Pieces in a row. */
+export interface PieceRange {
+  readonly firstPiece: number
+  readonly pieceCount: number
+}
+
 export interface FetchOptions extends SwarmOptions {
   readonly metainfo: Metainfo
   /** Where the bytes go; may hold a part from an earlier run, which is checked, not trusted. */
   readonly file: string
   readonly peers: AsyncIterable<EnginePeer>
-  /** A webseed URL, a secret, while the grant allows it. */
-  readonly webseed: string | undefined
+  readonly webseed: Webseed | undefined
   /** Aborts the fetch: `done` rejects with the signal's reason, the part on disk stays. Once `done`, the handle seeds until `close`. */
   readonly signal: AbortSignal
 }
@@ -93,7 +108,8 @@ export interface EngineHandle {
   readonly peerCount: number
   /** The connections there are. */
   peers(): readonly PeerState[]
-  setWebseed(url: string | undefined): void
+  /** Another range of the same URL lets what is under way go on; anything else ends it. */
+  setWebseed(webseed: Webseed | undefined): void
   /** Stops and forgets the torrent; files stay. */
   close(): Promise<void>
 }

@@ -1,3 +1,4 @@
+import type { PieceRange } from './engine.ts'
 import type { Block } from './wire.ts'
 
 /** Blocks are counted in these: what every client takes in one request. */
@@ -221,21 +222,33 @@ export class Picker {
    * and no neighbour has claimed, or with `anything` of all.
    */
   untouchedRun(options: {
+    /** Of these alone, from the first on. Default: of all. */
+    readonly within?: PieceRange | undefined
     readonly piecesMax: number
     readonly anything: boolean
     readonly nowMs: number
   }): { readonly first: number; readonly count: number } | undefined {
-    const { piecesMax, anything, nowMs } = options
+    const { piecesMax, anything, nowMs, within } = options
+    const begin = within?.firstPiece ?? 0
+    const end = Math.min(this.#pieceCount, begin + (within?.pieceCount ?? this.#pieceCount))
     const isWanted = (piece: number) =>
+      piece < end &&
       this.#isMissing(piece) &&
       (anything || (this.#copies[piece] === 0 && (this.#claimedUntil[piece] ?? 0) <= nowMs))
-    const start = Math.floor(this.#random() * this.#missingCount)
-    for (let i = 0; i < this.#missingCount; i++) {
-      const first = this.#missing[(start + i) % this.#missingCount] ?? 0
-      if (!isWanted(first)) continue
+    const runFrom = (first: number) => {
       let count = 1
       while (count < piecesMax && isWanted(first + count)) count++
       return { first, count }
+    }
+    if (within) {
+      // Nobody else was given these: no need for chance.
+      for (let piece = begin; piece < end; piece++) if (isWanted(piece)) return runFrom(piece)
+      return undefined
+    }
+    const start = Math.floor(this.#random() * this.#missingCount)
+    for (let i = 0; i < this.#missingCount; i++) {
+      const piece = this.#missing[(start + i) % this.#missingCount] ?? 0
+      if (isWanted(piece)) return runFrom(piece)
     }
     return undefined
   }

@@ -1,5 +1,5 @@
 /** A peer that has been told nothing more to ask for, and has nothing left, for this long may be told of what others are being sent. */
-const idleMs = 500
+const idleMs = 2_000
 /** A peer that takes nothing for this long has let go of what it was told of: others are told of it. */
 const stillMs = 2_000
 
@@ -11,6 +11,20 @@ interface Shown {
   /** Since when it has had nothing to ask for. */
   idleSinceMs: number | undefined
   isStill: boolean
+}
+
+/** Bytes of pieces that a peer is told of before it has them: at least, while it is not known how fast it takes them, and at most. */
+const aheadFirst = 4 * 1024 * 1024
+const aheadMax = 16 * 1024 * 1024
+const piecesMin = 2
+
+/** How many pieces a peer is to have before it, that has taken `total` bytes until now and takes `rate` bytes a second. */
+export function shownAhead(
+  { total, rate }: { readonly total: number; readonly rate: number },
+  pieceLength: number,
+): number {
+  const bytes = rate > 0 ? rate / 2 : Math.max(aheadFirst, total)
+  return Math.max(piecesMin, Math.ceil(Math.min(aheadMax, bytes) / pieceLength))
 }
 
 /**

@@ -14,6 +14,7 @@ import type {
   PeerState,
   PeerTraffic,
   SeedOptions,
+  Webseed,
 } from './engine.ts'
 import type { ExtendedHandshake } from './extended.ts'
 import { extendedHandshakeId, writeExtendedHandshake } from './extended.ts'
@@ -26,7 +27,7 @@ import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
 import { aheadOf, isAskedEnough, Reach } from './schedule.ts'
-import { SuperSeeder } from './super-seeder.ts'
+import { shownAhead, SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
@@ -71,8 +72,6 @@ const refusedMs = 50
 const refusedMaxMs = 10_000
 /** Who has not shown by then that it may take part is let go. */
 const admissionMs = 5_000
-/** Of the pieces that the only seed tells a peer of it may have so many bytes before it. */
-const shownMax = 16 * 1024 * 1024
 /** Below this rate a block of 256 KiB would keep others waiting. */
 const slowRate = 4 * 1024 * 1024
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
@@ -137,8 +136,10 @@ export class Torrent implements EngineHandle, PeerHost {
   #bytesSeen = 0
   #bytesReceived = 0
   #diskFullSinceMs: number | undefined
-  #webseedUrl: string | undefined
-  #webseed: AbortController | undefined
+  #webseed: Webseed | undefined
+  /** Ends its requests. */
+  #webseedRun: AbortController | undefined
+  #isRangeDone = false
 
   constructor(options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed', deps: TorrentDeps) {
     const { metainfo } = options
@@ -175,7 +176,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#signal.addEventListener('abort', this.#onAbort, { once: true })
     if (kind === 'seed') this.#outcome.resolve(undefined)
     else {
-      this.#webseedUrl = 'webseed' in options ? options.webseed : undefined
+      this.#webseed = 'webseed' in options ? options.webseed : undefined
       void this.#checkPart()
     }
     void this.#takeCandidates(options.peers)
@@ -205,7 +206,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (now - this.#movedAtMs < 2_000) return undefined
     if (!this.#ready) return 'the part on disk is being checked'
     const peers = this.#admitted()
-    const webseed = this.#webseed ? '; the webseed gives nothing either' : ''
+    const webseed = this.#webseedRun ? '; the webseed gives nothing either' : ''
     if (peers.length === 0) {
       const tried = this.#candidates.size
       const also = tried === 0 ? '' : ` (${tried} known)`
@@ -239,10 +240,12 @@ export class Torrent implements EngineHandle, PeerHost {
     }))
   }
 
-  setWebseed(url: string | undefined): void {
-    if (url === this.#webseedUrl && (url === undefined) === (this.#webseed === undefined)) return
-    this.#webseedUrl = url
-    this.#startWebseed()
+  setWebseed(webseed: Webseed | undefined): void {
+    const isRunning =
+      webseed !== undefined && webseed.url === this.#webseed?.url && this.#webseedRun !== undefined
+    this.#webseed = webseed
+    this.#isRangeDone = false
+    if (!isRunning) this.#startWebseed()
   }
 
   close(): Promise<void> {
@@ -535,12 +538,9 @@ export class Torrent implements EngineHandle, PeerHost {
       for (const other of this.#peers) for (const piece of seeder.hiddenFrom(other)) other.tellHave(piece)
       return
     }
-    const { rate } = peer.upload
-    // Until it is known how fast it takes them, as many as keep the fastest one busy.
-    const aheadBytes = rate > 0 ? Math.min(shownMax, rate / 2) : shownMax
     const nowMs = this.#deps.monotonic()
     const pieces = seeder.next(peer, {
-      ahead: Math.max(2, Math.ceil(aheadBytes / this.metainfo.pieceLength)),
+      ahead: shownAhead(peer.upload, this.metainfo.pieceLength),
       stillForMs: nowMs - peer.sentAtMs,
       nowMs,
     })
@@ -907,8 +907,8 @@ export class Torrent implements EngineHandle, PeerHost {
 
   async #finish(): Promise<void> {
     this.#complete = true
-    this.#webseed?.abort()
-    this.#webseed = undefined
+    this.#webseedRun?.abort()
+    this.#webseedRun = undefined
     this.#candidates.clear()
     this.#failed.clear()
     this.#signal.removeEventListener('abort', this.#onAbort)
@@ -936,8 +936,8 @@ export class Torrent implements EngineHandle, PeerHost {
   async #close(): Promise<void> {
     this.#outcome.reject(new Error('the torrent was closed'))
     this.#signal.removeEventListener('abort', this.#onAbort)
-    this.#webseed?.abort()
-    this.#webseed = undefined
+    this.#webseedRun?.abort()
+    this.#webseedRun = undefined
     for (const peer of [...this.#peers]) peer.close('the torrent was closed')
     this.#freeSpare()
     for (const piece of [...this.#memory.keys()]) this.#freeMemory(piece)
@@ -983,12 +983,12 @@ export class Torrent implements EngineHandle, PeerHost {
   // The webseed.
 
   #startWebseed(): void {
-    this.#webseed?.abort()
-    this.#webseed = undefined
-    const url = this.#webseedUrl
+    this.#webseedRun?.abort()
+    this.#webseedRun = undefined
+    const url = this.#webseed?.url
     if (url === undefined || this.#complete || this.#closing || !this.#ready) return
     const controller = new AbortController()
-    this.#webseed = controller
+    this.#webseedRun = controller
     void runWebseed(
       url,
       {
@@ -1011,11 +1011,17 @@ export class Torrent implements EngineHandle, PeerHost {
     if (this.#closing || this.#complete || this.#diskFullSinceMs !== undefined) return undefined
     const nowMs = this.#deps.monotonic()
     const run = this.#picker.untouchedRun({
+      within: this.#webseed?.range,
       piecesMax: Math.max(1, Math.floor(bytesMax / this.metainfo.pieceLength)),
       anything: nowMs - this.#givenAtMs > webseedAfterMs,
       nowMs,
     })
-    if (run === undefined) return undefined
+    if (run === undefined) {
+      if (this.#isRangeDone) return undefined
+      this.#isRangeDone = true
+      this.#webseed?.rangeDone?.()
+      return undefined
+    }
     const asks = new Map<number, Ask>()
     for (let piece = run.first; piece < run.first + run.count; piece++)
       asks.set(piece, this.#picker.takeWhole(piece, nowMs))

@@ -83,6 +83,8 @@ export const GrantRequest = z.strictObject({
   digest,
   /** Whole seconds without a byte, where a stuck fetch asks for the webseed. */
   stalledSeconds: count.optional(),
+  /** The host has asked the webseed for all of the range that it was given. */
+  rangeDone: z.boolean().optional(),
   /** SHA-256 of the certificate that the host shows to other agents, base64url: the peer token will name it. */
   certificate: z
     .string()
@@ -104,6 +106,8 @@ export const SwarmGrant = z.object({
   webseedUrl: z.url(),
   /** Whether the webseed may be used now. */
   webseed: z.boolean(),
+  /** Which pieces; older servers give all. */
+  webseedRange: z.object({ firstPiece: count, pieceCount: count }).optional(),
 })
 
 /** POST /api/v1/announce-tokens: a signed announce URL for a client of one's own. Either infohash, or repository and digest. */

@@ -4,7 +4,7 @@ import type { SwarmGrant } from '../../lib/client/api.ts'
 import { GrantRequest } from '../../lib/client/api.ts'
 import { parseDigest } from '../../lib/protocol/digest.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
-import { writeTorrent } from '../../lib/protocol/metainfo.ts'
+import { pieceCount, writeTorrent } from '../../lib/protocol/metainfo.ts'
 import type { SwarmCounts } from '../../lib/protocol/scrape.ts'
 import type { AnnounceScope } from '../../lib/token/claims.ts'
 import type { Minted, TokenMinter } from '../../lib/token/token-authority.ts'
@@ -62,7 +62,13 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
 
   app.post('/api/v1/swarm-grants', async (request): Promise<SwarmGrant> => {
     const caller = await access.callerOf(request.headers)
-    const { repository, digest: text, stalledSeconds, certificate } = validate(GrantRequest, request.body)
+    const {
+      repository,
+      digest: text,
+      stalledSeconds,
+      rangeDone,
+      certificate,
+    } = validate(GrantRequest, request.body)
     const digest = parseDigest(text)
     if (!caller.may('pull', repository))
       throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
@@ -83,6 +89,14 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
     })
     const webseed = await tokenFor(caller, infoHash, cidr, ['webseed'])
     const counts = await deps.swarmCounts(infoHash)
+    const range = deps.webseed.mayUse({
+      infoHash,
+      pieceCount: pieceCount(torrent),
+      host: caller.name,
+      counts,
+      stalledSeconds,
+      rangeDone: rangeDone ?? false,
+    })
     return {
       infohash: infoHash,
       metainfo: writeTorrent(torrent.info, {}).toString('base64'),
@@ -91,7 +105,8 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
       expiresAt: announce.expiresAt.toISOString(),
       peerToken: peer.token,
       webseedUrl: webseedUrl(deps.publicUrl, webseed.token, digest),
-      webseed: deps.webseed.mayUse({ infoHash, host: caller.name, counts, stalledSeconds }),
+      webseed: range !== undefined,
+      ...(range && { webseedRange: range }),
     }
   })
 }

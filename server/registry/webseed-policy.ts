@@ -1,3 +1,4 @@
+import { LRUCache } from 'lru-cache'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import type { SwarmCounts } from '../../lib/protocol/scrape.ts'
 
@@ -11,65 +12,114 @@ export interface WebseedPolicyOptions {
 
 export interface WebseedAsk {
   readonly infoHash: InfoHash
+  readonly pieceCount: number
   readonly host: string
   readonly counts: SwarmCounts
   /** Since the host last got a byte; undefined for one that is not stuck. */
   readonly stalledSeconds: number | undefined
+  /** The host has asked the webseed for all of the range that it was given. */
+  readonly rangeDone: boolean
 }
 
-/** Says who may use the server as a seed: the first of a swarm, and those whom the swarm does not serve. */
+/** The pieces that a host may fetch from the server. */
+export interface WebseedLease {
+  readonly firstPiece: number
+  readonly pieceCount: number
+}
+
+/** Says who may use the server as a seed, and for what: the first hosts of a swarm, and those whom the swarm does not serve. */
 export interface WebseedPolicy {
-  mayUse(ask: WebseedAsk): boolean
+  mayUse(ask: WebseedAsk): WebseedLease | undefined
 }
 
 /** A host that has waited this long without a byte is not being served by its swarm. */
 const stalledSecondsMin = 10
+/** A build is leased in so many parts, none of fewer pieces than that. */
+const partsMax = 32
+const partPiecesMin = 4
+/** Hosts of a first wave: each piece leaves the server once, and all of them pass on what they get. */
+const firstHostsMax = 8
+/** A part that was fetched, of a swarm that has no seeder after so long, is leased again: whoever had it may be gone. */
+const doneMs = 60_000
+const swarmsMax = 10_000
+
+interface Part extends WebseedLease {
+  /** Who has it, or had it. */
+  host: string | undefined
+  isDone: boolean
+  untilMs: number
+}
 
 /**
- * One host of a swarm without a seeder holds a lease: the others find it, and each byte leaves the server once. Leases
- * end by themselves, so a host that dies with one costs its swarm `leaseMs`.
+ * While a swarm has no seeder, its first hosts hold leases of different parts of the build, and get further ones until all are leased: each byte
+ * leaves the server once, over several hosts, which together can pass it on faster than the server sends it. Leases end by
+ * themselves, so a host that dies with one costs its swarm `leaseMs`.
  */
 export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOptions): WebseedPolicy {
-  /** By swarm and host; the one that ends first stands first. */
-  const leases = new Map<string, { infoHash: InfoHash; host: string; untilMs: number }>()
-  const bySwarm = new Map<InfoHash, number>()
-  const byHost = new Map<string, number>()
+  const swarms = new LRUCache<InfoHash, Part[]>({ max: swarmsMax })
+  /** When the leases of hosts that stood still end: of a swarm without a seeder they are renewed. */
+  const stalled = new LRUCache<string, number>({ max: swarmsMax })
+  /** When the last lease of a host ends. */
+  const hosts = new Map<string, number>()
 
-  const end = (key: string) => {
-    const lease = leases.get(key)
-    if (!lease) return
-    leases.delete(key)
-    count(bySwarm, lease.infoHash, -1)
-    count(byHost, lease.host, -1)
+  /** Whether the host holds a lease, or one more may. */
+  const admits = (host: string, nowMs: number): boolean => {
+    if (hosts.has(host) || hosts.size < hostsMax) return true
+    for (const [other, untilMs] of hosts) if (untilMs <= nowMs) hosts.delete(other)
+    return hosts.size < hostsMax
+  }
+  const firstWave = (
+    { infoHash, pieceCount, host, rangeDone }: WebseedAsk,
+    nowMs: number,
+  ): WebseedLease | undefined => {
+    const parts = swarms.get(infoHash) ?? partsOf(pieceCount)
+    swarms.set(infoHash, parts)
+    for (const part of parts) {
+      if (part.host === undefined || part.untilMs > nowMs) continue
+      part.host = undefined
+      part.isDone = false
+    }
+    const own = parts.find((part) => part.host === host && !part.isDone)
+    if (own && !rangeDone) {
+      own.untilMs = nowMs + leaseMs
+      return own
+    }
+    if (own) {
+      own.isDone = true
+      own.untilMs = nowMs + doneMs
+    }
+    const holders = new Set(parts.flatMap((part) => (part.isDone ? [] : (part.host ?? []))))
+    const free = holders.size < firstHostsMax ? parts.find((part) => part.host === undefined) : undefined
+    if (free === undefined) return undefined
+    free.host = host
+    free.untilMs = nowMs + leaseMs
+    return free
   }
 
   return {
-    mayUse: ({ infoHash, host, counts, stalledSeconds }) => {
+    mayUse: (ask) => {
       const nowMs = now()
-      for (const [key, { untilMs }] of leases) {
-        if (untilMs > nowMs) break
-        end(key)
-      }
-      const own = `${infoHash} ${host}`
-      const stalled = stalledSeconds !== undefined && stalledSeconds >= stalledSecondsMin
-      const first = counts.complete === 0 && !bySwarm.has(infoHash)
-      const renewed = leases.has(own) && counts.complete === 0
-      const had = leases.has(own)
-      // Last in line from now on.
-      end(own)
-      if (!(first || renewed || stalled)) return false
-      if (!had && !byHost.has(host) && byHost.size >= hostsMax) return false
-      leases.set(own, { infoHash, host, untilMs: nowMs + leaseMs })
-      count(bySwarm, infoHash, 1)
-      count(byHost, host, 1)
-      return true
+      const { host, counts, stalledSeconds, pieceCount } = ask
+      if (!admits(host, nowMs)) return undefined
+      const own = `${ask.infoHash} ${host}`
+      const isStalled =
+        (stalledSeconds !== undefined && stalledSeconds >= stalledSecondsMin) ||
+        (counts.complete === 0 && (stalled.get(own) ?? 0) > nowMs)
+      if (isStalled) stalled.set(own, nowMs + leaseMs)
+      const whole = { firstPiece: 0, pieceCount }
+      const lease = isStalled ? whole : counts.complete === 0 ? firstWave(ask, nowMs) : undefined
+      if (lease === undefined) return undefined
+      hosts.set(host, nowMs + leaseMs)
+      return { firstPiece: lease.firstPiece, pieceCount: lease.pieceCount }
     },
   }
 }
 
-/** What has a count of 0 is not kept. */
-function count<Key>(counts: Map<Key, number>, key: Key, by: number): void {
-  const sum = (counts.get(key) ?? 0) + by
-  if (sum === 0) counts.delete(key)
-  else counts.set(key, sum)
+function partsOf(pieceCount: number): Part[] {
+  const count = Math.max(1, Math.min(partsMax, Math.floor(pieceCount / partPiecesMin)))
+  return Array.from({ length: count }, (_, i) => {
+    const firstPiece = Math.floor((i * pieceCount) / count)
+    const end = Math.floor(((i + 1) * pieceCount) / count)
+    return { firstPiece, pieceCount: end - firstPiece, host: undefined, isDone: false, untilMs: 0 }
+  })
 }

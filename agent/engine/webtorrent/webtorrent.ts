@@ -26,6 +26,7 @@ import type {
   PeerAdmission,
   PeerState,
   SeedOptions,
+  Webseed,
 } from '../engine.ts'
 import { PieceFile } from './piece-file.ts'
 import { createPiecePicker } from './piece-picker.ts'
@@ -178,8 +179,10 @@ class WebtorrentHandle implements EngineHandle {
   readonly #claimed = new Set<number>()
   #bytesVerified = 0
   #listener: ((piece: number) => void) | undefined
-  #webseedUrl: string | undefined
-  #webseed: AbortController | undefined
+  #webseed: Webseed | undefined
+  /** Ends its requests. */
+  #webseedRun: AbortController | undefined
+  #isRangeDone = false
   #bytesSeen = 0
   #movedAt: number
   #complete: boolean
@@ -253,7 +256,7 @@ class WebtorrentHandle implements EngineHandle {
     if (this.#closing) return 'closed'
     if (!this.#torrent.ready) return 'the part on disk is being checked'
     const { wires } = this.#torrent
-    const webseed = this.#webseed ? '; the webseed gives nothing either' : ''
+    const webseed = this.#webseedRun ? '; the webseed gives nothing either' : ''
     if (wires.length === 0) return `no peer answers${webseed}`
     if (wires.every((wire) => !wire.amInterested))
       return `none of ${wires.length} peers has a piece that is missing${webseed}`
@@ -284,14 +287,18 @@ class WebtorrentHandle implements EngineHandle {
     }))
   }
 
-  setWebseed(url: string | undefined): void {
-    if (url === this.#webseedUrl && (url === undefined) === (this.#webseed === undefined)) return
-    this.#webseedUrl = url
-    this.#webseed?.abort()
-    this.#webseed = undefined
-    if (url === undefined || this.#complete || this.#closing) return
+  setWebseed(webseed: Webseed | undefined): void {
+    const isRunning =
+      webseed !== undefined && webseed.url === this.#webseed?.url && this.#webseedRun !== undefined
+    this.#webseed = webseed
+    this.#isRangeDone = false
+    if (isRunning) return
+    this.#webseedRun?.abort()
+    this.#webseedRun = undefined
+    if (webseed === undefined || this.#complete || this.#closing) return
+    const { url } = webseed
     const controller = new AbortController()
-    this.#webseed = controller
+    this.#webseedRun = controller
     void runWebseed(
       url,
       {
@@ -336,8 +343,8 @@ class WebtorrentHandle implements EngineHandle {
   async #close(): Promise<void> {
     this.#end(new Error('the torrent was closed'))
     this.#signal.removeEventListener('abort', this.#onAbort)
-    this.#webseed?.abort()
-    this.#webseed = undefined
+    this.#webseedRun?.abort()
+    this.#webseedRun = undefined
     for (const wire of this.#torrent.wires) addWire(this.#closedWires, wire)
     if (!this.#torrent.destroyed) {
       await new Promise<void>((resolve) => {
@@ -565,21 +572,31 @@ class WebtorrentHandle implements EngineHandle {
   #claim(maxBytes: number): Claim | undefined {
     const torrent = this.#torrent
     if (this.#closing || this.#complete || !torrent.ready || torrent.destroyed) return undefined
-    const count = this.#have.length
-    const start = Math.floor(this.#deps.random() * count)
+    const range = this.#webseed?.range
+    const from = range?.firstPiece ?? 0
+    const count = Math.max(0, Math.min(this.#have.length - from, range?.pieceCount ?? this.#have.length))
+    const start = range ? 0 : Math.floor(this.#deps.random() * count)
     const isFree = (piece: number) =>
       torrent.pieces[piece] != null &&
       !this.#claimed.has(piece) &&
       !torrent._reservations[piece]?.some((wire) => wire !== null)
     const isMissing = (piece: number) => torrent.pieces[piece] != null && !this.#claimed.has(piece)
     for (const wanted of [isFree, isMissing]) {
+      if (wanted === isMissing && !this.#isRangeDone) {
+        this.#isRangeDone = true
+        this.#webseed?.rangeDone?.()
+      }
       // Pieces that peers were asked for are taken only when these send nothing.
       if (wanted === isMissing && this.#deps.monotonic() - this.#movedAt < 2 * tickMs) return undefined
       for (let i = 0; i < count; i++) {
-        const first = (start + i) % count
+        const first = from + ((start + i) % count)
         if (!wanted(first)) continue
         let last = first
-        for (let bytes = pieceSize(this.#metainfo, first); last + 1 < count && wanted(last + 1); last++) {
+        for (
+          let bytes = pieceSize(this.#metainfo, first);
+          last + 1 < from + count && wanted(last + 1);
+          last++
+        ) {
           bytes += pieceSize(this.#metainfo, last + 1)
           if (bytes > maxBytes) break
         }

@@ -5,7 +5,7 @@ import { connect } from 'node:net'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import type { Engine, EngineConfig, EngineHandle } from '../../../agent/engine/engine.ts'
+import type { Engine, EngineConfig, EngineHandle, Webseed } from '../../../agent/engine/engine.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
 import type { Blob } from './fixtures.ts'
@@ -57,7 +57,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     engine: Engine,
     blob: Blob,
     file: string,
-    options: { peers?: ReturnType<typeof peerFeed>; webseed?: string; signal?: AbortSignal } = {},
+    options: { peers?: ReturnType<typeof peerFeed>; webseed?: Webseed; signal?: AbortSignal } = {},
   ): EngineHandle =>
     engine.fetch({
       metainfo: blob.metainfo,
@@ -112,7 +112,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const webseed = await startWebseed(t, blob.bytes)
     const engine = await startEngine(t)
     const file = join(directory, 'copy')
-    const handle = fetch(engine, blob, file, { webseed: webseed.url })
+    const handle = fetch(engine, blob, file, { webseed })
     await assertFetched(handle, blob, file)
     assert.deepEqual(
       handle.traffic().map(({ kind, downloadedBytes }) => [kind, downloadedBytes]),
@@ -140,7 +140,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     })
     const engine = await startEngine(t)
     const file = join(directory, 'copy')
-    await assertFetched(fetch(engine, blob, file, { webseed: webseed.url }), blob, file)
+    await assertFetched(fetch(engine, blob, file, { webseed }), blob, file)
   })
 
   test(`${name}: setWebseed() starts and ends the use of a webseed`, async (t) => {
@@ -153,11 +153,11 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const webseed = await startWebseed(t, blob.bytes)
     const engine = await startEngine(t)
     const file = join(directory, 'copy')
-    const handle = fetch(engine, blob, file, { webseed: refusing.url })
+    const handle = fetch(engine, blob, file, { webseed: refusing })
     await eventually(() => refusing.requests.length > 0, 'a request to the first webseed')
     handle.setWebseed(undefined)
     assert.equal(webseed.requests.length, 0)
-    handle.setWebseed(webseed.url)
+    handle.setWebseed(webseed)
     await assertFetched(handle, blob, file)
   })
 
@@ -169,7 +169,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const file = await blobFile(directory, 'copy', part)
     const webseed = await startWebseed(t, blob.bytes)
     const engine = await startEngine(t)
-    const handle = fetch(engine, blob, file, { webseed: webseed.url })
+    const handle = fetch(engine, blob, file, { webseed })
     await assertFetched(handle, blob, file)
     const fetched = sum(handle.traffic().map(({ downloadedBytes }) => downloadedBytes))
     assert.equal(fetched, mebibyte + blob.metainfo.pieceLength, 'the missing part and the spoilt piece')
@@ -357,7 +357,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     await assert.rejects(handle.done, reason)
     await handle.close()
     assert.ok((await readFile(file)).length > 0)
-    const again = fetch(engine, blob, file, { webseed: (await startWebseed(t, blob.bytes)).url })
+    const again = fetch(engine, blob, file, { webseed: await startWebseed(t, blob.bytes) })
     await assertFetched(again, blob, file)
   })
 
@@ -377,6 +377,38 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const seconds = (Date.now() - seen) / 1000
     // A wide bound: it only tells a limit from none.
     assert.ok((blob.bytes.length - before) / seconds < 4 * mebibyte)
+  })
+
+  test(`${name}: of a webseed it fetches only the range that it may, and says when there is no more of it`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const { pieceLength } = blob.metainfo
+    const pieces = pieceCount(blob.metainfo)
+    const { url, requests } = await startWebseed(t, blob.bytes)
+    const ranges = [
+      { firstPiece: 3, pieceCount: 5 },
+      { firstPiece: 0, pieceCount: 3 },
+      { firstPiece: 8, pieceCount: pieces - 8 },
+    ]
+    const told: number[] = []
+    const rangeDone = () => {
+      told.push(handle.bytesVerified)
+      const range = ranges.shift()
+      if (range) handle.setWebseed({ url, range, rangeDone })
+    }
+    const file = join(directory, 'copy')
+    const handle = fetch(await startEngine(t), blob, file, {
+      webseed: { url, range: ranges.shift(), rangeDone },
+    })
+    await assertFetched(handle, blob, file)
+    assert.ok(told.length >= 2)
+    const starts = requests.map((range) => Number(/^bytes=(\d+)-/.exec(range)?.[1]) / pieceLength)
+    assert.ok((starts[0] ?? 0) >= 3 && (starts[0] ?? 0) < 8, 'the first range came first')
+    const bytes = requests.reduce((sum, range) => {
+      const [, from = '0', to = '0'] = /^bytes=(\d+)-(\d+)$/.exec(range) ?? []
+      return sum + Number(to) + 1 - Number(from)
+    }, 0)
+    assert.equal(bytes, blob.bytes.length, 'nothing was fetched twice')
   })
 
   test(`${name}: close() ends connections, and the engine can be closed with fetches under way`, async (t) => {

@@ -87,7 +87,7 @@ test('what a peer that left or stands still was told of is told to others; what 
   seeder.join('d')
   assert.deepEqual(seeder.next('d', { ...moving, nowMs: 1000 }), [])
   assert.deepEqual(
-    seeder.next('d', { ...moving, nowMs: 1600 }),
+    seeder.next('d', { ...moving, nowMs: 3100 }),
     [3],
     'it waits for a piece that nobody has got yet',
   )

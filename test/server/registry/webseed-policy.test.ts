@@ -16,11 +16,22 @@ function start(hostsMax = 10) {
       complete = 0,
       stalled,
       hash = infoHash,
-    }: { complete?: number; stalled?: number; hash?: typeof other } = {},
+      // Too few for a second part.
+      pieceCount = 7,
+      rangeDone = false,
+    }: {
+      complete?: number
+      stalled?: number
+      hash?: typeof other
+      pieceCount?: number
+      rangeDone?: boolean
+    } = {},
   ) =>
     policy.mayUse({
       infoHash: hash,
+      pieceCount,
       host,
+      rangeDone,
       counts: { complete, incomplete: 1, downloaded: complete },
       stalledSeconds: stalled,
     })
@@ -67,4 +78,62 @@ test('a host with many builds to fetch is not held up by what it has fetched alr
   for (let number = 0; number < 100; number++)
     assert.ok(ask('a', { hash: infoHashFromHex(number.toString(16).padStart(40, '0')) }), `build ${number}`)
   assert.ok(!ask('b', { hash: infoHashFromHex('f'.repeat(40)) }))
+})
+
+test('the first hosts of a large build get a part each, and further ones until all are leased once', () => {
+  const { ask } = start(100)
+  const pieceCount = 1000
+  const leased = new Uint8Array(pieceCount)
+  const take = (host: string, rangeDone = false) => {
+    const lease = ask(host, { pieceCount, rangeDone })
+    if (lease === undefined) return false
+    for (let piece = lease.firstPiece; piece < lease.firstPiece + lease.pieceCount; piece++)
+      leased[piece] = (leased[piece] ?? 0) + 1
+    return true
+  }
+  const hosts = Array.from({ length: 20 }, (_, i) => `host-${i}`)
+  const first = hosts.filter((host) => take(host))
+  assert.deepEqual(first, hosts.slice(0, 8), 'so many hosts at once')
+  assert.ok(ask('host-0', { pieceCount }), 'who asks again keeps its part')
+  for (let turn = 0; first.length > 0; turn++) {
+    const host = first[turn % first.length] ?? ''
+    if (!take(host, true)) first.splice(first.indexOf(host), 1)
+  }
+  assert.ok(
+    leased.every((times) => times === 1),
+    'each piece leaves the server once',
+  )
+})
+
+test('the part of a host that went away is leased again, and all are once nobody has the build after a minute', () => {
+  const { clock, ask } = start(100)
+  const pieceCount = 8
+  const one = ask('a', { pieceCount })
+  assert.deepEqual(one, { firstPiece: 0, pieceCount: 4 })
+  assert.deepEqual(ask('b', { pieceCount }), { firstPiece: 4, pieceCount: 4 })
+  clock.now += leaseMs - 1
+  assert.ok(ask('b', { pieceCount }))
+  clock.now += 1
+  assert.deepEqual(ask('c', { pieceCount }), one)
+  assert.equal(ask('c', { pieceCount, rangeDone: true }), undefined)
+  assert.equal(ask('b', { pieceCount, rangeDone: true }), undefined)
+  clock.now += 60_000
+  assert.deepEqual(ask('d', { pieceCount }), one)
+})
+
+test('a host without a lease in one swarm keeps those that it has in others', () => {
+  const { ask } = start(1)
+  assert.ok(ask('a'))
+  assert.ok(!ask('a', { hash: other, complete: 1 }))
+  assert.ok(!ask('b', { hash: other }), 'the one that may use the webseed is still there')
+})
+
+test('a host that stood still goes on with all of the build, while nobody else has it', () => {
+  const { clock, ask } = start(100)
+  const pieceCount = 1000
+  const whole = { firstPiece: 0, pieceCount }
+  assert.deepEqual(ask('a', { pieceCount, stalled: 12 }), whole)
+  clock.now += leaseMs - 1
+  assert.deepEqual(ask('a', { pieceCount }), whole)
+  assert.equal(ask('a', { pieceCount, complete: 1 }), undefined)
 })
