@@ -110,6 +110,11 @@ export class Picker {
     return this.#missingCount
   }
 
+  /** Neither here nor begun. */
+  isUntouched(piece: number): boolean {
+    return this.#isMissing(piece)
+  }
+
   join(near: boolean): PickerPeer {
     const peer = { has: new Uint8Array(this.#pieceCount), count: 0, near }
     this.#peers.add(peer)

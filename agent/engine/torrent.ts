@@ -331,9 +331,10 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
     this.#partFrom(peer)
-    if (this.#complete || peer.interesting || this.#have[piece] === 1) return
+    if (this.#complete || this.#have[piece] === 1) return
     peer.setInteresting(true)
-    this.#pump(peer)
+    // What is asked of others already is no reason to look again.
+    if (this.#picker.isUntouched(piece)) this.#pump(peer)
   }
 
   gainedThese(peer: Peer, bits: Uint8Array): void {

@@ -497,6 +497,41 @@ test('rackswarm: a large block that stops in the middle is fetched elsewhere, an
   await assertFetched(handle, blob, file, 20)
 })
 
+test('rackswarm: a piece that a peer has just got is asked for at once', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const blob = randomBlob(2 * mebibyte)
+  const pieces = pieceCount(blob.metainfo)
+  const waits: number[] = []
+  let toldAt = 0
+  let piece = 0
+  const tell = (connection: RawConnection) => {
+    toldAt = performance.now()
+    connection.send(message(4, numberOf(piece++)))
+  }
+  const slow = await startRawListener(t, blob.metainfo, {
+    shaken: (connection) => {
+      connection.send(rawHandshake(blob.metainfo), message(1))
+      tell(connection)
+    },
+    requested: (connection, request) => {
+      if (toldAt > 0) waits.push(performance.now() - toldAt)
+      toldAt = 0
+      connection.send(blockOf(request, bytesOf(blob, request)))
+      const { pieceLength } = blob.metainfo
+      if (request.offset + request.length < pieceLength || piece === pieces) return
+      // Long enough for all to be quiet, and another time of its clock each time.
+      setTimeout(tell, 60 + 37 * piece, connection)
+    },
+  })
+  const file = join(directory, 'copy')
+  const handle = startFetch(await startEngine(t), blob, file, peerFeed(peerAt(slow.port)))
+  await assertFetched(handle, blob, file)
+  const sorted = waits.toSorted((a, b) => a - b)
+  const median = sorted[sorted.length >> 1] ?? Infinity
+  assert.equal(waits.length, pieces)
+  assert.ok(median < 60, `${median} ms, where the clock looks every 250`)
+})
+
 test('rackswarm: hundreds of idle connections keep nobody from a seeder', async (t) => {
   const directory = await temporaryDirectory(t)
   const blob = randomBlob(2 * mebibyte)
