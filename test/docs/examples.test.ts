@@ -7,6 +7,7 @@ import { test } from 'node:test'
 import { parse } from 'yaml'
 import { loadConfig, parseConfig } from '../../lib/runtime/config.ts'
 import { ServerConfig } from '../../server/config.ts'
+import { Scenario } from '../../simulator/scenario.ts'
 import { topologyOf } from '../../server/tracker-settings.ts'
 import { builtInPreHooks } from '../../server/tracker/hooks/built-in.ts'
 import { createTopology } from '../../server/tracker/topology.ts'
@@ -59,7 +60,8 @@ test('every configuration in the docs is one', async () => {
     for (const [, yaml = ''] of text.matchAll(/^```yaml\n([^]*?)^```$/gm)) {
       if (/^groups:/m.test(yaml)) continue
       blocks++
-      parseConfig(ServerConfig, yaml, `docs/${name}`)
+      // Those of selection.md are what is simulated.
+      parseConfig(name === 'selection.md' ? Scenario : ServerConfig, yaml, `docs/${name}`)
     }
   }
   assert.ok(blocks > 6)
