@@ -235,7 +235,7 @@ export class Torrent implements EngineHandle, PeerHost {
       uploadRate: peer.upload.rate,
       requestedBytes: peer.requestedBytes,
       owedBytes: peer.owedBytes,
-      progress: (peer.picking?.count ?? 0) / this.pieceCount,
+      progress: this.#hasAll(peer) ? 1 : (peer.picking?.count ?? 0) / this.pieceCount,
       waiting: this.#waitingFor(peer),
     }))
   }
