@@ -366,7 +366,8 @@ interface Lines extends AsyncDisposable {
 }
 
 function startLines(command: string, args: readonly string[]): Lines {
-  const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] })
+  // A group of its own: a child that is left over would hold the pipe, and this process with it.
+  const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'], detached: true })
   const ended = new Promise<string>((settle) => {
     child.once('error', (error) => {
       settle(error.message)
@@ -389,7 +390,8 @@ function startLines(command: string, args: readonly string[]): Lines {
       return rest
     },
     [Symbol.asyncDispose]: async () => {
-      child.kill('SIGKILL')
+      if (child.pid !== undefined && child.exitCode === null && child.signalCode === null)
+        process.kill(-child.pid, 'SIGKILL')
       await ended
     },
   }
