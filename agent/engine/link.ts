@@ -25,7 +25,7 @@ export interface Link {
   readonly ip: Ip
   /** For an incoming connection the port means nothing. */
   readonly port: number
-  /** SHA-256 of the certificate whose key the other side holds, base64url; undefined without TLS, or without a certificate. */
+  /** SHA-256 of the certificate whose key the other side holds, base64url; undefined without TLS. */
   readonly thumbprint: string | undefined
   /** The bytes are valid during the call only. */
   receive: (bytes: Uint8Array) => void
@@ -63,7 +63,10 @@ export function createTransport({ address, tls }: Pick<EngineConfig, 'address' |
     wrapped.on('error', () => undefined)
     try {
       await connected(wrapped, 'secure', handshakeTimeoutMs)
-      return taken(wrapped)
+      const link = taken(wrapped)
+      // Tokens count over TLS by the certificate that they name: without one, any would do.
+      if (link.thumbprint === undefined) throw new Error('it shows no certificate')
+      return link
     } catch (error) {
       wrapped.destroy()
       throw error

@@ -13,10 +13,12 @@ import type { Engine, EngineConfig, TokenSender } from '../../../agent/engine/en
 import type { HostIdentity } from '../../../agent/host-identity.ts'
 import { openHostIdentity } from '../../../agent/host-identity.ts'
 import { selfSigned } from '../../../agent/self-signed.ts'
+import { encode } from '../../../lib/protocol/bencode.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 import {
   eventually,
   handshake,
+  message,
   mebibyte,
   peerAt,
   peerFeed,
@@ -122,6 +124,29 @@ describe('rackswarm with TLS between agents', { concurrency: false }, () => {
     const deceived = await fetchFrom(t, directory, honest, liar.peer)
     await eventually(() => deceived.handle.waitingReason !== undefined, 'a refusal')
     assert.equal(deceived.handle.bytesVerified, 0)
+  })
+
+  test('TLS without a certificate opens nothing, whatever token is shown', async (t) => {
+    const { directory, one, two } = await identities(t)
+    for (const required of [true, false]) {
+      const seeder = await startSeeder(t, directory, blob, settingsOf(one, required))
+      // Without a certificate no token could be compared with it: as if it had been overheard.
+      const nameless = connectTls({ port: seeder.engine.port, host: '127.0.0.1', rejectUnauthorized: false })
+      t.after(() => nameless.destroy())
+      const received: Buffer[] = []
+      nameless.on('error', () => undefined)
+      nameless.on('data', (bytes: Buffer) => received.push(bytes))
+      const introduction = encode({ m: {}, p: 1, rs: { token: two.thumbprint } })
+      nameless.write(
+        Buffer.concat([
+          handshake(infoHashToBytes(blob.metainfo.infoHash), { extended: true }),
+          message(20, Buffer.concat([Buffer.of(0), introduction])),
+          message(2),
+        ]),
+      )
+      await eventually(() => nameless.closed, 'it to be let go')
+      assert.equal(Buffer.concat(received).length, 0, 'not even a handshake')
+    }
   })
 
   test('`accept` takes both, `require` only TLS', async (t) => {
