@@ -7,6 +7,7 @@ import type { KeySetSource } from '../lib/token/key-set.ts'
 import type { ServerConfig } from './config.ts'
 import { MemoryStorage } from './config.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
+import type { TrackerConfig } from './tracker/tracker.ts'
 import type { StorageSettings } from './tracker/tracker-service.ts'
 import type { ListenAddress, TrackerSettings } from './tracker/tracker-thread.ts'
 
@@ -93,17 +94,7 @@ export function trackerSettings(
   return {
     epoch: options.epoch,
     topology: topologyOf(config),
-    config: {
-      announceIntervalMs: config.announce_interval,
-      minAnnounceIntervalMs: config.min_announce_interval,
-      numwantDefault: tracker.numwant_default,
-      numwantMax: tracker.numwant_max,
-      scrapeMax: tracker.scrape_max,
-      gatewaysPerRack: tracker.gateways_per_rack,
-      reservePeers: tracker.reserve_peers,
-      trustedAnnouncers: tracker.trusted_announcers,
-      fullScrapeNetworks: tracker.full_scrape_networks,
-    },
+    config: trackerConfigOf(config),
     prehooks: config.prehooks,
     posthooks: config.posthooks,
     modulesDirectory: options.modulesDirectory,
@@ -142,6 +133,22 @@ export function trackerSettings(
       connectionIdLifetimeMs: udp.connection_id_lifetime,
       maxClockSkewMs: udp.max_clock_skew,
     },
+  }
+}
+
+/** What decides over an announce. */
+export function trackerConfigOf(config: ServerConfig): TrackerConfig {
+  const { tracker } = config
+  return {
+    announceIntervalMs: config.announce_interval,
+    minAnnounceIntervalMs: config.min_announce_interval,
+    numwantDefault: tracker.numwant_default,
+    numwantMax: tracker.numwant_max,
+    scrapeMax: tracker.scrape_max,
+    gatewaysPerRack: tracker.gateways_per_rack,
+    reservePeers: tracker.reserve_peers,
+    trustedAnnouncers: tracker.trusted_announcers,
+    fullScrapeNetworks: tracker.full_scrape_networks,
   }
 }
 

@@ -1,24 +1,29 @@
-import type { EnginePeer } from '../agent/engine/engine.ts'
+import { AgentConfig } from '../agent/config.ts'
+import type { EnginePeer, PieceRange } from '../agent/engine/engine.ts'
 import type { Ask, PickerPeer, PickOptions } from '../agent/engine/picker.ts'
 import { Picker } from '../agent/engine/picker.ts'
 import { RateMeter } from '../agent/engine/rate-meter.ts'
-import { aheadOf, isAskedEnough, Reach } from '../agent/engine/schedule.ts'
+import { ownPieces, pieceMemoryMax } from '../agent/engine/piece-store.ts'
+import {
+  aheadOf,
+  dueInMs,
+  hedgeInMs,
+  isAskedEnough,
+  lateMs,
+  Reach,
+  redialAfterMs,
+  redialMs,
+  reserveStep,
+  silentMs,
+  uploadSlots,
+  webseedAfterMs,
+} from '../agent/engine/schedule.ts'
 import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
+import { webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
 import type { FlowId, LinkId, Network } from './network.ts'
 
-/** As in agent/engine: what an agent does there with sockets, this does with flows. */
-const connectionsMax = 60
-const uploadSlots = 50
-const pieceMemory = 24 * 1024 * 1024
-const ownPieces = 2
-const reserveStep = 4
-const lateMs = 1_000
-const silentMs = 10_000
-const redialMs = 1_000
-const redialMaxMs = 60_000
-const webseedAfterMs = 500
-const webseedLanes = 2
-const webseedBytes = 4 * 1024 * 1024
+/** Per torrent, as AgentConfig has it. */
+const connectionsMax = AgentConfig.parse({ server: 'http://localhost' }).limits.connections_max
 
 export interface Blob {
   readonly index: number
@@ -51,9 +56,9 @@ export interface World {
 /** The server, where a host may fetch from it. */
 export interface WebseedSource {
   readonly way: readonly LinkId[]
-  readonly lease: { readonly firstPiece: number; readonly pieceCount: number }
-  /** All of the lease was asked for. */
-  partDone(): void
+  readonly range: PieceRange
+  /** All of it is here or asked for. */
+  rangeDone(): void
 }
 
 /** A queue of bytes over one flow. */
@@ -108,7 +113,7 @@ export class Fetch {
     this.blob = blob
     this.#world = world
     this.have = new Uint8Array(whole ? 0 : blob.pieceCount)
-    this.#begunMax = Math.max(ownPieces, Math.floor(pieceMemory / blob.pieceLength))
+    this.#begunMax = Math.max(ownPieces, Math.floor(pieceMemoryMax / blob.pieceLength))
     this.isComplete = whole
     this.#superSeeder = whole ? new SuperSeeder(blob.pieceCount) : undefined
     this.count = whole ? blob.pieceCount : 0
@@ -188,7 +193,8 @@ export class Fetch {
     if (this.isComplete) return
     for (const lane of this.#lanes) lane.goOn()
     if (this.#lanes.length > 0) return
-    for (let i = 0; i < webseedLanes; i++) this.#lanes.push(new WebseedLane(this, source.way, this.#world))
+    for (let i = 0; i < webseedRequestsMax; i++)
+      this.#lanes.push(new WebseedLane(this, source.way, this.#world))
     for (const lane of this.#lanes) lane.goOn()
   }
 
@@ -238,7 +244,7 @@ export class Fetch {
         candidate.failures = 0
         this.#connect(other, peer.distance)
       } else {
-        candidate.nextMs = now + Math.min(redialMaxMs, redialMs * 2 ** candidate.failures++)
+        candidate.nextMs = now + redialAfterMs(candidate.failures++)
       }
     }
   }
@@ -401,7 +407,7 @@ export class Fetch {
         if (side.distance > 0) claims.push(ask.piece)
       }
       ask.askedMs = now
-      ask.dueMs = now + (rate > 0 ? ((side.requestedBytes + ask.length) * 1000) / rate : lateMs)
+      ask.dueMs = now + dueInMs(side.requestedBytes + ask.length, rate)
       this.#send(side, ask)
     }
     this.#tellClaims(claims)
@@ -411,10 +417,7 @@ export class Fetch {
     const { rate } = side.meter
     // Nothing else is asked for twice, and looking for it at each turn would be most of the work.
     if (picker.untouched > 0 && !this.#hasLate) return undefined
-    const readyMs =
-      picker.untouched === 0 && rate > 0
-        ? now + (2 * (side.requestedBytes + options.bytesMax) * 1000) / rate
-        : Number.MAX_VALUE
+    const readyMs = now + hedgeInMs(side.requestedBytes + options.bytesMax, rate, picker.untouched)
     return picker.hedge(options, readyMs)
   }
 
@@ -499,15 +502,15 @@ export class Fetch {
     const picker = this.#picker
     if (picker === undefined || this.isComplete) return undefined
     const nowMs = this.#world.nowMs()
-    const within = this.#webseed?.lease
+    const within = this.#webseed?.range
     const run = picker.untouchedRun({
       within,
-      piecesMax: Math.max(1, Math.floor(webseedBytes / this.blob.pieceLength)),
+      piecesMax: Math.max(1, Math.floor(webseedRequestBytes / this.blob.pieceLength)),
       anything: nowMs - this.#givenAtMs > webseedAfterMs,
       nowMs,
     })
     if (run === undefined) {
-      if (within) this.#webseed?.partDone()
+      if (within) this.#webseed?.rangeDone()
       return undefined
     }
     const asks = Array.from({ length: run.count }, (_, i) => picker.takeWhole(run.first + i, nowMs))

@@ -9,6 +9,7 @@ import { parsePlace } from '../lib/protocol/place.ts'
 import { silentLog } from '../lib/runtime/log.ts'
 import { createRandom } from '../lib/runtime/random.ts'
 import { ServerConfig } from '../server/config.ts'
+import { trackerConfigOf } from '../server/tracker-settings.ts'
 import { createWebseedPolicy } from '../server/registry/webseed-policy.ts'
 import { openMemoryPeerStore } from '../server/tracker/memory/memory-peer-store.ts'
 import { samplePeersMax } from '../server/tracker/peer-store.ts'
@@ -130,7 +131,6 @@ class Simulation {
     this.#build()
 
     const config = ServerConfig.parse({})
-    const { tracker } = config
     const levels = scenario.rows === undefined ? ['rack'] : ['rack', 'row']
     const now = () => this.#nowMs
     const store = openMemoryPeerStore(
@@ -171,17 +171,7 @@ class Simulation {
             },
           },
         ],
-        config: {
-          announceIntervalMs: config.announce_interval,
-          minAnnounceIntervalMs: config.min_announce_interval,
-          numwantDefault: tracker.numwant_default,
-          numwantMax: tracker.numwant_max,
-          scrapeMax: tracker.scrape_max,
-          gatewaysPerRack: tracker.gateways_per_rack,
-          reservePeers: tracker.reserve_peers,
-          trustedAnnouncers: [],
-          fullScrapeNetworks: [],
-        },
+        config: trackerConfigOf(config),
       },
       after: undefined,
       epoch: 'simulated',
@@ -415,23 +405,23 @@ class Simulation {
     })
   }
 
-  #askGrant(fetch: Fetch, stalledSeconds: number | undefined, partDone = false): void {
+  #askGrant(fetch: Fetch, stalledSeconds: number | undefined, rangeDone = false): void {
     if (!this.#scenario.from_server || this.#serverAway || fetch.host.isStandard) return
-    const lease = this.#policy.mayUse({
+    const range = this.#policy.mayUse({
       infoHash: this.#infoHash(fetch.blob),
       pieceCount: fetch.blob.pieceCount,
       host: String(fetch.host.index),
       counts: this.#counts(fetch.blob),
       stalledSeconds,
-      rangeDone: partDone,
+      rangeDone,
     })
     let asked = false
-    if (partDone && lease === undefined) return
+    if (rangeDone && range === undefined) return
     fetch.setWebseed(
-      lease && {
+      range && {
         way: this.#serverUp,
-        lease,
-        partDone: () => {
+        range,
+        rangeDone: () => {
           if (asked) return
           asked = true
           this.#at(this.#nowMs + grantMs, () => {

@@ -57,9 +57,9 @@ const threadsMax = 4
 /** Between two deploys they need not be there. */
 const restMs = 30_000
 /** What pieces are put together in, for all torrents. */
-const memoryMax = 24 * 1024 * 1024
+export const pieceMemoryMax = 24 * 1024 * 1024
 /** A torrent may hold so many pieces, whatever the others hold. */
-const ownPieces = 2
+export const ownPieces = 2
 
 export function createPieceStore(): PieceStore {
   const threads: PieceThread[] = []
@@ -96,7 +96,7 @@ export function createPieceStore(): PieceStore {
       }
     },
     takeMemory: (bytes, held) => {
-      if (inUse + bytes > memoryMax && held >= ownPieces) return undefined
+      if (inUse + bytes > pieceMemoryMax && held >= ownPieces) return undefined
       inUse += bytes
       const found = spare.findIndex((memory) => memory.length === bytes)
       if (found < 0) return new Uint8Array(new SharedArrayBuffer(bytes))
@@ -108,7 +108,7 @@ export function createPieceStore(): PieceStore {
       // Nobody fetches: nothing is kept.
       if (inUse === 0) spare.length = spareBytes = 0
       // Left to the collector, shared memory would pile up for as long as it does not run.
-      if (inUse + spareBytes + memory.length > memoryMax) return
+      if (inUse + spareBytes + memory.length > pieceMemoryMax) return
       spareBytes += memory.length
       spare.push(memory)
     },

@@ -6,6 +6,19 @@ const standsStillMs = 3_000
 const farGraceMs = 15_000
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
 const nearFirstMs = 250
+/** Far peers that were held in reserve are dialled so many at a time. */
+export const reserveStep = 4
+/** Between two dials of a peer; doubled with each failure. */
+export const redialMs = 1_000
+const redialMaxMs = 60_000
+/** A peer that was asked and sends nothing for this long is late, and others are asked too. */
+export const lateMs = 1_000
+/** …and for this long is let go. */
+export const silentMs = 10_000
+/** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
+export const uploadSlots = 50
+/** No peer gave anything for this long: the webseed is asked also for what peers have. */
+export const webseedAfterMs = 500
 /** Bytes asked for ahead: what a peer sends in this long, within bounds. */
 const aheadMs = 500
 const aheadMin = 256 * 1024
@@ -65,4 +78,22 @@ export function aheadOf({ total, rate }: { readonly total: number; readonly rate
 /** A peer that is owed this much need not be asked for more yet. */
 export function isAskedEnough(requestedBytes: number, ahead: number): boolean {
   return requestedBytes > ahead / 2 && requestedBytes > aheadMin
+}
+
+/** When a peer is to be dialled again, in ms from now, after so many failures before this one. */
+export function redialAfterMs(failures: number): number {
+  return Math.min(redialMaxMs, redialMs * 2 ** failures)
+}
+
+/** In how many ms a block should be here of a peer that is to send `bytes` until its end, at `rate` bytes a second. */
+export function dueInMs(bytes: number, rate: number): number {
+  return rate > 0 ? (bytes * 1000) / rate : lateMs
+}
+
+/**
+ * In how many ms a peer could bring a block, its `bytes` at the end, that another was asked for: at the end of a fetch twice what it should
+ * take, else never, so that only what is given up is asked for again.
+ */
+export function hedgeInMs(bytes: number, rate: number, untouched: number): number {
+  return untouched === 0 && rate > 0 ? 2 * dueInMs(bytes, rate) : Number.MAX_VALUE
 }

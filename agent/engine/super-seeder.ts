@@ -55,10 +55,6 @@ export class SuperSeeder<Peer> {
     return this.#outsideCount === this.#pieceCount
   }
 
-  has(peer: Peer): boolean {
-    return this.#peers.has(peer)
-  }
-
   join(peer: Peer): void {
     this.#peers.set(peer, {
       pieces: new Uint8Array(this.#pieceCount),

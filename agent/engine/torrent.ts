@@ -26,7 +26,20 @@ import type { Ask, PickOptions } from './picker.ts'
 import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
-import { aheadOf, isAskedEnough, Reach } from './schedule.ts'
+import {
+  aheadOf,
+  dueInMs,
+  hedgeInMs,
+  isAskedEnough,
+  lateMs,
+  Reach,
+  redialAfterMs,
+  redialMs,
+  reserveStep,
+  silentMs,
+  uploadSlots,
+  webseedAfterMs,
+} from './schedule.ts'
 import { shownAhead, SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
 import { TrafficSums } from './traffic.ts'
@@ -52,21 +65,10 @@ export interface TorrentDeps {
 }
 
 export const tickMs = 250
-/** Far peers that were held in reserve are dialled so many at a time. */
-const reserveStep = 4
-/** No peer gave anything for this long: the webseed is asked also for what peers have. */
-const webseedAfterMs = 2 * tickMs
 /** Peers to try that are remembered, 300 bytes each; a tracker's reply has at most 100. Those that failed go first. */
 const candidatesMax = 10_000
 const distancesMax = 1_000
 const dialsMax = 16
-/** Between two dials of a peer; doubled with each failure. */
-const redialMs = 1_000
-const redialMaxMs = 60_000
-/** A peer that was asked and sends nothing for this long is late, and others are asked too. */
-const lateMs = 1_000
-/** …and for this long is let go. */
-const silentMs = 10_000
 /** A peer that refuses what it was asked is left in peace for this long; doubled with each refusal, until it gives something. */
 const refusedMs = 50
 const refusedMaxMs = 10_000
@@ -74,8 +76,6 @@ const refusedMaxMs = 10_000
 const admissionMs = 5_000
 /** Below this rate a block of 256 KiB would keep others waiting. */
 const slowRate = 4 * 1024 * 1024
-/** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
-const uploadSlots = 50
 /** A connection that has moved nothing for this long gives way where all are taken. */
 const idleMs = 1_000
 /** Connections for peers that have something we lack: those that have nothing cannot take them. */
@@ -708,7 +708,7 @@ export class Torrent implements EngineHandle, PeerHost {
       if (this.#complete || this.#closing) link.socket.destroy()
       else this.add(link, shaken, candidate.peer)
     } catch {
-      candidate.nextMs = this.#deps.monotonic() + Math.min(redialMaxMs, redialMs * 2 ** candidate.failures++)
+      candidate.nextMs = this.#deps.monotonic() + redialAfterMs(candidate.failures++)
       // Those that were never tried come first.
       if (this.#candidates.get(address) === candidate) {
         this.#candidates.delete(address)
@@ -795,7 +795,7 @@ export class Torrent implements EngineHandle, PeerHost {
       if (!this.#memory.has(ask.piece)) this.#giveMemoryTo(ask.piece)
       if (this.#memory.size > held && peer.distance > 0) claims.push(ask.piece)
       ask.askedMs = now
-      ask.dueMs = now + (rate > 0 ? ((peer.requestedBytes + ask.length) * 1000) / rate : lateMs)
+      ask.dueMs = now + dueInMs(peer.requestedBytes + ask.length, rate)
       this.#deps.limiter.take('download', peer.distance, ask.length)
       peer.ask(ask)
     }
@@ -812,10 +812,7 @@ export class Torrent implements EngineHandle, PeerHost {
   /** At the end, and of what is late, also what others were asked for. */
   #hedge(options: PickOptions, peer: Peer, now: number): Ask | undefined {
     const { rate } = peer.download
-    const ending = this.#picker.untouched === 0 && rate > 0
-    const readyMs = ending
-      ? now + (2 * (peer.requestedBytes + options.bytesMax) * 1000) / rate
-      : Number.MAX_VALUE
+    const readyMs = now + hedgeInMs(peer.requestedBytes + options.bytesMax, rate, this.#picker.untouched)
     return this.#picker.hedge(options, readyMs)
   }
 

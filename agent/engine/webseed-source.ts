@@ -3,9 +3,9 @@ import type { Dispatcher } from 'undici'
 import { backoff, delay } from '../../lib/runtime/backoff.ts'
 
 /** Requests at once; the server bounds all hosts together, so a host asks for little and often. */
-const requestsMax = 2
+export const webseedRequestsMax = 2
 /** Bytes asked for in one request, at least a piece. */
-const requestBytes = 4 * 1024 * 1024
+export const webseedRequestBytes = 4 * 1024 * 1024
 const headersTimeoutMs = 10_000
 /** A body that stands still for this long is given up. */
 const bodyTimeoutMs = 10_000
@@ -43,13 +43,13 @@ export interface WebseedDeps {
  * of a first wave pull different pieces.
  */
 export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
-  await Promise.all(Array.from({ length: requestsMax }, () => runLane(url, deps, signal)))
+  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, signal)))
 }
 
 async function runLane(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
   let waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
   while (!signal.aborted) {
-    const claim = deps.claim(requestBytes)
+    const claim = deps.claim(webseedRequestBytes)
     let waitMs: number | undefined
     if (claim === undefined) {
       waitMs = idleMs

@@ -1,5 +1,5 @@
 /** Paths of settings that differ: `storage.config.peers_max`; a section that is only there once is one difference. */
-export function changedSettings(before: unknown, after: unknown, path = ''): string[] {
+function changedSettings(before: unknown, after: unknown, path = ''): string[] {
   if (!isSection(before) || !isSection(after))
     return JSON.stringify(before) === JSON.stringify(after) ? [] : [path]
   return [...new Set([...Object.keys(before), ...Object.keys(after)])].flatMap((key) =>
