@@ -1,5 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
+import { Option } from 'commander'
 import { parse } from 'yaml'
 import { ConfigError, parseConfig } from '../../lib/runtime/config.ts'
 import type { Context, WithContext } from '../context.ts'
@@ -40,7 +41,7 @@ export function registerSimulate(program: Command, contextOf: WithContext): void
   command.action(async (options: Record<string, string | undefined>, self: Command) => {
     const settings = Object.fromEntries(
       flags.flatMap(([flag, , name]) => {
-        const value = options[camelCase(flag)]
+        const value = options[new Option(flag).attributeName()]
         if (value === undefined) return []
         return [[name, /^\d+$/.test(value) && isCount(name) ? Number(value) : value]]
       }),
@@ -95,9 +96,4 @@ function readSettings<Value>(read: () => Value): Value {
 
 function isCount(name: string): boolean {
   return ['hosts', 'racks', 'seed'].includes(name)
-}
-
-/** `--host-uplink <rate>` is `hostUplink` for commander. */
-function camelCase(flag: string): string {
-  return flag.replace(/^--([\w-]+).*$/, '$1').replace(/-(\w)/g, (_, letter: string) => letter.toUpperCase())
 }

@@ -32,6 +32,7 @@ import {
   bytesOf,
   dialRaw,
   fullBitfield,
+  greetAsAgent,
   greetAsSeeder,
   numberOf,
   rangeOf,
@@ -428,15 +429,8 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(2 * mebibyte)
     const closes = await startRawListener(t, blob.metainfo, {
-      // An agent, which is asked for large blocks.
       shaken: (connection) => {
-        const peerId = Buffer.concat([Buffer.from('-RS0200-'), randomBytes(12)])
-        connection.send(
-          rawHandshake(blob.metainfo, { extended: true, peerId }),
-          message(20, Buffer.from('\0d1:mde2:rsd5:blocki262144eee')),
-          fullBitfield(blob.metainfo),
-          message(1),
-        )
+        greetAsAgent(connection, blob.metainfo)
       },
       requested: ({ socket }) => {
         socket.destroy()
@@ -465,13 +459,7 @@ test('rackswarm: a large block that stops in the middle is fetched elsewhere, an
   const half = randomBytes(100 * 1024)
   const stops = await startRawListener(t, blob.metainfo, {
     shaken: (connection) => {
-      const peerId = Buffer.concat([Buffer.from('-RS0200-'), randomBytes(12)])
-      connection.send(
-        rawHandshake(blob.metainfo, { extended: true, peerId }),
-        message(20, Buffer.from('\0d1:mde2:rsd5:blocki262144eee')),
-        fullBitfield(blob.metainfo),
-        message(1),
-      )
+      greetAsAgent(connection, blob.metainfo)
     },
     requested: (connection, request) => {
       if (stops.seen.requests.length > 1) return

@@ -108,6 +108,17 @@ export function greetAsSeeder(connection: RawConnection, metainfo: Metainfo, { f
   connection.send(rawHandshake(metainfo, { fast }), fullBitfield(metainfo), message(1))
 }
 
+/** The same as an agent, which is asked for large blocks. */
+export function greetAsAgent(connection: RawConnection, metainfo: Metainfo): void {
+  const peerId = Buffer.concat([Buffer.from('-RS0200-'), randomBytes(12)])
+  connection.send(
+    rawHandshake(metainfo, { extended: true, peerId }),
+    message(20, Buffer.from('\0d1:mde2:rsd5:blocki262144eee')),
+    fullBitfield(metainfo),
+    message(1),
+  )
+}
+
 export function fullBitfield(metainfo: Metainfo): Buffer {
   const pieces = pieceCount(metainfo)
   const bits = Buffer.alloc(Math.ceil(pieces / 8), 0xff)
