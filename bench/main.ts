@@ -10,6 +10,7 @@ import { engine } from './engine.ts'
 import type { Benchmark } from './harness.ts'
 import { formatReport, measure, saveReport } from './harness.ts'
 import { publish } from './publish.ts'
+import { topology } from './topology.ts'
 import { trackerHttp } from './tracker-http.ts'
 import { trackerLatency } from './tracker-latency.ts'
 import { trackerMemory } from './tracker-memory.ts'
@@ -29,6 +30,7 @@ const benchmarks: readonly Benchmark[] = [
   trackerTokens,
   trackerMemory,
   trackerLatency,
+  topology,
 ]
 
 const { values, positionals } = parseArgs({

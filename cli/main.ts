@@ -10,6 +10,7 @@ import { registerReleases } from './commands/releases.ts'
 import { registerSimulate } from './commands/simulate.ts'
 import { registerStatus } from './commands/status.ts'
 import { registerToken } from './commands/token.ts'
+import { registerTopology } from './commands/topology.ts'
 import { registerTorrent } from './commands/torrent.ts'
 import { registerTransfers } from './commands/transfers.ts'
 import type { GlobalOptions, WithContext } from './context.ts'
@@ -99,6 +100,7 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerHosts,
     registerLogin,
     registerDoctor,
+    registerTopology,
     registerSimulate,
   ]) {
     register(program, contextOf)

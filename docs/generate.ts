@@ -99,12 +99,35 @@ Racks, their parents and their networks, in \`server.yaml\`:
 
 \`\`\`yaml
 topology:
-  levels: [rack, row, datacentre]
+  levels: [rack, row, { name: zone, cost: 20, capacity: 40Gb }]
   places:
     r17: { parents: [row-2, ams1] }
   prefixes:
     - { cidr: 10.2.17.0/24, place: r17 }
+  table: racks.csv
 \`\`\`
+
+A host is in the place that its token names, else in that of the longest network of \`prefixes\` and \`table\` around its address, else in a place of its
+own network: its /24 or /64 (\`ipv4_prefix_length\`, \`ipv6_prefix_length\`). Networks may lie within each other as deep as they like. The same one with two
+places is an error that names both lines, wherever they are.
+
+\`table\` is a CSV file:
+
+\`\`\`
+cidr,place
+# row 2
+10.2.0.0/16,r-spare
+10.2.17.0/24,r17      # within the one above
+2001:db8:2:17::/64,r17
+\`\`\`
+
+Every fault has its line, and a running server keeps the table it has: \`deployctl topology check\` tells before. A thread of its own reads it, so announces do not wait.
+Replace the file by renaming a new one over it.
+
+\`cost\` and \`capacity\` say what far bytes cost. The peers of a reply that are not of the own rack are shared among the distances in proportion to
+capacity ÷ cost of the way: out of the rack, out of the rack and the row, and so on. Costs of a way add up, and its capacity is that of its narrowest
+level; a level without a cost costs 1. With the levels above, leaving the zone costs 22 where leaving the row costs 2. Each distance keeps one peer, so that no zone is an island.
+Without any of them each distance has half of what nearer ones leave. Both may change while the server runs; the number of levels may not.
 `,
 )
 files.set('docs/hooks.md', await withOptionTables(await readFile(join(root, 'docs', 'hooks.md'), 'utf8')))

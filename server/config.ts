@@ -2,9 +2,11 @@ import { z } from 'zod'
 import { parseCidr } from '../lib/protocol/cidr.ts'
 import { parseIp, isLoopback } from '../lib/protocol/address.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
-import { duration, parsed, size } from '../lib/runtime/config.ts'
+import { duration, parsed, rate, size } from '../lib/runtime/config.ts'
 import { builtInPreHooks } from './tracker/hooks/built-in.ts'
 import { isModulePath } from './tracker/load-module.ts'
+import type { PrefixTable } from './tracker/prefix-table.ts'
+import type { TopologyConfig } from './tracker/topology.ts'
 import { createTopology } from './tracker/topology.ts'
 
 /** `HOST:PORT`, `[IPV6]:PORT`; port 0 lets the system choose. */
@@ -144,10 +146,27 @@ const udp = z
 const topology = z
   .strictObject({
     levels: z
-      .array(z.string())
-      .default(['rack'])
+      .array(
+        z.union([
+          z.string(),
+          z.strictObject({
+            name: z.string().describe('Its name.'),
+            cost: z
+              .number()
+              .positive()
+              .optional()
+              .describe(
+                'What a byte costs that leaves a node of this level, against the other levels. Default: 1.',
+              ),
+            capacity: rate()
+              .optional()
+              .describe('What the uplink of such a node carries a second: 40Gb (bits), 5GB (bytes).'),
+          }),
+        ]),
+      )
+      .prefault(['rack'])
       .describe(
-        'Names of the levels, nearest first, such as [rack, row, datacentre]. Every place of `places` has a parent for each level above its own.',
+        'The levels, nearest first: names such as [rack, row, datacentre]. Every place of `places` has a parent for each level above its own. `{ name: zone, cost: 20, capacity: 40Gb }` in the place of a name also says what it costs to leave a zone; see below.',
       ),
     places: z
       .record(
@@ -162,9 +181,16 @@ const topology = z
       ),
     prefixes: z
       .array(z.strictObject({ cidr: parsed(parseCidr), place: parsed(parsePlace) }))
-      .max(2000)
+      .max(2000, 'at most 2000 here: put them into a file, topology.table')
       .default([])
       .describe('Which network is which place; the longest prefix wins.'),
+    table: z
+      .string()
+      .min(1)
+      .optional()
+      .describe(
+        'The same in a CSV file, for up to a million networks; relative to where the configuration lies. Read again on SIGHUP and when it changes; see below.',
+      ),
     ipv4_prefix_length: z
       .int()
       .min(0)
@@ -443,6 +469,17 @@ export type ServerConfig = z.output<typeof ServerConfig>
 /** The longest interval that the store's wheel holds the life of a peer for. */
 const announceIntervalMaxMs = 3 * 60 * 60 * 1000
 
+/** Where hosts are; `table` stands for `topology.prefixes`, with what `topology.table` says besides. */
+export function topologyOf({ topology }: Pick<Settings, 'topology'>, table?: PrefixTable): TopologyConfig {
+  return {
+    levels: topology.levels,
+    places: topology.places,
+    prefixes: table ?? topology.prefixes,
+    ipv4PrefixLength: topology.ipv4_prefix_length,
+    ipv6PrefixLength: topology.ipv6_prefix_length,
+  }
+}
+
 /** What no setting says alone. */
 function checkTogether({ value: config, issues }: { value: Settings; issues: z.core.$ZodRawIssue[] }): void {
   const fault = (path: (string | number)[], message: string) => {
@@ -518,13 +555,7 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
     )
   }
   try {
-    createTopology({
-      levels: config.topology.levels,
-      places: config.topology.places,
-      prefixes: config.topology.prefixes,
-      ipv4PrefixLength: config.topology.ipv4_prefix_length,
-      ipv6PrefixLength: config.topology.ipv6_prefix_length,
-    })
+    createTopology(topologyOf(config))
   } catch (error) {
     for (const message of (error as Error).message.split('\n')) {
       const [, path = 'topology', what = message] = /^(topology\.\S+): (.*)$/.exec(message) ?? []

@@ -33,7 +33,7 @@ export interface EmbedDeps {
   readonly postHooks?: readonly Given<PostHook, HookDeps>[] | undefined
   /** Instead of `storage`. */
   readonly store?: Given<PeerStore, StoreDeps> | undefined
-  /** Where relative paths of modules begin. Default: the working directory. */
+  /** Where relative paths of modules and of `topology.table` begin. Default: the working directory. */
   readonly directory?: string | undefined
 }
 

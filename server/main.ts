@@ -8,6 +8,7 @@ import { ServerConfig } from './config.ts'
 import { selftest } from './selftest.ts'
 import type { Server } from './server.ts'
 import { startServer } from './server.ts'
+import { topologyCommand } from './topology-command.ts'
 
 /** `rackswarm-server`. */
 export async function main(argv: string[]): Promise<void> {
@@ -38,6 +39,11 @@ export async function main(argv: string[]): Promise<void> {
         selftest: {
           summary: 'ask the running server what a peer would ask, and say what is wrong',
           run: selftest,
+        },
+        topology: {
+          summary:
+            'say where addresses are by a configuration, for `deployctl topology`, which writes it for people',
+          run: topologyCommand,
         },
       },
     },

@@ -12,7 +12,7 @@ import type { InfoHash } from '../lib/protocol/infohash.ts'
 import { infoHashFromHex } from '../lib/protocol/infohash.ts'
 import { ConfigError, duration, loadConfig, parseConfig } from '../lib/runtime/config.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
-import { ServerConfig } from './config.ts'
+import { ServerConfig, topologyOf } from './config.ts'
 import type { Expected, Finding, Frontend, Swarm } from './selftest-frontend.ts'
 import { checkFrontend, describeFault, exchange, isName } from './selftest-frontend.ts'
 import { trackerSettings } from './tracker-settings.ts'
@@ -173,6 +173,7 @@ function configured(config: ServerConfig, tls: ConnectionOptions): (Frontend | F
   const hasRegistry = config.roles.includes('registry')
   const { http, udp } = trackerSettings(config, {
     mainPort: !hasRegistry,
+    topology: topologyOf(config),
     trust: { issuer: '', audience: '', keySet: undefined },
     tls: undefined,
     secrets: { udpPrivateKey: '', ticketSecret: '' },

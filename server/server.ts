@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { access, constants, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyRequest } from 'fastify'
-import type { ServerInfo } from '../lib/client/api.ts'
+import type { ServerInfo, TopologyExplanation } from '../lib/client/api.ts'
 import { restartNeeded } from '../lib/runtime/changed-settings.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
 import { makeDirectory } from '../lib/runtime/files.ts'
@@ -18,14 +18,17 @@ import { monotonicMs } from '../lib/runtime/clock.ts'
 import { createTurn } from '../lib/runtime/turn.ts'
 import { openCertificates, watchCertificates } from './certificates.ts'
 import type { ServerConfig } from './config.ts'
+import { explainAddresses } from './explain-topology.ts'
 import type { ReadinessCheck } from './health.ts'
 import { startHealthPort } from './health.ts'
 import type { MainPort } from './http.ts'
 import { startMainPort } from './http.ts'
+import type { OpenedTopology } from './open-topology.ts'
+import { openTopology, watchTopologyTable } from './open-topology.ts'
 import { liveSettings } from './live-settings.ts'
 import type { ServerMetrics } from './metrics.ts'
 import { createServerMetrics } from './metrics.ts'
-import { createAccessControl, requireCredential } from './registry/access-control.ts'
+import { createAccessControl, requireAdmin, requireCredential } from './registry/access-control.ts'
 import type { Caller } from './registry/access.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
@@ -40,13 +43,11 @@ import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
 import type { TrackerSecrets } from './tracker-settings.ts'
-import { openTrackerSecrets, storageSettings, topologyOf, trackerSettings } from './tracker-settings.ts'
+import { openTrackerSecrets, storageSettings, trackerSettings } from './tracker-settings.ts'
 import { readCounters } from './tracker/counters.ts'
 import type { OpenStore } from './tracker/create-store.ts'
 import { registerTrackerRoutes } from './tracker/http-frontend.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
-import type { Topology } from './tracker/topology.ts'
-import { createTopology } from './tracker/topology.ts'
 import type { TrackerService } from './tracker/tracker-service.ts'
 import { startTrackerService } from './tracker/tracker-service.ts'
 import type { GivenHooks } from './tracker/tracker-thread.ts'
@@ -57,7 +58,7 @@ export interface ServerDeps {
   readonly now: () => number
   /** 0 ≤ random() < 1. */
   readonly random: () => number
-  /** Where relative paths of modules begin: where the configuration lies. Default: the working directory. */
+  /** Where relative paths of modules and of `topology.table` begin: where the configuration lies. Default: the working directory. */
   readonly directory?: string | undefined
   /** Between two looks at the files of the certificate. Default: 10 s. */
   readonly certificatePollMs?: number | undefined
@@ -109,7 +110,8 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
   const directory = config.data_dir ?? (embedded ? undefined : defaultPaths('server').data)
   if (directory !== undefined) await makeDirectory(directory, 0o700)
   const hasRegistry = config.roles.includes('registry')
-  openTopology(config)
+  const fileDirectory = deps.directory ?? process.cwd()
+  const topology = await openTopology(config, fileDirectory)
   const tls = await openCertificates(config.http)
   const main = hasRegistry
     ? started.use(
@@ -130,25 +132,26 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
     now: deps.now,
   }
   const secrets = await openTrackerSecrets(config, directory, embedded ? {} : process.env)
-  const common = { config, deps, started, publicUrl, metrics, epoch, trust, checks, tls, secrets }
+  const common = { config, deps, started, publicUrl, metrics, epoch, trust, checks, tls, secrets, topology }
 
   // The registry has the keys, the tracker checks with them; the registry asks the tracker what its swarms hold.
   const swarms: { tracker: TrackerService | undefined } = { tracker: undefined }
   const registry =
     main && directory !== undefined ? await startRegistry({ ...common, directory, main, swarms }) : undefined
   const keySet = registry === undefined ? await keySetOf(config, directory) : undefined
-  const settingsOf = (next: ServerConfig, material: TlsMaterial | undefined) =>
+  const settingsOf = (next: ServerConfig, opened: OpenedTopology, material: TlsMaterial | undefined) =>
     trackerSettings(next, {
       mainPort: main === undefined,
+      topology: opened.config,
       trust: { ...trust, keySet },
       tls: material,
       secrets,
       epoch,
-      modulesDirectory: deps.directory ?? process.cwd(),
+      modulesDirectory: fileDirectory,
     })
   if (config.roles.includes('tracker')) {
     const tracker = started.use(
-      await startTrackerService(settingsOf(config, tls), {
+      await startTrackerService(settingsOf(config, topology, tls), {
         ...deps,
         monotonic: monotonicMs,
         threads: config.workers,
@@ -184,21 +187,34 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
   // First at the end: what is under way still needs the parts that were started after the port.
   if (main) started.use(main)
   const { addresses } = swarms.tracker?.first ?? {}
-  // Reloads and new certificates, one after the other.
+  // Reloads, new certificates and new tables, one after the other.
   const turn = createTurn()
-  let inForce = { http: config.http, tls }
+  let inForce = { config, tls, topology }
   const setTls = (http: ServerConfig['http'], material: TlsMaterial | undefined) => {
     main?.reload(http, http.tls?.main_port === true ? material : undefined)
-    inForce = { http, tls: material }
   }
   started.use(
     watchCertificates({
       pollMs: deps.certificatePollMs ?? certificatePollMs,
-      look: async () => ({ inForce: inForce.tls, found: await openCertificates(inForce.http) }),
+      look: async () => ({ inForce: inForce.tls, found: await openCertificates(inForce.config.http) }),
       use: (found) =>
         turn(async () => {
           await swarms.tracker?.setTls(found)
-          setTls(inForce.http, found)
+          setTls(inForce.config.http, found)
+          inForce = { ...inForce, tls: found }
+        }),
+      log: deps.log,
+    }),
+  )
+  started.use(
+    watchTopologyTable({
+      inForce: () => inForce.topology,
+      reopen: () =>
+        turn(async () => {
+          const opened = await openTopology(inForce.config, fileDirectory)
+          await swarms.tracker?.setTopology(opened.config)
+          registry?.replaceTopology(opened)
+          inForce = { ...inForce, topology: opened }
         }),
       log: deps.log,
     }),
@@ -216,12 +232,13 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
     metrics: () => metrics.registry.metrics(),
     reload: (next) =>
       turn(async () => {
-        const topology = openTopology(next)
+        const opened = await openTopology(next, fileDirectory)
         const material = await openCertificates(next.http)
-        await using prepared = await swarms.tracker?.prepare(settingsOf(next, material))
+        await using prepared = await swarms.tracker?.prepare(settingsOf(next, opened, material))
         setTls(next.http, material)
         await prepared?.commit()
-        registry?.replaceTopology(topology)
+        registry?.replaceTopology(opened)
+        inForce = { config: next, tls: material, topology: opened }
         return restartNeeded(config, next, liveSettings(config))
       }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
@@ -238,6 +255,7 @@ interface Common {
   readonly trust: { issuer: string; audience: string; clockToleranceMs: number; now: () => number }
   readonly checks: Record<string, ReadinessCheck>
   readonly secrets: TrackerSecrets
+  readonly topology: OpenedTopology
 }
 
 /** What the address of a tracker alone says; with port 0, which it is not bound to yet, only for tests and trials. */
@@ -324,7 +342,7 @@ async function startRegistry(
   } = common
   const { app, sourceOf } = main
   const { now, log } = deps
-  let topology = openTopology(config)
+  let { topology } = common
   const state = started.use(await openSqliteStateStore({ file: join(directory, 'state.sqlite') }))
   const revocations = started.use(
     await loadRevocations({ state, clockToleranceMs: trust.clockToleranceMs, now, log }),
@@ -414,7 +432,7 @@ async function startRegistry(
     tags,
     epoch,
     reportIntervalMs: config.enrolment.report_interval,
-    placeOf: (place, source) => place ?? topology.nameOfAddress(source),
+    placeOf: (place, source) => place ?? topology.topology.nameOfAddress(source),
   })
   const { webseed } = config.registry
   registerGrantRoutes(app, {
@@ -433,13 +451,20 @@ async function startRegistry(
     bytesPerSecond: webseed.rate,
     observer: metrics.webseed,
   })
+  app.get<{ Querystring: { address?: string | string[] } }>(
+    '/api/v1/topology',
+    async (request): Promise<TopologyExplanation> => {
+      await requireAdmin(controlled, request)
+      return explainAddresses(topology, [request.query.address ?? []].flat())
+    },
+  )
   app.get('/api/v1/server', async (request): Promise<ServerInfo> => serverInfo(request, common, controlled))
   checks['state'] = async () => describeFailure(state.get('hosts/'))
   checks['blobs'] = async () => describeFailure(access(directory, constants.W_OK))
   return {
     verifier,
     hostsPresent: () => fleet.present().length,
-    replaceTopology: (next: Topology) => {
+    replaceTopology: (next: OpenedTopology) => {
       topology = next
     },
   }
@@ -463,15 +488,6 @@ async function serverInfo(
       scopes: [...scopes],
       ...(credential ? { expiresAt: credential.expiresAt.toISOString() } : {}),
     },
-  }
-}
-
-/** @throws ConfigError naming what is wrong with the topology */
-function openTopology(config: ServerConfig): Topology {
-  try {
-    return createTopology(topologyOf(config))
-  } catch (cause) {
-    throw new ConfigError((cause as Error).message.split('\n'), { cause })
   }
 }
 

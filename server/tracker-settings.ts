@@ -7,6 +7,7 @@ import type { KeySetSource } from '../lib/token/key-set.ts'
 import type { ServerConfig } from './config.ts'
 import { MemoryStorage } from './config.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
+import type { TopologyConfig } from './tracker/topology.ts'
 import type { TrackerConfig } from './tracker/tracker.ts'
 import type { StorageSettings } from './tracker/tracker-service.ts'
 import type { ListenAddress, TrackerSettings } from './tracker/tracker-thread.ts'
@@ -82,6 +83,7 @@ export function trackerSettings(
   config: ServerConfig,
   options: {
     mainPort: boolean
+    topology: TopologyConfig
     trust: Trust
     tls: TlsMaterial | undefined
     secrets: TrackerSecrets
@@ -93,7 +95,7 @@ export function trackerSettings(
   const { trust, secrets } = options
   return {
     epoch: options.epoch,
-    topology: topologyOf(config),
+    topology: options.topology,
     config: trackerConfigOf(config),
     prehooks: config.prehooks,
     posthooks: config.posthooks,
@@ -149,16 +151,6 @@ export function trackerConfigOf(config: ServerConfig): TrackerConfig {
     reservePeers: tracker.reserve_peers,
     trustedAnnouncers: tracker.trusted_announcers,
     fullScrapeNetworks: tracker.full_scrape_networks,
-  }
-}
-
-export function topologyOf({ topology }: ServerConfig): TrackerSettings['topology'] {
-  return {
-    levels: topology.levels,
-    places: topology.places,
-    prefixes: topology.prefixes,
-    ipv4PrefixLength: topology.ipv4_prefix_length,
-    ipv6PrefixLength: topology.ipv6_prefix_length,
   }
 }
 

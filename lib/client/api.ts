@@ -251,6 +251,49 @@ export const ServerInfo = z.object({
   }),
 })
 
+/** Why an address is where it is. */
+export const AddressPlace = z.object({
+  address: z.string(),
+  place: z.string(),
+  /** What decided: the longest network that was given a place, else the one of the prefix length; and where that stands. */
+  network: z.string(),
+  from: z.string(),
+  /** Whether `topology.places` names the place. */
+  listed: z.boolean(),
+  parents: z.array(z.object({ level: z.string(), name: z.string() })),
+  /** Shorter networks around it that would have decided otherwise. */
+  lost: z.array(z.object({ network: z.string(), place: z.string(), from: z.string() })),
+})
+
+/** GET /api/v1/topology?address=…&address=…: where the server takes addresses to be; for administrators. */
+export const TopologyExplanation = z.object({
+  addresses: z.array(AddressPlace),
+  /** From the first address to each other one. Those that share no node but the root are in no level together. */
+  distances: z.array(
+    z.object({ from: z.string(), to: z.string(), distance: count, level: z.string().optional() }),
+  ),
+})
+
+/** What is wrong with a topology that is in no server yet, or what it consists of. */
+export const TopologyCheck = z.discriminatedUnion('ok', [
+  z.object({ ok: z.literal(false), faults: z.array(z.string()) }),
+  z.object({
+    ok: z.literal(true),
+    /** Nearest first. */
+    levels: z.array(
+      z.object({ name: z.string(), cost: z.number().optional(), capacity: z.number().optional() }),
+    ),
+    /** Which part of the far peers of a reply is for each distance from 1 on. */
+    farShares: z.array(z.number()),
+    table: z.string().optional(),
+    /** Places that have networks, and those that `topology.places` lists. */
+    places: z.object({ withNetworks: count, listed: count }),
+    ipv4: z.object({ networks: count, nested: count, otherwise: z.string() }),
+    ipv6: z.object({ networks: count, nested: count, otherwise: z.string() }),
+    warnings: z.array(z.string()),
+  }),
+])
+
 // ---- the agent's control API, on its unix socket ----
 
 /** GET /v1/status. */
@@ -359,6 +402,9 @@ export type ReleaseList = z.infer<typeof ReleaseList>
 export type ReleaseStatus = z.infer<typeof ReleaseStatus>
 export type HostList = z.infer<typeof HostList>
 export type ServerInfo = z.infer<typeof ServerInfo>
+export type AddressPlace = z.infer<typeof AddressPlace>
+export type TopologyExplanation = z.infer<typeof TopologyExplanation>
+export type TopologyCheck = z.infer<typeof TopologyCheck>
 export type AgentStatus = z.infer<typeof AgentStatus>
 export type TransferPeer = z.infer<typeof TransferPeer>
 export type Transfer = z.infer<typeof Transfer>

@@ -20,6 +20,7 @@ import {
   ServerInfo,
   SwarmGrant,
   TokenList,
+  TopologyExplanation,
 } from './api.ts'
 import type { HttpClient } from './http.ts'
 
@@ -64,6 +65,11 @@ export function createServerClient(http: HttpClient) {
       ),
     releaseStatus: (reference: string) =>
       get(ReleaseStatus, `/releases/status?reference=${encodeURIComponent(reference)}`),
+    explainAddresses: (addresses: readonly string[]) =>
+      get(
+        TopologyExplanation,
+        `/topology?${addresses.map((address) => `address=${encodeURIComponent(address)}`).join('&')}`,
+      ),
     serverInfo: () => get(ServerInfo, '/server'),
     jwks: () =>
       http.json(z.object({ keys: z.array(z.looseObject({ kid: z.string() })) }), {

@@ -34,13 +34,22 @@ export function ipFromBytes(bytes: Uint8Array): Ip {
 }
 
 /** Canonical text: dotted quad, or RFC 5952. */
-export function formatIp({ family, bytes }: Ip): string {
-  if (family === 4) return bytes.join('.')
-  const groups = Array.from({ length: 8 }, (_, i) => ((bytes[2 * i] ?? 0) << 8) | (bytes[2 * i + 1] ?? 0))
-  const run = longestZeroRun(groups)
-  const hex = (part: number[]) => part.map((group) => group.toString(16)).join(':')
-  if (run.length < 2) return hex(groups)
-  return `${hex(groups.slice(0, run.start))}::${hex(groups.slice(run.start + run.length))}`
+export function formatIp(ip: Ip): string {
+  return scratch.toString('latin1', 0, writeIp(ip, scratch, 0))
+}
+
+/** Bytes of the longest canonical text. */
+export const ipTextMax = 39
+const scratch = Buffer.alloc(ipTextMax)
+
+/** Writes the canonical text as ASCII, for those who need no string of it. @returns where it ends */
+export function writeIp({ family, bytes }: Ip, target: Uint8Array, at: number): number {
+  if (family === 6) return writeIpv6(bytes, target, at)
+  for (let i = 0; i < 4; i++) {
+    if (i > 0) target[at++] = dot
+    at = writeNumber(bytes[i] ?? 0, 10, target, at)
+  }
+  return at
 }
 
 export function isUnspecified(ip: Ip): boolean {
@@ -158,12 +167,36 @@ function readGroups(text: string): number[] | undefined {
   return bytes.length <= 16 ? bytes : undefined
 }
 
-function longestZeroRun(groups: readonly number[]): { start: number; length: number } {
-  let best = { start: 0, length: 0 }
-  for (let start = 0; start < groups.length; start++) {
+function writeIpv6(bytes: Uint8Array, target: Uint8Array, at: number): number {
+  const group = (i: number) => ((bytes[2 * i] ?? 0) << 8) | (bytes[2 * i + 1] ?? 0)
+  // The first of the longest runs of zeros; one alone is written out.
+  let start = 8
+  let longest = 1
+  for (let i = 0; i < 8; i++) {
     let length = 0
-    while (groups[start + length] === 0) length++
-    if (length > best.length) best = { start, length }
+    while (i + length < 8 && group(i + length) === 0) length++
+    if (length > longest) [start, longest] = [i, length]
+    i += length
   }
-  return best
+  for (let i = 0; i < 8; i++) {
+    if (i > 0 || i === start) target[at++] = colon
+    if (i === start) {
+      i += longest - 1
+      if (i === 7) target[at++] = colon
+    } else at = writeNumber(group(i), 16, target, at)
+  }
+  return at
+}
+
+const dot = 0x2e
+const colon = 0x3a
+
+function writeNumber(value: number, base: 10 | 16, target: Uint8Array, at: number): number {
+  let unit = 1
+  while (unit * base <= value) unit *= base
+  for (; unit >= 1; unit = Math.floor(unit / base)) {
+    const digit = Math.floor(value / unit) % base
+    target[at++] = digit < 10 ? 0x30 + digit : 0x57 + digit
+  }
+  return at
 }

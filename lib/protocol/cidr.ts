@@ -37,6 +37,34 @@ export function parseCidr(text: string): Cidr {
   return { family: network.family, bytes: network.bytes, length: Number.parseInt(String(block.bitmask), 10) }
 }
 
+/** The same for tables of many, a tenth of the time: undefined for whatever `parseCidr` does not take. */
+export function readCidr(text: string): Cidr | undefined {
+  const slash = text.indexOf('/')
+  const ip = parseIp(slash === -1 ? text : text.slice(0, slash))
+  // What is written as IPv6 and held as IPv4 is no network.
+  if (!ip || (ip.family === 4 && text.includes(':'))) return undefined
+  const { family, bytes } = ip
+  const bits = 8 * bytes.length
+  const length = slash === -1 ? bits : readLength(text, slash + 1)
+  if (length > bits) return undefined
+  for (let i = length >> 3; i < bytes.length; i++)
+    if (((bytes[i] ?? 0) & (i === length >> 3 ? 0xff >> (length & 7) : 0xff)) !== 0) return undefined
+  return { family, bytes, length }
+}
+
+/** One to three digits; Infinity for anything else. */
+function readLength(text: string, from: number): number {
+  const digits = text.length - from
+  if (digits < 1 || digits > 3) return Number.POSITIVE_INFINITY
+  let length = 0
+  for (let i = from; i < text.length; i++) {
+    const digit = text.charCodeAt(i) - 0x30
+    if (digit < 0 || digit > 9) return Number.POSITIVE_INFINITY
+    length = 10 * length + digit
+  }
+  return length
+}
+
 export function cidrContains({ family, bytes, length }: Cidr, ip: Ip): boolean {
   if (family !== ip.family) return false
   const whole = length >> 3

@@ -109,6 +109,22 @@ export function size() {
     )
 }
 
+/** `10Gb` (bits a second) or `100MiB`, `1.25GB` (bytes a second), as bytes a second. */
+export function rate() {
+  return z
+    .string()
+    .regex(
+      /^\d+(\.\d+)?([KMGT]b|[KMGT]i?B|b|B)$/,
+      'need a rate such as 10Gb (bits) or 100MiB (bytes), a second',
+    )
+    .transform((text) => {
+      const unit = text.replace(/^[\d.]+/, '')
+      const factor = unit.includes('i') ? 1024 : 1000
+      const power = ['', 'K', 'M', 'G', 'T'].indexOf(unit.replace(/i?[bB]$/, ''))
+      return (Number.parseFloat(text) * factor ** power) / (unit.endsWith('b') ? 8 : 1)
+    })
+}
+
 const durationUnits = new Map([
   ['ms', 1],
   ['s', 1000],
@@ -134,6 +150,14 @@ type Path = readonly PropertyKey[]
 function faultsOf(issue: z.core.$ZodIssue): { path: Path; message: string }[] {
   if (issue.code === 'unrecognized_keys') {
     return issue.keys.map((key) => ({ path: [...issue.path, key], message: 'there is no such setting' }))
+  }
+  if (issue.code === 'invalid_union') {
+    // Of several forms the one that was meant: the only one whose faults are not that it is something else altogether.
+    const [meant, ...others] = issue.errors.filter(
+      (faults) => !faults.some(({ code, path }) => code === 'invalid_type' && path.length === 0),
+    )
+    if (meant && others.length === 0)
+      return meant.flatMap((inner) => faultsOf({ ...inner, path: [...issue.path, ...inner.path] }))
   }
   return [{ path: issue.path, message: issue.message }]
 }

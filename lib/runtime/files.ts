@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
-import { mkdir, open, rename, unlink } from 'node:fs/promises'
+import { mkdir, open, rename, stat, unlink } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
 /**
@@ -38,6 +38,16 @@ export async function makeDirectory(directory: string, mode = 0o755): Promise<vo
   for (let child = directory; ; child = dirname(child)) {
     await syncDirectory(dirname(child))
     if (child === first) return
+  }
+}
+
+/** Changes whenever the file is another or has other content, as far as the file system tells. */
+export async function versionOf(file: string): Promise<string> {
+  try {
+    const { dev, ino, size, mtimeNs, ctimeNs } = await stat(file, { bigint: true })
+    return [dev, ino, size, mtimeNs, ctimeNs].join(' ')
+  } catch (error) {
+    return errorCode(error) ?? String(error)
   }
 }
 

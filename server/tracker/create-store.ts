@@ -2,6 +2,7 @@ import type { Logger } from '../../lib/runtime/log.ts'
 import { makeOfModule } from './load-module.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
+import { levelCount } from './topology.ts'
 import type { TrackerSettings } from './tracker-thread.ts'
 
 /** What a module that makes a store is told besides its own settings. */
@@ -41,7 +42,7 @@ export function storeDeps(
   { random, monotonic, log }: { random: () => number; monotonic: () => number; log: Logger },
 ): StoreDeps {
   return {
-    levels: Math.max(1, topology.levels.length),
+    levels: levelCount(topology),
     sampleMax: samplePeersMax,
     random,
     now: monotonic,

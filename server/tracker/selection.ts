@@ -10,6 +10,8 @@ export interface SelectionInput {
   readonly gatewaysPerRack: number
   /** Far peers that everyone gets besides its rack. */
   readonly reservePeers: number
+  /** By distance: which share of what nearer levels leave of the far places is for those at that distance. */
+  readonly shares: readonly number[]
 }
 
 /** How many of whom an announcer is to hear of; the lists have a number for each level of the view it was made of. */
@@ -68,8 +70,9 @@ export function planSelection(input: SelectionInput): Plan {
 
 /**
  * Shares places among the far levels, nearest first. One goes to the nearest level in which somebody holds all: data reaches a
- * row from there, however many of the row itself have none. Of the rest each level gets half of what nearer ones left, and
- * what a level cannot fill the others do.
+ * row from there, however many of the row itself have none. Of the rest each level gets its share of what nearer ones left (half, or
+ * what cost and capacity make it: `Topology.shares`), but however cheap it is, it leaves one place to each level further away, or half of
+ * them all: no row or zone is an island either. What a level cannot fill the others do.
  */
 function spread(input: SelectionInput, places: number, give: (level: number, places: number) => void): void {
   const { levels } = input.view
@@ -82,7 +85,13 @@ function spread(input: SelectionInput, places: number, give: (level: number, pla
   }
   const holding = input.seeding ? -1 : levels.findIndex(({ seeders }, i) => i > 0 && seeders > 0)
   if (holding > 0) take(holding, 1)
-  for (let i = 1; i < levels.length; i++) take(i, i === levels.length - 1 ? left : Math.ceil(left / 2))
+  let further = 0
+  for (let i = 1; i < levels.length; i++) if (candidates(input, i) > 0) further++
+  for (let i = 1; i < levels.length; i++) {
+    if (candidates(input, i) > 0) further--
+    const share = Math.ceil(left * (input.shares[levels[i]?.distance ?? 0] ?? 1))
+    take(i, i === levels.length - 1 ? left : Math.min(share, Math.max(Math.ceil(left / 2), left - further)))
+  }
   for (let i = 1; i < levels.length; i++) take(i, left)
   for (let i = 1; i < levels.length; i++) give(i, taken[i] ?? 0)
 }

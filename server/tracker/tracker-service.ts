@@ -10,7 +10,8 @@ import { startSnapshots } from './memory/snapshots.ts'
 import type { TlsMaterial } from './http-tls.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
-import { createTopology } from './topology.ts'
+import type { TopologyConfig } from './topology.ts'
+import { createTopology, levelCount } from './topology.ts'
 import type { PreparedSettings, TrackerSettings, TrackerThread, TrackerThreadDeps } from './tracker-thread.ts'
 import { startTrackerThread } from './tracker-thread.ts'
 import type { WorkerAnswer, WorkerOrder, WorkerSetup } from './tracker-worker.ts'
@@ -43,6 +44,8 @@ export interface TrackerService extends AsyncDisposable {
   prepare(settings: TrackerSettings): Promise<PreparedSettings>
   /** Shows another certificate to new connections. Rejects, with nothing changed, when it cannot be used. */
   setTls(material: TlsMaterial): Promise<void>
+  /** Places hosts otherwise from their next announce on; `PreparedSettings` do it together with all else. */
+  setTopology(topology: TopologyConfig): Promise<void>
 }
 
 /** A thread that failed is started again after this long. */
@@ -66,7 +69,7 @@ export async function startTrackerService(
           createMemoryPeerStore({
             peersMax: storage.peersMax,
             swarmsMax: storage.swarmsMax,
-            levels: Math.max(1, settings.topology.levels.length),
+            levels: levelCount(settings.topology),
             sampleMax: samplePeersMax,
             random: deps.random,
             now: deps.monotonic,
@@ -157,6 +160,11 @@ export async function startTrackerService(
       first.setTls(material)
       current = { ...current, http: { ...current.http, tls: material } }
       await Promise.all(others.map(async (other) => other.orderOrReplace({ kind: 'setTls', material })))
+    },
+    setTopology: async (topology) => {
+      first.setTopology(topology)
+      current = { ...current, topology }
+      await Promise.all(others.map(async (other) => other.orderOrReplace({ kind: 'setTopology', topology })))
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }

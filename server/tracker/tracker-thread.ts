@@ -20,7 +20,7 @@ import type { PeerStore } from './peer-store.ts'
 import type { PostHookQueue } from './post-hooks.ts'
 import { createPostHookQueue } from './post-hooks.ts'
 import type { TopologyConfig } from './topology.ts'
-import { createTopology } from './topology.ts'
+import { createTopology, levelCount } from './topology.ts'
 import type { Tracker, TrackerConfig, TrackerRules } from './tracker.ts'
 import { createTracker } from './tracker.ts'
 import type { UdpFrontend } from './udp-frontend.ts'
@@ -103,6 +103,8 @@ export interface TrackerThread extends AsyncDisposable {
   prepare(settings: TrackerSettings): Promise<PreparedSettings>
   /** Shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
   setTls(material: TlsMaterial): void
+  /** Places hosts otherwise from their next announce on. With as many levels as before; @throws Error as `createTopology` does */
+  setTopology(topology: TopologyConfig): void
 }
 
 /** Settings that can be put in force. Disposed before, they never are. */
@@ -132,9 +134,10 @@ export async function startTrackerThread(
     ...(deps.given?.posthooks ?? []),
   ]
   const postHooks = posthooks.length > 0 ? started.use(createPostHookQueue(posthooks, log)) : undefined
+  let rules = rulesOf(settings, chain, verifier, deps)
   const tracker = createTracker({
     store,
-    rules: rulesOf(settings, chain, verifier, deps),
+    rules,
     after: postHooks,
     epoch: settings.epoch,
     random,
@@ -203,7 +206,7 @@ export async function startTrackerThread(
       const nextChain = await createHookChain(next.prehooks, next.modulesDirectory, { log, now, random })
       await using made = new AsyncDisposableStack()
       made.use(nextChain)
-      const rules = rulesOf(next, nextChain, verifier, deps)
+      const nextRules = rulesOf(next, nextChain, verifier, deps)
       await reloadKeys(keySet, settings, log)
       const unused = made.move()
       return {
@@ -213,6 +216,7 @@ export async function startTrackerThread(
             listener.update(next.http.settings)
             if (next.http.tls && settings.http.listeners[i]?.tls === true) listener.setTls(next.http.tls)
           }
+          rules = nextRules
           tracker.replaceRules(rules)
           const before = chain
           chain = nextChain
@@ -230,13 +234,17 @@ export async function startTrackerThread(
       for (const [i, listener] of listeners.entries())
         if (settings.http.listeners[i]?.tls === true) listener.setTls(material)
     },
+    setTopology: (topology) => {
+      rules = { ...rules, topology: createTopology(topology) }
+      tracker.replaceRules(rules)
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
 
 /** @throws Error naming what cannot be used, or not without a restart */
 function checkChange(before: TrackerSettings, next: TrackerSettings): void {
-  if (createTopology(next.topology).levels !== createTopology(before.topology).levels)
+  if (levelCount(next.topology) !== levelCount(before.topology))
     throw new Error('topology.levels: another number of levels needs a restart')
   compileRoutes(next.http.settings.routes)
   if (next.http.tls) checkTls(next.http.tls)

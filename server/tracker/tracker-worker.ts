@@ -11,6 +11,7 @@ import type { SharedStore } from './memory/memory-peer-store.ts'
 import { openMemoryPeerStore } from './memory/memory-peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import type { TlsMaterial } from './http-tls.ts'
+import type { TopologyConfig } from './topology.ts'
 import type { PreparedSettings, TrackerSettings } from './tracker-thread.ts'
 import { startTrackerThread } from './tracker-thread.ts'
 
@@ -30,6 +31,7 @@ export type WorkerOrder = { readonly id: number } & (
   | { readonly kind: 'commit'; readonly logLevel: LogLevel }
   | { readonly kind: 'discard' }
   | { readonly kind: 'setTls'; readonly material: TlsMaterial }
+  | { readonly kind: 'setTopology'; readonly topology: TopologyConfig }
   | { readonly kind: 'close' }
 )
 /** To the order of that id; 0 to the start. */
@@ -85,6 +87,9 @@ async function start(): Promise<void> {
         return
       case 'setTls':
         running.setTls(order.material)
+        return
+      case 'setTopology':
+        running.setTopology(order.topology)
         return
       case 'close':
         return running[Symbol.asyncDispose]()

@@ -368,6 +368,7 @@ class AnnounceWork implements StoreAnnounce {
   readonly #announce: Announce
   readonly #numwant: number
   readonly #config: TrackerConfig
+  readonly #shares: readonly number[]
   readonly #random: () => number
 
   constructor(
@@ -389,6 +390,7 @@ class AnnounceWork implements StoreAnnounce {
     const fits = frontend === 'udp' ? udpPeersMax[source.family] : config.numwantMax
     this.#numwant = Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax, fits)
     this.#config = config
+    this.#shares = topology.shares
     this.#random = random
   }
 
@@ -417,6 +419,7 @@ class AnnounceWork implements StoreAnnounce {
       numwant: this.#numwant,
       gatewaysPerRack,
       reservePeers,
+      shares: this.#shares,
     })
     this.gateway = plan.gateway
     return plan

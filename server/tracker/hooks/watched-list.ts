@@ -3,7 +3,7 @@ import type { FileHandle } from 'node:fs/promises'
 import { open, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { setImmediate as turn, setTimeout as pause } from 'node:timers/promises'
-import { errorCode } from '../../../lib/runtime/files.ts'
+import { versionOf } from '../../../lib/runtime/files.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
 
 /** What the entries of one list are collected in. */
@@ -159,16 +159,6 @@ export async function watchList<Entry, List extends EntryList<Entry>>(
 /** What is wrong with the content of a file. */
 class ListFaults extends Error {
   override readonly name = 'ListFaults'
-}
-
-/** Changes whenever the file is another or has other content, as far as the file system tells. */
-async function versionOf(file: string): Promise<string> {
-  try {
-    const { dev, ino, size, mtimeNs, ctimeNs } = await stat(file, { bigint: true })
-    return [dev, ino, size, mtimeNs, ctimeNs].join(' ')
-  } catch (error) {
-    return errorCode(error) ?? String(error)
-  }
 }
 
 async function readList<Entry, List extends EntryList<Entry>>(

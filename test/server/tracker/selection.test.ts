@@ -10,6 +10,7 @@ const level = (distance: number) =>
     .tuple(fc.oneof(fc.constant(0), fc.nat(60)), fc.nat(60))
     .map(([seeders, leechers]): LevelCounts => ({ distance, seeders, leechers }))
 
+const between = { min: 1e-6, max: 1, noNaN: true }
 const input = fc.record({
   levels: fc.tuple(level(0), level(1), level(2), level(3)),
   numwant: fc.nat(100),
@@ -17,6 +18,11 @@ const input = fc.record({
   seeding: fc.boolean(),
   gatewaysPerRack: fc.integer({ min: 1, max: 4 }),
   reservePeers: fc.integer({ min: 1, max: 8 }),
+  // As without costs, or however dear the ways are.
+  shares: fc.oneof(
+    fc.constant([0, 1 / 2, 1 / 2, 1]),
+    fc.tuple(fc.double(between), fc.double(between)).map(([a, b]) => [0, a, b, 1]),
+  ),
 })
 
 const sum = (values: readonly number[]) => values.reduce((total, value) => total + value, 0)
@@ -47,6 +53,12 @@ test('planSelection(): as many as wanted, no more than there are, and no rack no
       if (holding >= 0)
         assert.ok((seeders[holding + 1] ?? 0) > 0, 'nobody that holds all, though there is one')
       if (levels[0].seeders + levels[0].leechers > 0) assert.ok(rack > 0, 'the own rack was left out')
+      const populated = far.filter((there) => there.seeders + there.leechers > 0).length
+      // Two of three may be of one level, which holds all.
+      if (populated > 1 && farChosen > 2) {
+        const heardOf = far.filter((_, i) => (seeders[i + 1] ?? 0) + (leechers[i + 1] ?? 0) > 0).length
+        assert.ok(heardOf > 1, 'a row or zone that is an island, since the way out of it is dear')
+      }
     }),
     { numRuns: 2000 },
   )
@@ -65,7 +77,37 @@ test('a rack has one gateway for every eight leechers, up to the maximum', () =>
         numwant: 50,
         gatewaysPerRack: 3,
         reservePeers: 4,
+        shares: [0, 1],
       }),
     ).filter(({ gateway }) => gateway).length
   assert.deepEqual([1, 2, 8, 9, 17, 40].map(gateways), [1, 1, 1, 2, 3, 3])
 })
+
+test('without costs each far level has half of what nearer ones leave; dear ways get less, and cheap ones what others cannot use', () => {
+  const everywhere = [40, 100, 100, 100]
+  const half = [0, 1 / 2, 1 / 2, 1]
+  assert.deepEqual(farOf(half, everywhere), [13, 6, 6])
+  assert.deepEqual(farOf([0, 1 / 3, 1 / 2, 1], everywhere), [9, 8, 8])
+  // However dear: one place each, for what only they have.
+  assert.deepEqual(farOf([0, 1, 1, 1], everywhere), [23, 1, 1])
+  assert.deepEqual(farOf([0, 0.8, 0.999, 1], everywhere), [20, 4, 1])
+  assert.deepEqual(farOf([0, 0.9, 0.9, 1], [40, 0, 100, 100]), [0, 23, 2])
+  assert.deepEqual(farOf([0, 0.1, 0.1, 1], [40, 100, 0, 3]), [22, 0, 3])
+})
+
+/** Far leechers by distance that a gateway of a rack without seeders hears of; it wants 50, and half of them are far. */
+function farOf(shares: readonly number[], peers: readonly number[]): readonly number[] {
+  const { leechers } = planSelection({
+    view: {
+      counts: { complete: 0, incomplete: 0, downloaded: 0 },
+      gatewayRank: 0,
+      levels: peers.map((leechersThere, distance) => ({ distance, seeders: 0, leechers: leechersThere })),
+    },
+    seeding: false,
+    numwant: 50,
+    gatewaysPerRack: 3,
+    reservePeers: 4,
+    shares,
+  })
+  return leechers.slice(1)
+}
