@@ -59,6 +59,9 @@ export interface PeerHost {
   refused(peer: Peer, asks: readonly Ask[]): void
   /** A piece that may be given away. */
   offers(piece: number): boolean
+  /** Whether a peer has, or gets, its turn for a piece. */
+  mayGive(peer: Peer, block: Block): boolean
+  gave(peer: Peer, block: Block): void
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void
   closed(peer: Peer): void
 }
@@ -98,6 +101,8 @@ export class Peer implements WireHandler {
   /** Refusals since it last gave a block, and until when it is not asked again. */
   refusals = 0
   askAgainMs = 0
+  /** Pieces that it is sending to others, and until when it is not asked for them. */
+  readonly busyWith = new Map<number, number>()
   timer: NodeJS.Timeout | undefined
   closedWhy: string | undefined
   readonly #host: PeerHost
@@ -190,6 +195,12 @@ export class Peer implements WireHandler {
     this.asks.add(ask)
     this.requestedBytes += ask.length
     this.send(writeBlock(messages.request, ask))
+  }
+
+  /** Which pieces it is sending to others, of those that are not begun. */
+  isBusyWith(nowMs: number): (piece: number) => boolean {
+    for (const [piece, untilMs] of this.busyWith) if (untilMs <= nowMs) this.busyWith.delete(piece)
+    return (piece) => this.busyWith.has(piece)
   }
 
   /** Takes a request back that another peer has answered. */
@@ -301,7 +312,12 @@ export class Peer implements WireHandler {
     const { piece, offset, length } = block
     if (length === 0 || length > ownBlockBytes || offset + length > this.#host.pieceSize(piece))
       throw new WireError(`a request for ${length} bytes at ${offset} of piece ${piece}`)
-    if (this.choking || this.picking === undefined || !this.#host.offers(piece)) {
+    if (
+      this.choking ||
+      this.picking === undefined ||
+      !this.#host.offers(piece) ||
+      !this.#host.mayGive(this, block)
+    ) {
       this.#reject(block)
       return
     }
@@ -434,6 +450,7 @@ export class Peer implements WireHandler {
     socket.write(lease.bytes, () => {
       lease.release()
       this.#sendingBytes -= block.length
+      this.#host.gave(this, block)
       this.sentAtMs = this.#now()
       this.serve()
     })

@@ -13,6 +13,10 @@ const wholeMs = 10_000
 const dueUnknown = Number.MAX_VALUE
 /** How long a claim of a neighbour counts: by then the piece is there, or its host is stuck. */
 const claimMs = 5_000
+/** Distances that are told apart; what is farther counts as this far. */
+const distanceMax = 3
+/** Pieces that more peers have count as equally common. */
+const copiesMax = 63
 
 const Unit = { free: 0, asked: 1, here: 2 } as const
 
@@ -22,8 +26,10 @@ export interface PickerPeer {
   readonly has: Uint8Array
   /** How many that are. */
   count: number
-  /** Of the own rack. */
-  readonly near: boolean
+  /** 0 the own rack, 1 the next level …, `distanceMax` at most. */
+  readonly distance: number
+  /** What it has said that it is fetching, and does not have yet. */
+  readonly claims: Set<number>
 }
 
 /** A request under way. */
@@ -48,6 +54,18 @@ interface Begun {
   owner: PickerPeer | undefined
 }
 
+/** What peers of one distance have, and are fetching. */
+interface Tally {
+  readonly copies: Uint16Array
+  readonly claims: Uint16Array
+}
+
+interface Claimed {
+  readonly peer: PickerPeer
+  readonly piece: number
+  readonly untilMs: number
+}
+
 export interface PickOptions {
   readonly peer: PickerPeer
   /** The longest block that the peer gives. */
@@ -56,6 +74,8 @@ export interface PickOptions {
   readonly mayBegin: boolean
   /** A far peer is asked for whatever is missing, also for what near ones have: this rack stands still. */
   readonly anything: boolean
+  /** Of what is not begun: pieces that the peer would not give now. */
+  readonly refuses?: ((piece: number) => boolean) | undefined
   readonly nowMs: number
 }
 
@@ -73,13 +93,21 @@ export class Picker {
   /** Pieces that are neither here nor begun, in no order, and where each stands in the list. */
   readonly #missing: Int32Array
   readonly #positions: Int32Array
-  #missingCount: number
-  /** How many peers have each piece; how many of the own rack. */
+  /** How many peers have each piece. */
   readonly #copies: Uint16Array
-  readonly #nearCopies: Uint16Array
-  readonly #claimedUntil: Float64Array
+  /** Where in the list those end that so many peers have: it is sorted by that. */
+  readonly #ends: Int32Array = new Int32Array(copiesMax + 1)
+  /** By distance: how many of the peers there have each piece, and how many have said that they are fetching it. */
+  readonly #there: Tally[] = []
+  /** Claims that are not over, oldest first from `#claimAt` on. */
+  #claims: Claimed[] = []
+  #claimAt = 0
   readonly #begun = new Map<number, Begun>()
+  /** Those of them of which something is asked of nobody. */
+  readonly #open = new Set<Begun>()
   readonly #peers = new Set<PickerPeer>()
+  /** Peers that lack something. */
+  #partial = 0
   /** Stands for the source that gives whole pieces; nobody waits for what it lacks. */
   readonly #origin: PickerPeer
   readonly #pieceCount: number
@@ -97,17 +125,15 @@ export class Picker {
     this.#missing = shuffled(pieceCount, options.random)
     this.#positions = new Int32Array(pieceCount)
     for (const [position, piece] of this.#missing.entries()) this.#positions[piece] = position
-    this.#missingCount = pieceCount
-    this.#origin = { has: new Uint8Array(0), count: 0, near: true }
+    this.#ends.fill(pieceCount)
+    this.#origin = { has: new Uint8Array(0), count: 0, distance: 0, claims: new Set() }
     this.#copies = new Uint16Array(pieceCount)
-    this.#nearCopies = new Uint16Array(pieceCount)
-    this.#claimedUntil = new Float64Array(pieceCount)
     this.#pieceCount = pieceCount
   }
 
   /** Pieces that are neither here nor begun. */
   get untouched(): number {
-    return this.#missingCount
+    return this.#ends[copiesMax] ?? 0
   }
 
   /** Neither here nor begun. */
@@ -115,14 +141,27 @@ export class Picker {
     return this.#isMissing(piece)
   }
 
-  join(near: boolean): PickerPeer {
-    const peer = { has: new Uint8Array(this.#pieceCount), count: 0, near }
+  /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
+  join(distance: number): PickerPeer {
+    const peer = {
+      has: new Uint8Array(this.#pieceCount),
+      count: 0,
+      distance: Math.min(distance, distanceMax),
+      claims: new Set<number>(),
+    }
+    this.#there[peer.distance] ??= {
+      copies: new Uint16Array(this.#pieceCount),
+      claims: new Uint16Array(this.#pieceCount),
+    }
     this.#peers.add(peer)
+    this.#partial++
     return peer
   }
 
   leave(peer: PickerPeer): void {
     if (!this.#peers.delete(peer)) return
+    if (peer.count < this.#pieceCount) this.#partial--
+    for (const piece of peer.claims) this.#unclaim(peer, piece)
     for (let piece = 0; piece < peer.has.length; piece++)
       if (peer.has[piece] === 1) this.#count(peer, piece, -1)
     for (const begun of this.#begun.values()) if (begun.owner === peer) begun.owner = undefined
@@ -133,19 +172,69 @@ export class Picker {
     if (peer.has[piece] === 1) return
     peer.has[piece] = 1
     peer.count++
+    if (peer.count === this.#pieceCount && this.#peers.has(peer)) this.#partial--
+    if (peer.claims.size > 0) this.#unclaim(peer, piece)
     this.#count(peer, piece, 1)
   }
 
-  /** A peer of the own rack fetches a piece from afar. */
-  claimed(piece: number, nowMs: number): void {
-    this.#claimedUntil[piece] = nowMs + claimMs
+  /** A peer says that it is fetching a piece. */
+  claimed(peer: PickerPeer, piece: number, nowMs: number): void {
+    this.#passTime(nowMs)
+    const tally = this.#there[peer.distance]
+    if (tally === undefined || peer.has[piece] === 1 || peer.claims.has(piece)) return
+    peer.claims.add(piece)
+    tally.claims[piece] = (tally.claims[piece] ?? 0) + 1
+    this.#claims.push({ peer, piece, untilMs: nowMs + claimMs })
+  }
+
+  /** Whether the peer may be asked for a piece that is not begun. */
+  mayBegin(peer: PickerPeer, piece: number): boolean {
+    return peer.has[piece] === 1 && this.#isMissing(piece) && this.#isFor(peer.distance, piece)
+  }
+
+  #unclaim(peer: PickerPeer, piece: number): void {
+    if (!peer.claims.delete(piece)) return
+    const tally = this.#there[peer.distance]
+    if (tally) tally.claims[piece] = (tally.claims[piece] ?? 1) - 1
+  }
+
+  /** Forgets claims that are too old. */
+  #passTime(nowMs: number): void {
+    for (;;) {
+      const oldest = this.#claims[this.#claimAt]
+      if (oldest === undefined || oldest.untilMs > nowMs) break
+      this.#claimAt++
+      this.#unclaim(oldest.peer, oldest.piece)
+    }
+    if (this.#claimAt > 1024) {
+      this.#claims = this.#claims.slice(this.#claimAt)
+      this.#claimAt = 0
+    }
+  }
+
+  /** A peer at that distance may be asked for a piece: nobody nearer has it or is fetching it. */
+  #isFor(distance: number, piece: number): boolean {
+    for (let nearer = 0; nearer < distance; nearer++) if (this.#isAt(nearer, piece)) return false
+    return true
+  }
+
+  #isAt(distance: number, piece: number): boolean {
+    const tally = this.#there[distance]
+    return tally !== undefined && ((tally.copies[piece] ?? 0) > 0 || (tally.claims[piece] ?? 0) > 0)
+  }
+
+  #isNearer(distance: number, piece: number): boolean {
+    for (let nearer = 0; nearer < distance; nearer++)
+      if ((this.#there[nearer]?.copies[piece] ?? 0) > 0) return true
+    return false
   }
 
   /** Whether the peer has a piece that is not here. */
   interests(peer: PickerPeer): boolean {
     if (peer.count === 0) return false
     for (const { piece } of this.#begun.values()) if (peer.has[piece] === 1) return true
-    for (let i = 0; i < this.#missingCount; i++) if (peer.has[this.#missing[i] ?? 0] === 1) return true
+    const count = this.untouched
+    for (let i = 0; i < count; i++) if (peer.has[this.#missing[i] ?? 0] === 1) return true
     return false
   }
 
@@ -156,12 +245,12 @@ export class Picker {
   /** The block to ask for next; undefined where the peer has nothing that may be asked of it now. */
   next(options: PickOptions): Ask | undefined {
     const { peer } = options
-    const choosy = !peer.near && !options.anything
+    this.#passTime(options.nowMs)
     let other: Begun | undefined
-    for (const begun of this.#begun.values()) {
-      if (begun.free === 0 || peer.has[begun.piece] !== 1) continue
+    for (const begun of this.#open) {
+      if (peer.has[begun.piece] !== 1) continue
       if (begun.owner === peer) return this.#ask(begun, options)
-      if (choosy && (this.#nearCopies[begun.piece] ?? 0) > 0) continue
+      if (!options.anything && this.#isNearer(peer.distance, begun.piece)) continue
       if (begun.owner === undefined || other === undefined) other = begun
     }
     if (other && (other.owner === undefined || !options.mayBegin)) return this.#ask(other, options)
@@ -206,6 +295,7 @@ export class Picker {
       owner,
     }
     this.#begun.set(piece, begun)
+    this.#open.add(begun)
     return begun
   }
 
@@ -234,12 +324,13 @@ export class Picker {
     readonly nowMs: number
   }): { readonly first: number; readonly count: number } | undefined {
     const { piecesMax, anything, nowMs, within } = options
+    this.#passTime(nowMs)
     const begin = within?.firstPiece ?? 0
     const end = Math.min(this.#pieceCount, begin + (within?.pieceCount ?? this.#pieceCount))
     const isWanted = (piece: number) =>
       piece < end &&
       this.#isMissing(piece) &&
-      (anything || (this.#copies[piece] === 0 && (this.#claimedUntil[piece] ?? 0) <= nowMs))
+      (anything || (this.#copies[piece] === 0 && !this.#isClaimed(piece)))
     const runFrom = (first: number) => {
       let count = 1
       while (count < piecesMax && isWanted(first + count)) count++
@@ -250,12 +341,17 @@ export class Picker {
       for (let piece = begin; piece < end; piece++) if (isWanted(piece)) return runFrom(piece)
       return undefined
     }
-    const start = Math.floor(this.#random() * this.#missingCount)
-    for (let i = 0; i < this.#missingCount; i++) {
-      const piece = this.#missing[(start + i) % this.#missingCount] ?? 0
+    const missing = this.untouched
+    const start = Math.floor(this.#random() * missing)
+    for (let i = 0; i < missing; i++) {
+      const piece = this.#missing[(start + i) % missing] ?? 0
       if (isWanted(piece)) return runFrom(piece)
     }
     return undefined
+  }
+
+  #isClaimed(piece: number): boolean {
+    return this.#there.some(({ claims }) => (claims[piece] ?? 0) > 0)
   }
 
   /** A block has come. @returns the requests for it that others were asked for too, and whether the piece is whole */
@@ -270,6 +366,7 @@ export class Picker {
       begun.units[unit] = Unit.here
       fresh++
     }
+    if (begun.free === 0) this.#open.delete(begun)
     begun.left -= fresh
     const surplus = [...begun.asks].filter((other) => overlaps(other, ask) && this.#isHere(begun, other))
     return { whole: fresh > 0 && begun.left === 0, surplus }
@@ -281,6 +378,12 @@ export class Picker {
     return begun === undefined || this.#isHere(begun, ask)
   }
 
+  /** The piece was begun, and nothing of it is here or asked for. */
+  isIdle(piece: number): boolean {
+    const begun = this.#begun.get(piece)
+    return begun !== undefined && begun.asks.size === 0 && begun.left === begun.units.length
+  }
+
   /** A block will not come: others may be asked for it. */
   release(ask: Ask): void {
     const begun = this.#begun.get(ask.piece)
@@ -290,58 +393,66 @@ export class Picker {
   /** The piece is verified and on disk. */
   done(piece: number): void {
     if (this.#isMissing(piece)) this.#removeMissing(piece)
-    this.#begun.delete(piece)
+    this.#end(piece)
   }
 
   /** The piece was wrong, or was given back: it is missing again. */
   forget(piece: number): void {
-    if (!this.#begun.delete(piece)) return
-    this.#missing[this.#missingCount] = piece
-    this.#positions[piece] = this.#missingCount++
+    if (this.#end(piece)) this.#addMissing(piece)
   }
 
-  #count(peer: PickerPeer, piece: number, by: number): void {
-    this.#copies[piece] = (this.#copies[piece] ?? 0) + by
-    if (peer.near) this.#nearCopies[piece] = (this.#nearCopies[piece] ?? 0) + by
+  #end(piece: number): boolean {
+    const begun = this.#begun.get(piece)
+    if (begun === undefined) return false
+    this.#open.delete(begun)
+    return this.#begun.delete(piece)
+  }
+
+  #count(peer: PickerPeer, piece: number, by: 1 | -1): void {
+    const tally = this.#there[peer.distance]
+    if (tally) tally.copies[piece] = (tally.copies[piece] ?? 0) + by
+    const before = this.#copies[piece] ?? 0
+    this.#copies[piece] = before + by
+    if (!this.#isMissing(piece)) return
+    if (by > 0 && before < copiesMax) this.#swapTo(piece, this.#shrink(before))
+    else if (by < 0 && before <= copiesMax) this.#swapTo(piece, this.#extend(before - 1))
   }
 
   /** Of the untouched pieces that the peer has and may be asked for, one that the fewest peers have; -1 where there is none. */
-  #rarest({ peer, anything, nowMs }: PickOptions): number {
-    const choosy = !peer.near && !anything
-    if (this.#isAlone()) return this.#nextInOrder(peer, choosy, nowMs)
-    let rarest = -1
-    let copies = Infinity
-    // The list is in no order, and each look begins elsewhere: ties fall at random, another way on each host.
-    const start = Math.floor(this.#random() * this.#missingCount)
-    for (let i = 0; i < this.#missingCount && copies > 1; i++) {
-      const piece = this.#missing[(start + i) % this.#missingCount] ?? 0
-      if (peer.has[piece] !== 1) continue
-      const known = this.#copies[piece] ?? 0
-      if (known >= copies || (choosy && !this.#isForFar(piece, nowMs))) continue
-      rarest = piece
-      copies = known
+  #rarest({ peer, anything, refuses }: PickOptions): number {
+    const { has, distance } = peer
+    // Nobody is there who lacks anything: what order is best for others does not matter.
+    if (this.#partial === 0) return this.#nextInOrder(peer, anything, refuses)
+    const chance = this.#random()
+    const missing = this.#missing
+    let begin = this.#ends[0] ?? 0
+    for (let copies = 1; copies <= copiesMax; copies++) {
+      const end = this.#ends[copies] ?? 0
+      if (end === begin) continue
+      // Each look begins elsewhere: ties fall at random, another way on each host.
+      const middle = begin + Math.floor(chance * (end - begin))
+      for (let i = middle; i < end; i++) {
+        const piece = missing[i] ?? 0
+        if (has[piece] === 1 && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
+      }
+      for (let i = begin; i < middle; i++) {
+        const piece = missing[i] ?? 0
+        if (has[piece] === 1 && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
+      }
+      begin = end
     }
-    return rarest
+    return -1
   }
 
-  /** Nobody is there who lacks anything: what order is best for others does not matter. */
-  #isAlone(): boolean {
-    for (const peer of this.#peers) if (peer.count < peer.has.length) return false
-    return true
-  }
-
-  #nextInOrder(peer: PickerPeer, choosy: boolean, nowMs: number): number {
+  #nextInOrder({ has, distance }: PickerPeer, anything: boolean, refuses: PickOptions['refuses']): number {
+    const missing = this.untouched
     let lowest = -1
-    for (let i = 0; i < this.#missingCount; i++) {
+    for (let i = 0; i < missing; i++) {
       const piece = this.#missing[i] ?? 0
       if (lowest >= 0 && piece > lowest) continue
-      if (peer.has[piece] === 1 && (!choosy || this.#isForFar(piece, nowMs))) lowest = piece
+      if (has[piece] === 1 && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) lowest = piece
     }
     return lowest
-  }
-
-  #isForFar(piece: number, nowMs: number): boolean {
-    return this.#nearCopies[piece] === 0 && (this.#claimedUntil[piece] ?? 0) <= nowMs
   }
 
   #ask(begun: Begun, { peer, bytesMax }: PickOptions): Ask {
@@ -369,6 +480,7 @@ export class Picker {
       }
       begun.askers[unit] = (begun.askers[unit] ?? 0) + 1
     }
+    if (begun.free === 0) this.#open.delete(begun)
     begun.asks.add(ask)
     return ask
   }
@@ -383,6 +495,7 @@ export class Picker {
         begun.free++
       }
     }
+    if (begun.free > 0) this.#open.add(begun)
   }
 
   #mayHedge(begun: Begun, ask: Ask, peer: PickerPeer): boolean {
@@ -405,17 +518,45 @@ export class Picker {
   }
 
   #isMissing(piece: number): boolean {
-    const position = this.#positions[piece]
-    return position !== undefined && position < this.#missingCount && this.#missing[position] === piece
+    return (this.#positions[piece] ?? Infinity) < this.untouched
   }
 
   #removeMissing(piece: number): void {
-    const position = this.#positions[piece] ?? 0
-    const last = this.#missing[--this.#missingCount] ?? 0
-    this.#missing[position] = last
-    this.#positions[last] = position
-    this.#missing[this.#missingCount] = piece
-    this.#positions[piece] = this.#missingCount
+    for (let copies = this.#rarity(piece); copies <= copiesMax; copies++)
+      this.#swapTo(piece, this.#shrink(copies))
+  }
+
+  #addMissing(piece: number): void {
+    this.#swapTo(piece, this.#extend(copiesMax))
+    for (let copies = copiesMax - 1; copies >= this.#rarity(piece); copies--)
+      this.#swapTo(piece, this.#extend(copies))
+  }
+
+  #rarity(piece: number): number {
+    return Math.min(copiesMax, this.#copies[piece] ?? 0)
+  }
+
+  /** The last of those that so many peers have leaves them. @returns where it stood */
+  #shrink(copies: number): number {
+    const end = (this.#ends[copies] ?? 0) - 1
+    this.#ends[copies] = end
+    return end
+  }
+
+  /** One more of those that so many peers have. @returns where it is to stand */
+  #extend(copies: number): number {
+    const end = this.#ends[copies] ?? 0
+    this.#ends[copies] = end + 1
+    return end
+  }
+
+  #swapTo(piece: number, position: number): void {
+    const from = this.#positions[piece] ?? 0
+    const other = this.#missing[position] ?? 0
+    this.#missing[from] = other
+    this.#positions[other] = from
+    this.#missing[position] = piece
+    this.#positions[piece] = position
   }
 }
 

@@ -42,6 +42,7 @@ import {
 } from './schedule.ts'
 import { shownAhead, SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
+import { Turns } from './turns.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
 import { runWebseed } from './webseed-source.ts'
@@ -72,6 +73,8 @@ const dialsMax = 16
 /** A peer that refuses what it was asked is left in peace for this long; doubled with each refusal, until it gives something. */
 const refusedMs = 50
 const refusedMaxMs = 10_000
+/** An agent that has no turn for us is asked again after this long at most. */
+const turnMaxMs = 1_000
 /** Who has not shown by then that it may take part is let go. */
 const admissionMs = 5_000
 /** Below this rate a block of 256 KiB would keep others waiting. */
@@ -109,6 +112,12 @@ export class Torrent implements EngineHandle, PeerHost {
   /** How far the tracker says that `ip:port` is; oldest out first. */
   readonly #distances = new Map<string, number>()
   readonly #reach = new Reach()
+  /** What comes, and what is sent, from and to the own rack and from and to elsewhere. */
+  readonly #turns = {
+    near: { coming: new Turns<Peer>(), going: new Turns<Peer>() },
+    far: { coming: new Turns<Peer>(), going: new Turns<Peer>() },
+  }
+  #fillTimer: NodeJS.Timeout | undefined
   readonly #suspects
   readonly #past = new TrafficSums()
   readonly #memory = new Map<number, Uint8Array>()
@@ -305,7 +314,7 @@ export class Torrent implements EngineHandle, PeerHost {
     }
     this.#reach.tick(this.#movedAtMs, now)
     this.#dialMore(now)
-    for (const peer of this.#peers) this.#pump(peer)
+    this.#fill()
   }
 
   // What its peers tell it.
@@ -328,13 +337,14 @@ export class Torrent implements EngineHandle, PeerHost {
   gained(peer: Peer, piece: number): void {
     if (peer.picking === undefined || peer.closedWhy !== undefined) return
     this.#picker.gains(peer.picking, piece)
+    this.#turnsOf(peer).going.end(piece, peer, this.#deps.monotonic())
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
     this.#partFrom(peer)
     if (this.#complete || this.#have[piece] === 1) return
     peer.setInteresting(true)
-    // What is asked of others already is no reason to look again.
-    if (this.#picker.isUntouched(piece)) this.#pump(peer)
+    // What is asked of others already, or may not be asked of it, is no reason to look again.
+    if (this.#picker.mayBegin(peer.picking, piece)) this.#pump(peer)
   }
 
   gainedThese(peer: Peer, bits: Uint8Array): void {
@@ -388,8 +398,8 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   claimed(peer: Peer, pieces: readonly number[]): void {
-    if (peer.distance !== 0 || peer.picking === undefined) return
-    for (const piece of pieces) this.#picker.claimed(piece, this.#deps.monotonic())
+    if (peer.picking === undefined) return
+    for (const piece of pieces) this.#picker.claimed(peer.picking, piece, this.#deps.monotonic())
   }
 
   targetOf(ask: Ask): Uint8Array | undefined {
@@ -403,8 +413,27 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#givenAtMs = this.#deps.monotonic()
     peer.refusals = 0
     this.#suspects.received(ask.piece, peer.sender)
-    if (this.#take(ask)) void this.#finishPiece(ask.piece)
+    const whole = this.#take(ask)
+    if (whole) {
+      this.#endTurn(ask.piece)
+      void this.#finishPiece(ask.piece)
+    }
     this.#pump(peer)
+    if (whole) this.#fill()
+  }
+
+  mayGive(peer: Peer, { piece }: Block): boolean {
+    if (!this.#takesTurns(peer)) return true
+    const nowMs = this.#deps.monotonic()
+    const { going } = this.#turnsOf(peer)
+    if (going.has(piece, peer)) return true
+    if (!going.hasRoom(nowMs) || going.isTaken(piece, peer, nowMs)) return false
+    going.begin(piece, peer, nowMs)
+    return true
+  }
+
+  gave(peer: Peer, { piece, length }: Block): void {
+    this.#turnsOf(peer).going.moved(piece, peer, length, this.pieceSize(piece), this.#deps.monotonic())
   }
 
   /** A block is here; who else was asked for it need not send it. @returns whether its piece is whole */
@@ -418,11 +447,56 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   refused(peer: Peer, asks: readonly Ask[]): void {
-    for (const ask of asks) this.#release(ask, peer)
+    for (const ask of asks) {
+      this.#release(ask, peer)
+      this.#giveBack(ask.piece)
+    }
     const now = this.#deps.monotonic()
+    if (this.#takesTurns(peer)) {
+      this.#waitForTurn(peer, asks, now)
+      return
+    }
     // A burst counts once.
     if (now < peer.askAgainMs) return
     peer.askAgainMs = now + Math.min(refusedMaxMs, refusedMs * 2 ** peer.refusals++)
+  }
+
+  #turnsOf({ distance }: Peer) {
+    return distance === 0 ? this.#turns.near : this.#turns.far
+  }
+
+  /** Its engine is ours: it refuses what it is sending to others already, and so may we. */
+  #takesTurns({ introduction, handshake }: Peer): boolean {
+    return introduction?.claimId !== undefined && handshake.fast
+  }
+
+  #endTurn(piece: number): void {
+    const nowMs = this.#deps.monotonic()
+    for (const { coming } of [this.#turns.near, this.#turns.far]) {
+      const peer = coming.peerOf(piece)
+      if (peer) coming.end(piece, peer, nowMs)
+    }
+  }
+
+  /** The peer is sending the piece to somebody else, or enough others: it is asked again for another soon, for this one after that. */
+  #waitForTurn(peer: Peer, asks: readonly Ask[], nowMs: number): void {
+    const { usualMs } = this.#turnsOf(peer).coming
+    for (const { piece } of asks) peer.busyWith.set(piece, nowMs + Math.min(turnMaxMs, usualMs))
+    const waitMs = Math.min(turnMaxMs, Math.max(1, usualMs / 8))
+    peer.askAgainMs = Math.max(peer.askAgainMs, nowMs + waitMs)
+    this.#fillTimer ??= setTimeout(() => {
+      this.#fillTimer = undefined
+      this.#fill()
+    }, waitMs)
+  }
+
+  /** What nobody sends, and nothing of which is here, is as if it had not been asked for. */
+  #giveBack(piece: number): void {
+    if (!this.#picker.isIdle(piece)) return
+    this.#picker.forget(piece)
+    this.#freeMemory(piece)
+    this.#turns.near.coming.drop(piece)
+    this.#turns.far.coming.drop(piece)
   }
 
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void {
@@ -458,11 +532,15 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const ask of peer.asks) this.#release(ask, peer)
     peer.asks.clear()
     if (peer.picking) this.#picker.leave(peer.picking)
+    for (const { coming, going } of [this.#turns.near, this.#turns.far]) {
+      coming.leave(peer)
+      going.leave(peer)
+    }
     this.#superSeeder?.leave(peer)
     const candidate = this.#candidates.get(peer.source)
     if (candidate) candidate.nextMs = this.#deps.monotonic() + redialMs
     if (this.#closing || this.#complete) return
-    for (const other of this.#peers) this.#pump(other)
+    this.#fill()
   }
 
   // Peers.
@@ -500,7 +578,7 @@ export class Torrent implements EngineHandle, PeerHost {
   #admit(peer: Peer): void {
     clearTimeout(peer.timer)
     peer.timer = undefined
-    peer.picking = this.#picker.join(peer.distance === 0)
+    peer.picking = this.#picker.join(peer.distance)
     if (this.#isOnlySeed()) {
       if (peer.handshake.fast) peer.send(writeSimple(messages.haveNone))
       this.#superSeeder ??= this.#createSuperSeeder()
@@ -583,13 +661,12 @@ export class Torrent implements EngineHandle, PeerHost {
 
   #place(peer: Peer, distance: number): void {
     const before = peer.picking
-    const crosses = (peer.distance === 0) !== (distance === 0)
     peer.distance = distance
-    if (before === undefined || !crosses) return
+    if (before === undefined || before.distance === distance) return
     const pieces = before.has.slice()
     const asks = [...peer.asks]
     this.#picker.leave(before)
-    const picking = this.#picker.join(peer.distance === 0)
+    const picking = this.#picker.join(peer.distance)
     peer.picking = picking
     for (let piece = 0; piece < pieces.length; piece++)
       if (pieces[piece] === 1) this.#picker.gains(picking, piece)
@@ -758,20 +835,33 @@ export class Torrent implements EngineHandle, PeerHost {
 
   // Pieces.
 
-  /** Asks a peer for as much as it is good for. */
-  #pump(peer: Peer): void {
+  /** Asks all peers for what they are good for, first those that are asked for the least: so nobody's link stands idle while others queue. */
+  #fill(): void {
+    if (this.#complete || !this.#ready || this.#closing) return
+    const { random } = this.#deps
+    const order = this.#admitted()
+      .filter((peer) => !peer.choked && peer.interesting)
+      .map((peer) => ({ peer, asked: peer.requestedBytes + random() }))
+      .sort((one, other) => one.asked - other.asked)
+    while (order.filter(({ peer }) => this.#pump(peer)).length > 0);
+  }
+
+  /** Asks a peer for what was begun, and at most one more piece. @returns whether it was asked for another piece */
+  #pump(peer: Peer): boolean {
     const { picking } = peer
-    if (picking === undefined || this.#complete || !this.#ready || this.#closing) return
-    if (peer.choked || !peer.interesting || peer.closedWhy !== undefined) return
+    if (picking === undefined || this.#complete || !this.#ready || this.#closing) return false
+    if (peer.choked || !peer.interesting || peer.closedWhy !== undefined) return false
     const now = this.#deps.monotonic()
-    if (now < peer.askAgainMs) return
-    if (!this.#reach.mayAsk(peer.distance, now)) return
+    if (now < peer.askAgainMs) return false
+    if (!this.#reach.mayAsk(peer.distance, now)) return false
     const { rate } = peer.download
     const ahead = aheadOf(peer.download)
     const bytesMax =
       rate > 0 && rate < slowRate ? Math.min(peer.blockBytesMax, ownBlockBytes / 4) : peer.blockBytesMax
-    if (isAskedEnough(peer.requestedBytes, ahead)) return
-    const claims: number[] = []
+    if (isAskedEnough(peer.requestedBytes, ahead)) return false
+    const { coming } = this.#turnsOf(peer)
+    const isBusyWith = peer.busyWith.size > 0 ? peer.isBusyWith(now) : undefined
+    let begun: number | undefined
     while (peer.requestedBytes < ahead && peer.asks.size < peer.peerRequestsMax) {
       const waitMs = this.#deps.limiter.waitMs('download', peer.distance)
       if (waitMs > 0) {
@@ -781,32 +871,37 @@ export class Torrent implements EngineHandle, PeerHost {
         }, waitMs)
         break
       }
-      const held = this.#memory.size
-      this.#spare ??= this.#diskFullSinceMs === undefined ? this.#takeMemory() : undefined
+      const mayBegin = begun === undefined && coming.hasRoom(now)
+      if (mayBegin) this.#spare ??= this.#diskFullSinceMs === undefined ? this.#takeMemory() : undefined
       const options: PickOptions = {
         peer: picking,
         bytesMax,
-        mayBegin: this.#spare !== undefined,
+        mayBegin: mayBegin && this.#spare !== undefined,
         anything: this.#reach.isStuck(now),
+        refuses: isBusyWith,
         nowMs: now,
       }
       const ask = this.#picker.next(options) ?? this.#hedge(options, peer, now)
       if (ask === undefined) break
-      if (!this.#memory.has(ask.piece)) this.#giveMemoryTo(ask.piece)
-      if (this.#memory.size > held && peer.distance > 0) claims.push(ask.piece)
+      if (!this.#memory.has(ask.piece)) {
+        this.#giveMemoryTo(ask.piece)
+        begun = ask.piece
+        coming.begin(ask.piece, peer, now)
+      }
       ask.askedMs = now
       ask.dueMs = now + dueInMs(peer.requestedBytes + ask.length, rate)
       this.#deps.limiter.take('download', peer.distance, ask.length)
       peer.ask(ask)
     }
-    this.#tellClaims(claims)
+    if (begun !== undefined) this.#tellClaims([begun], peer.distance)
+    return begun !== undefined
   }
 
-  /** Tells the rack what this host fetches from outside, so that it comes in once. */
-  #tellClaims(claims: readonly number[]): void {
-    if (claims.length === 0) return
+  /** Tells those who are nearer than the source what this host fetches, so that it comes to each rack, row and datacentre once. */
+  #tellClaims(pieces: readonly number[], distance: number): void {
+    if (distance === 0) return
     for (const neighbour of this.#peers)
-      if (neighbour.distance === 0 && neighbour.picking?.count !== this.pieceCount) neighbour.claim(claims)
+      if (neighbour.distance < distance && neighbour.picking?.count !== this.pieceCount) neighbour.claim(pieces)
   }
 
   /** At the end, and of what is late, also what others were asked for. */
@@ -850,7 +945,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (right === undefined) return
     if (right) this.#verified(piece)
     else this.#wrong(piece)
-    for (const peer of this.#peers) this.#pump(peer)
+    this.#fill()
   }
 
   /** Waits where the disk is full. @returns undefined where the fetch has ended meanwhile */
@@ -905,6 +1000,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   async #finish(): Promise<void> {
     this.#complete = true
+    clearTimeout(this.#fillTimer)
     this.#webseedRun?.abort()
     this.#webseedRun = undefined
     this.#candidates.clear()
@@ -933,6 +1029,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   async #close(): Promise<void> {
     this.#outcome.reject(new Error('the torrent was closed'))
+    clearTimeout(this.#fillTimer)
     this.#signal.removeEventListener('abort', this.#onAbort)
     this.#webseedRun?.abort()
     this.#webseedRun = undefined
@@ -1023,7 +1120,7 @@ export class Torrent implements EngineHandle, PeerHost {
     const asks = new Map<number, Ask>()
     for (let piece = run.first; piece < run.first + run.count; piece++)
       asks.set(piece, this.#picker.takeWhole(piece, nowMs))
-    this.#tellClaims([...asks.keys()])
+    this.#tellClaims([...asks.keys()], distanceUnknown)
     return {
       first: run.first,
       count: run.count,
@@ -1045,7 +1142,7 @@ export class Torrent implements EngineHandle, PeerHost {
           this.#picker.release(ask)
           if (!this.#memory.has(ask.piece)) this.#picker.forget(ask.piece)
         }
-        if (!this.#closing) for (const peer of this.#peers) this.#pump(peer)
+        if (!this.#closing) this.#fill()
       },
     }
   }

@@ -23,8 +23,8 @@ function createPicker(pieceCount: number, seed = 1, lastBytes = pieceLength) {
   })
 }
 
-function joinWith(picker: Picker, pieces: Iterable<number>, near = true): PickerPeer {
-  const peer = picker.join(near)
+function joinWith(picker: Picker, pieces: Iterable<number>, distance = 0): PickerPeer {
+  const peer = picker.join(distance)
   for (const piece of pieces) picker.gains(peer, piece)
   return peer
 }
@@ -48,7 +48,7 @@ test('whatever peers do, each block is asked of who has it, and not twice but wh
       fc.array(step, { maxLength: 120, size: 'max' }),
       (count, seed, steps) => {
         const picker = createPicker(count, seed, 5000)
-        const peers: PickerPeer[] = [0, 1, 2, 3].map((i) => picker.join(i < 3))
+        const peers: PickerPeer[] = [0, 0, 0, 1].map((distance) => picker.join(distance))
         const asks = new Set<Ask>()
         const done = new Set<number>()
         const here = new Map<number, Set<number>>()
@@ -88,7 +88,7 @@ test('whatever peers do, each block is asked of who has it, and not twice but wh
           picker.done(ask.piece)
         }
         for (const { act, who, which, blocks, mayBegin } of steps) {
-          const peer = peers[who] ?? picker.join(true)
+          const peer = peers[who] ?? picker.join(0)
           const options = { ...free, peer, bytesMax: blocks * unit, mayBegin, anything: true }
           const [any] = [...asks].slice(asks.size === 0 ? 0 : which % asks.size)
           if (act === 'ask') {
@@ -106,7 +106,7 @@ test('whatever peers do, each block is asked of who has it, and not twice but wh
               asks.delete(ask)
             }
             picker.leave(peer)
-            peers[who] = picker.join(who < 3)
+            peers[who] = picker.join(who < 3 ? 0 : 1)
           } else if (any && act === 'answer') {
             answer(any)
           } else if (any && act === 'release') {
@@ -163,7 +163,7 @@ test('where others have nothing yet, each host fetches another part first', () =
   for (let seed = 1; seed <= 40; seed++) {
     const picker = createPicker(64, seed * 7919)
     const seeder = joinWith(picker, all(64))
-    picker.join(true)
+    picker.join(0)
     firsts.add(picker.next({ ...free, peer: seeder })?.piece ?? -1)
   }
   assert.ok(firsts.size > 20, `${firsts.size} different pieces of 40`)
@@ -172,8 +172,8 @@ test('where others have nothing yet, each host fetches another part first', () =
 test('a far peer gives what no near one has, nor has claimed, unless the rack stands still', () => {
   const picker = createPicker(4)
   joinWith(picker, [0, 1])
-  picker.claimed(2, 0)
-  const far = joinWith(picker, all(4), false)
+  picker.claimed(joinWith(picker, []), 2, 0)
+  const far = joinWith(picker, all(4), 1)
   const asked = (options: { anything?: boolean; nowMs?: number }) => {
     const pieces = new Set<number>()
     const asks: Ask[] = []
@@ -248,16 +248,15 @@ test('it decides as a simple model does, whatever happens', () => {
       ({ lastBytes, seed, had }, steps) => {
         const count = had.length
         const model = new Model(count, lastBytes, seed)
-        for (const [i, near] of [true, true, true, false].entries()) {
-          const peer = model.join(near)
+        for (const [i, distance] of [0, 0, 1, 2].entries()) {
+          const peer = model.join(distance)
           for (const [piece, bits] of had.entries()) if ((bits & (1 << i)) > 0) model.gain(peer, piece)
         }
         for (const { act, who, which, blocks, mayBegin, anything } of steps) {
           const peer = at(model.peers, who)
           const ask = at(model.asks, which)
           const piece = which % count
-          if (act === 'join') model.join(who % 3 > 0)
-          else if (act === 'claim') model.claim(piece)
+          if (act === 'join') model.join(who % 3)
           else if (act === 'pass') model.nowMs += 2500 * (which % 3)
           else if (act === 'done') model.done(piece)
           else if (act === 'wrong' || act === 'forget') model.forget(piece, act === 'wrong')
@@ -266,6 +265,7 @@ test('it decides as a simple model does, whatever happens', () => {
           else if (ask && act === 'late') ask.dueMs = which % 3 === 0 ? Infinity : 10 * who
           else if (peer === undefined) continue
           else if (act === 'gain') model.gain(peer, piece)
+          else if (act === 'claim') model.claim(peer, piece)
           else if (act === 'gainAll') for (const each of all(count)) model.gain(peer, each)
           else if (act === 'leave') model.leave(peer)
           else if (act === 'takeWhole') model.takeWhole(1 + (which % 4), anything)
@@ -275,6 +275,7 @@ test('it decides as a simple model does, whatever happens', () => {
               bytesMax: blocks * unit + (which % 2) * 5000,
               mayBegin,
               anything,
+              refuses: which % 5 === 0 ? (other: number) => other % 2 === 0 : undefined,
               nowMs: model.nowMs,
             }
             if (act === 'next') model.next(options)
@@ -303,15 +304,16 @@ class Model {
   nowMs = 0
   readonly #pieces: ModelPiece[]
   readonly #has = new Map<PickerPeer, Set<number>>()
-  readonly #claimedMs = new Map<number, number>()
+  /** By peer and piece: until when it counts. */
+  readonly #claims = new Map<PickerPeer, Map<number, number>>()
 
   constructor(count: number, lastBytes: number, seed: number) {
     this.picker = createPicker(count, seed, lastBytes)
     this.#pieces = Array.from({ length: count }, () => untouchedPiece())
   }
 
-  join(near: boolean): PickerPeer {
-    const peer = this.picker.join(near)
+  join(distance: number): PickerPeer {
+    const peer = this.picker.join(distance)
     this.peers.push(peer)
     this.#has.set(peer, new Set())
     return peer
@@ -323,17 +325,23 @@ class Model {
     this.picker.leave(peer)
     this.peers.splice(this.peers.indexOf(peer), 1)
     this.#has.delete(peer)
+    this.#claims.delete(peer)
     for (const each of this.#pieces) if (each.owner === peer) each.owner = undefined
   }
 
   gain(peer: PickerPeer, piece: number): void {
     this.picker.gains(peer, piece)
     this.#has.get(peer)?.add(piece)
+    this.#claims.get(peer)?.delete(piece)
   }
 
-  claim(piece: number): void {
-    this.picker.claimed(piece, this.nowMs)
-    this.#claimedMs.set(piece, this.nowMs)
+  claim(peer: PickerPeer, piece: number): void {
+    this.picker.claimed(peer, piece, this.nowMs)
+    if (this.#hasPiece(peer, piece)) return
+    const claims = this.#claims.get(peer) ?? new Map<number, number>()
+    this.#claims.set(peer, claims)
+    // Said once more it does not last longer.
+    if ((claims.get(piece) ?? -Infinity) <= this.nowMs) claims.set(piece, this.nowMs + 5000)
   }
 
   next(options: PickOptions): Ask | undefined {
@@ -342,10 +350,9 @@ class Model {
       (piece) =>
         this.#hasPiece(peer, piece) &&
         this.#freeUnits(piece).length > 0 &&
-        (peer.near ||
-          options.anything ||
+        (options.anything ||
           this.#piece(piece).owner === peer ||
-          this.#copies(piece, true) === 0),
+          this.#copiesNearerThan(peer, piece) === 0),
     )
     const ownersOf = (owner: PickerPeer | undefined) =>
       begun.filter((piece) => this.#piece(piece).owner === owner)
@@ -398,7 +405,7 @@ class Model {
 
   takeWhole(piecesMax: number, anything: boolean): void {
     const wanted = this.#numbers('untouched').filter(
-      (piece) => anything || (this.#copies(piece, false) === 0 && !this.#isClaimed(piece, this.nowMs)),
+      (piece) => anything || (this.#copies(piece) === 0 && !this.#isClaimed(piece, Infinity, this.nowMs)),
     )
     const run = this.picker.untouchedRun({ piecesMax, anything, nowMs: this.nowMs })
     assert.equal(run === undefined, wanted.length === 0)
@@ -479,7 +486,7 @@ class Model {
 
   /** Once somebody has everything and all that is asked is answered, every piece becomes whole, and none twice. */
   finish(): void {
-    const seeder = this.join(true)
+    const seeder = this.join(0)
     for (const piece of all(this.#pieces.length)) this.gain(seeder, piece)
     const options = { peer: seeder, bytesMax: 2 * unit, mayBegin: true, anything: false, nowMs: this.nowMs }
     const asksMax = this.asks.length + this.#pieces.length * 4
@@ -494,21 +501,24 @@ class Model {
     assert.equal(this.picker.next(options), undefined)
   }
 
-  #mayBegin({ peer, anything, nowMs }: PickOptions): number[] {
+  #mayBegin({ peer, anything, refuses, nowMs }: PickOptions): number[] {
     const allowed = this.#numbers('untouched').filter((piece) => {
-      if (!this.#hasPiece(peer, piece)) return false
-      const served = this.#copies(piece, true) > 0 || this.#isClaimed(piece, nowMs)
-      return peer.near || anything || !served
+      if (!this.#hasPiece(peer, piece) || refuses?.(piece) === true) return false
+      const served =
+        this.#copiesNearerThan(peer, piece) > 0 || this.#isClaimed(piece, peer.distance, nowMs)
+      return anything || !served
     })
     const counts = this.peers.map((each) => this.#has.get(each)?.size ?? 0)
     // With seeds alone the order is that of the file.
     if (counts.every((each) => each === this.#pieces.length)) return allowed.slice(0, 1)
-    const rarest = Math.min(...allowed.map((piece) => this.#copies(piece, false)))
-    return allowed.filter((piece) => this.#copies(piece, false) === rarest)
+    const rarest = Math.min(...allowed.map((piece) => this.#copies(piece)))
+    return allowed.filter((piece) => this.#copies(piece) === rarest)
   }
 
-  #isClaimed(piece: number, nowMs: number): boolean {
-    return nowMs < (this.#claimedMs.get(piece) ?? -Infinity) + 5000
+  #isClaimed(piece: number, nearerThan: number, nowMs: number): boolean {
+    return [...this.#claims].some(
+      ([{ distance }, claims]) => distance < nearerThan && nowMs < (claims.get(piece) ?? -Infinity),
+    )
   }
 
   #enter(ask: Ask, peer: PickerPeer): void {
@@ -536,8 +546,12 @@ class Model {
     return this.#has.get(peer)?.has(piece) ?? false
   }
 
-  #copies(piece: number, nearOnly: boolean): number {
-    return this.peers.filter((peer) => (peer.near || !nearOnly) && this.#hasPiece(peer, piece)).length
+  #copies(piece: number): number {
+    return this.peers.filter((peer) => this.#hasPiece(peer, piece)).length
+  }
+
+  #copiesNearerThan({ distance }: PickerPeer, piece: number): number {
+    return this.peers.filter((other) => other.distance < distance && this.#hasPiece(other, piece)).length
   }
 
   #hopeful(ask: Ask): number {
