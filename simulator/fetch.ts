@@ -18,8 +18,10 @@ import {
   uploadSlots,
   webseedAfterMs,
 } from '../agent/engine/schedule.ts'
+import { Turns } from '../agent/engine/turns.ts'
 import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
 import { webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
+import { distanceUnknown } from '../lib/protocol/announce.ts'
 import type { FlowId, LinkId, Network } from './network.ts'
 
 /** Per torrent, as AgentConfig has it. */
@@ -94,6 +96,11 @@ export class Fetch {
   readonly #byPicking = new Map<PickerPeer, Side>()
   readonly #candidates = new Map<Host, Candidate>()
   readonly #begun = new Set<number>()
+  readonly turns = {
+    near: { coming: new Turns<Side>(), going: new Turns<Side>() },
+    far: { coming: new Turns<Side>(), going: new Turns<Side>() },
+  }
+  readonly #order: Side[] = []
   readonly #begunMax: number
   readonly #lanes: WebseedLane[] = []
   #webseed: WebseedSource | undefined
@@ -181,7 +188,7 @@ export class Fetch {
     this.#reach.tick(this.#movedAtMs, now)
     this.#dialMore()
     for (const lane of this.#lanes) lane.goOn()
-    for (const side of this.sides.values()) this.pump(side)
+    this.fill()
   }
 
   setWebseed(source: WebseedSource | undefined): void {
@@ -265,8 +272,9 @@ export class Fetch {
 
   joined(side: Side): void {
     side.movedAtMs = this.#world.nowMs()
+    this.#order.push(side)
     if (this.#picker === undefined || this.isComplete) return
-    side.picking = this.#picker.join(side.distance === 0)
+    side.picking = this.#picker.join(side.distance)
     this.#byPicking.set(side.picking, side)
     const other = side.peer.fetch
     if (other.#superSeeder) {
@@ -318,6 +326,9 @@ export class Fetch {
 
   parted(side: Side): void {
     this.sides.delete(side.peer.fetch)
+    this.#order.splice(this.#order.indexOf(side), 1)
+    side.going.leave(side)
+    side.coming.leave(side)
     this.#superSeeder?.leave(side)
     if (side.isDialled) this.#dialled--
     if (!side.peer.isChoked) {
@@ -371,46 +382,70 @@ export class Fetch {
       side.isInteresting = true
       this.#review(side)
     }
-    if (!this.#begun.has(piece)) this.pump(side)
+    if (this.#picker.mayBegin(side.picking, piece) && side.coming.hasRoom(this.#world.nowMs()))
+      this.pump(side)
   }
 
-  claimed(pieces: readonly number[]): void {
-    for (const piece of pieces) this.#picker?.claimed(piece, this.#world.nowMs())
+  claimed(side: Side, piece: number): void {
+    if (side.picking) this.#picker?.claimed(side.picking, piece, this.#world.nowMs())
   }
 
-  /** Asks a peer for as much as it is good for: see `Torrent` in agent/engine. */
-  pump(side: Side): void {
-    const picker = this.#picker
-    if (this.isComplete || picker === undefined || side.picking === undefined) return
-    if (side.isChoked || !side.isInteresting) return
+  /** Asks for pieces while there is room, each of who is asked for the least. */
+  fill(): void {
     const now = this.#world.nowMs()
-    if (!this.#reach.mayAsk(side.distance, now)) return
-    const ahead = aheadOf(side.meter)
-    if (isAskedEnough(side.requestedBytes, ahead)) return
-    const { rate } = side.meter
-    const claims: number[] = []
-    while (side.requestedBytes < ahead) {
-      const mayBegin = this.#begun.size < this.#begunMax
-      // Where this is so, the picker would look at all that was begun, and find nothing.
-      if (!mayBegin && !this.#hasFree && !this.#hasLate && picker.untouched > 0) break
-      const options: PickOptions = {
-        peer: side.picking,
-        bytesMax: this.blob.pieceLength,
-        mayBegin,
-        anything: this.#reach.isStuck(now),
-        nowMs: now,
+    if (this.isComplete || this.#picker === undefined) return
+    const order = this.#order
+    const count = order.length
+    for (let depth = 0; depth < 8; depth++) {
+      let deeper = false
+      const start = Math.floor(this.#world.random() * count)
+      for (let i = 0; i < count; i++) {
+        const side = order[(start + i) % count]
+        if (side === undefined || side.asks.length < depth || !side.coming.hasRoom(now)) continue
+        if (side.asks.length > depth) {
+          deeper = true
+          continue
+        }
+        if (this.pump(side)) deeper = true
       }
-      const ask = picker.next(options) ?? this.#hedge(picker, options, side, now)
-      if (ask === undefined) break
-      if (!this.#begun.has(ask.piece)) {
-        this.#begun.add(ask.piece)
-        if (side.distance > 0) claims.push(ask.piece)
-      }
-      ask.askedMs = now
-      ask.dueMs = now + dueInMs(side.requestedBytes + ask.length, rate)
-      this.#send(side, ask)
+      if (!deeper) return
     }
-    this.#tellClaims(claims)
+  }
+
+  /** Asks a peer for a piece: see `Torrent` in agent/engine. */
+  pump(side: Side): boolean {
+    const picker = this.#picker
+    if (this.isComplete || picker === undefined || side.picking === undefined) return false
+    if (side.isChoked || !side.isInteresting) return false
+    const now = this.#world.nowMs()
+    if (!this.#reach.mayAsk(side.distance, now)) return false
+    const ahead = aheadOf(side.meter)
+    if (isAskedEnough(side.requestedBytes, ahead)) return false
+    const going = side.peer.going
+    const coming = side.coming
+    const mayBegin = this.#begun.size < this.#begunMax && coming.hasRoom(now) && going.hasRoom(now)
+    // Where this is so, the picker would look at all that was begun, and find nothing.
+    if (!mayBegin && !this.#hasFree && !this.#hasLate && picker.untouched > 0) return false
+    const options: PickOptions = {
+      peer: side.picking,
+      bytesMax: this.blob.pieceLength,
+      mayBegin,
+      anything: this.#reach.isStuck(now),
+      refuses: (piece) => going.isTaken(piece, side.peer, now),
+      nowMs: now,
+    }
+    const ask = picker.next(options) ?? this.#hedge(picker, options, side, now)
+    if (ask === undefined) return false
+    if (!this.#begun.has(ask.piece)) {
+      this.#begun.add(ask.piece)
+      this.#tellClaim(ask.piece, side.distance)
+    }
+    coming.begin(ask.piece, side, now)
+    going.begin(ask.piece, side.peer, now)
+    ask.askedMs = now
+    ask.dueMs = now + dueInMs(side.requestedBytes + ask.length, side.meter.rate)
+    this.#send(side, ask)
+    return true
   }
 
   #hedge(picker: Picker, options: PickOptions, side: Side, now: number): Ask | undefined {
@@ -421,10 +456,11 @@ export class Fetch {
     return picker.hedge(options, readyMs)
   }
 
-  #tellClaims(claims: readonly number[]): void {
-    if (claims.length === 0) return
+  #tellClaim(piece: number, from: number): void {
+    if (from === 0) return
     for (const { distance, peer } of this.sides.values())
-      if (distance === 0 && !peer.fetch.isComplete && !peer.fetch.host.isStandard) peer.fetch.claimed(claims)
+      if (distance < from && !peer.fetch.isComplete && !peer.fetch.host.isStandard)
+        peer.fetch.claimed(peer, piece)
   }
 
   #send(side: Side, ask: Ask): void {
@@ -449,7 +485,7 @@ export class Fetch {
     this.downloaded += ask.length
     if (picker === undefined) return
     this.#take(picker, ask)
-    this.pump(side)
+    this.fill()
   }
 
   #take(picker: Picker, ask: Ask): void {
@@ -463,18 +499,19 @@ export class Fetch {
   }
 
   #verified(picker: Picker, piece: number): void {
-    const wasFull = this.#begun.size >= this.#begunMax
     this.#begun.delete(piece)
+    this.turns.near.coming.end(piece, this.#world.nowMs())
+    this.turns.far.coming.end(piece, this.#world.nowMs())
     picker.done(piece)
     if (this.have[piece] === 1) return
     this.have[piece] = 1
     this.count++
     for (const { peer } of [...this.sides.values()]) {
+      peer.going.end(piece, this.#world.nowMs(), peer)
       if (peer.fetch.isComplete) peer.fetch.#sees(peer, piece)
       else peer.fetch.gained(peer, piece)
     }
     if (this.count === this.blob.pieceCount) this.#finish()
-    else if (wasFull) for (const side of this.sides.values()) if (side.asks.length === 0) this.pump(side)
   }
 
   #finish(): void {
@@ -514,7 +551,7 @@ export class Fetch {
       return undefined
     }
     const asks = Array.from({ length: run.count }, (_, i) => picker.takeWhole(run.first + i, nowMs))
-    this.#tellClaims(asks.map(({ piece }) => piece))
+    for (const { piece } of asks) this.#tellClaim(piece, distanceUnknown)
     return asks
   }
 
@@ -539,6 +576,8 @@ export class Side implements Carrier {
   /** What the other one gets. */
   declare peer: Side
   readonly meter: RateMeter
+  readonly going
+  readonly coming
   readonly asks: Ask[] = []
   readonly #brought: Ask[] = []
   picking: PickerPeer | undefined
@@ -554,6 +593,9 @@ export class Side implements Carrier {
     this.fetch = fetch
     this.distance = distance
     this.meter = new RateMeter(0)
+    const { going, coming } = distance === 0 ? fetch.turns.near : fetch.turns.far
+    this.going = going
+    this.coming = coming
   }
 
   brought(): number {

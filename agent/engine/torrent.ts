@@ -337,7 +337,7 @@ export class Torrent implements EngineHandle, PeerHost {
   gained(peer: Peer, piece: number): void {
     if (peer.picking === undefined || peer.closedWhy !== undefined) return
     this.#picker.gains(peer.picking, piece)
-    this.#turnsOf(peer).going.end(piece, peer, this.#deps.monotonic())
+    this.#turnsOf(peer).going.end(piece, this.#deps.monotonic(), peer)
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
     this.#partFrom(peer)
@@ -415,7 +415,8 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#suspects.received(ask.piece, peer.sender)
     const whole = this.#take(ask)
     if (whole) {
-      this.#endTurn(ask.piece)
+      this.#turns.near.coming.end(ask.piece, this.#givenAtMs)
+      this.#turns.far.coming.end(ask.piece, this.#givenAtMs)
       void this.#finishPiece(ask.piece)
     }
     this.#pump(peer)
@@ -468,14 +469,6 @@ export class Torrent implements EngineHandle, PeerHost {
   /** Its engine is ours: it refuses what it is sending to others already, and so may we. */
   #takesTurns({ introduction, handshake }: Peer): boolean {
     return introduction?.claimId !== undefined && handshake.fast
-  }
-
-  #endTurn(piece: number): void {
-    const nowMs = this.#deps.monotonic()
-    for (const { coming } of [this.#turns.near, this.#turns.far]) {
-      const peer = coming.peerOf(piece)
-      if (peer) coming.end(piece, peer, nowMs)
-    }
   }
 
   /** The peer is sending the piece to somebody else, or enough others: it is asked again for another soon, for this one after that. */
@@ -901,7 +894,8 @@ export class Torrent implements EngineHandle, PeerHost {
   #tellClaims(pieces: readonly number[], distance: number): void {
     if (distance === 0) return
     for (const neighbour of this.#peers)
-      if (neighbour.distance < distance && neighbour.picking?.count !== this.pieceCount) neighbour.claim(pieces)
+      if (neighbour.distance < distance && neighbour.picking?.count !== this.pieceCount)
+        neighbour.claim(pieces)
   }
 
   /** At the end, and of what is late, also what others were asked for. */

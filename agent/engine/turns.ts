@@ -20,6 +20,8 @@ interface Turn<Peer> {
 export class Turns<Peer> {
   readonly #turns = new Map<number, Turn<Peer>>()
   #usualMs = usualFirstMs
+  /** Until then there is no room, unless a turn ends. */
+  #fullUntilMs = 0
 
   /** What a piece takes, ms. */
   get usualMs(): number {
@@ -28,9 +30,17 @@ export class Turns<Peer> {
 
   hasRoom(nowMs: number): boolean {
     if (this.#turns.size < atOnceMax) return true
+    if (nowMs < this.#fullUntilMs) return false
     let count = 0
-    for (const { sinceMs } of this.#turns.values()) if (this.#isUsual(sinceMs, nowMs)) count++
-    return count < atOnceMax
+    let firstMs = Infinity
+    for (const { sinceMs } of this.#turns.values()) {
+      if (!this.#isUsual(sinceMs, nowMs)) continue
+      count++
+      firstMs = Math.min(firstMs, sinceMs)
+    }
+    if (count < atOnceMax) return true
+    this.#fullUntilMs = firstMs + 2 * this.#usualMs
+    return false
   }
 
   /** Whether a piece is under way with somebody else. */
@@ -40,11 +50,7 @@ export class Turns<Peer> {
   }
 
   has(piece: number, peer: Peer): boolean {
-    return this.peerOf(piece) === peer
-  }
-
-  peerOf(piece: number): Peer | undefined {
-    return this.#turns.get(piece)?.peer
+    return this.#turns.get(piece)?.peer === peer
   }
 
   begin(piece: number, peer: Peer, nowMs: number): void {
@@ -56,25 +62,25 @@ export class Turns<Peer> {
     const turn = this.#turns.get(piece)
     if (turn?.peer !== peer) return
     turn.bytes += bytes
-    if (turn.bytes >= pieceSize) this.end(piece, peer, nowMs)
+    if (turn.bytes >= pieceSize) this.end(piece, nowMs)
   }
 
-  /** The piece is there. */
-  end(piece: number, peer: Peer, nowMs: number): void {
+  /** The piece is there; of `peer` alone, where that is said. */
+  end(piece: number, nowMs: number, peer?: Peer): void {
     const turn = this.#turns.get(piece)
-    if (turn?.peer !== peer) return
-    this.#turns.delete(piece)
+    if (turn === undefined || (peer !== undefined && turn.peer !== peer)) return
+    this.drop(piece)
     this.#usualMs += usualWeight * (Math.min(nowMs - turn.sinceMs, 4 * this.#usualMs) - this.#usualMs)
   }
 
   /** It will not come, or not from there. */
   drop(piece: number): void {
-    this.#turns.delete(piece)
+    if (this.#turns.delete(piece)) this.#fullUntilMs = 0
   }
 
   /** The peer is gone. */
   leave(peer: Peer): void {
-    for (const [piece, turn] of this.#turns) if (turn.peer === peer) this.#turns.delete(piece)
+    for (const [piece, turn] of this.#turns) if (turn.peer === peer) this.drop(piece)
   }
 
   #isUsual(sinceMs: number, nowMs: number): boolean {

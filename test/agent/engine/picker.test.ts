@@ -350,9 +350,7 @@ class Model {
       (piece) =>
         this.#hasPiece(peer, piece) &&
         this.#freeUnits(piece).length > 0 &&
-        (options.anything ||
-          this.#piece(piece).owner === peer ||
-          this.#copiesNearerThan(peer, piece) === 0),
+        (options.anything || this.#piece(piece).owner === peer || this.#copiesNearerThan(peer, piece) === 0),
     )
     const ownersOf = (owner: PickerPeer | undefined) =>
       begun.filter((piece) => this.#piece(piece).owner === owner)
@@ -504,8 +502,7 @@ class Model {
   #mayBegin({ peer, anything, refuses, nowMs }: PickOptions): number[] {
     const allowed = this.#numbers('untouched').filter((piece) => {
       if (!this.#hasPiece(peer, piece) || refuses?.(piece) === true) return false
-      const served =
-        this.#copiesNearerThan(peer, piece) > 0 || this.#isClaimed(piece, peer.distance, nowMs)
+      const served = this.#copiesNearerThan(peer, piece) > 0 || this.#isClaimed(piece, peer.distance, nowMs)
       return anything || !served
     })
     const counts = this.peers.map((each) => this.#has.get(each)?.size ?? 0)
