@@ -170,6 +170,10 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
         limits: limitsOf(config),
         peerTokens,
         admission: config.peers === 'approved' ? peerTokens : undefined,
+        peerBanned: (peer, infoHash) => {
+          metrics.peerBanned()
+          log.warn({ peer, infoHash }, 'a peer sent wrong bytes: it is not talked to for ten minutes')
+        },
         tls: identity && { ...identity, required: config.peer_tls === 'require' },
       },
       { monotonic, random, dispatcher: webseedDispatcher },

@@ -70,6 +70,11 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     labelNames: ['fault'],
     registers,
   })
+  const banned = new Counter({
+    name: 'rackswarm_agent_peers_banned_total',
+    help: 'Peers that sent wrong bytes, and are not talked to for ten minutes; the log names them.',
+    registers,
+  })
   const reports = new Counter({
     name: 'rackswarm_agent_reports_total',
     help: 'Reports to the server, by outcome.',
@@ -108,6 +113,9 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     registry,
     fetching,
     peerRefused: (fault: TokenFault) => refused.labels(fault).inc(),
+    peerBanned: () => {
+      banned.inc()
+    },
     announced: (outcome: AnnounceOutcome) => announces.labels(outcome).inc(),
     reported: (outcome: 'ok' | 'refused' | 'unreachable') => reports.labels(outcome).inc(),
   }

@@ -184,6 +184,8 @@ export interface EngineConfig {
   readonly peerTokens?: PeerTokenSource | undefined
   /** Admits only peers with a token for the torrent. Default: anyone. */
   readonly admission?: PeerAdmission | undefined
+  /** A peer sent bytes that are not those of the torrent, and is not talked to for a while. `address`: `ip:port`, or the `ip` that it dialled from. */
+  peerBanned?(address: string, infoHash: InfoHash): void
   /** Default: connections with TLS are not taken. */
   readonly tls?: PeerTls | undefined
 }

@@ -23,7 +23,8 @@ export interface Suspects {
   isBanned(sender: string): boolean
 }
 
-export function createSuspects(monotonic: () => number): Suspects {
+/** @param banned is told of each peer that is banned: its `ip:port`, or the `ip` that it dialled from */
+export function createSuspects(monotonic: () => number, banned: (address: string) => void): Suspects {
   const senders = new Map<number, Set<string>>()
   const records = new Map<string, Record>()
   const recordOf = (sender: string): Record => {
@@ -32,6 +33,14 @@ export function createSuspects(monotonic: () => number): Suspects {
     records.set(sender, known)
     if (records.size > peersMax) records.delete(records.keys().next().value ?? '')
     return known
+  }
+  const ban = (sender: string) => {
+    const record = recordOf(sender)
+    const isNew = record.bannedUntil <= monotonic()
+    record.bannedUntil = monotonic() + banMs
+    if (!isNew) return
+    // What follows is the peer id of one that dialled us: bytes of its own choice.
+    banned(sender.split('|')[0] ?? sender)
   }
   return {
     received: (piece, sender) => {
@@ -50,7 +59,7 @@ export function createSuspects(monotonic: () => number): Suspects {
       const [sole, ...others] = set
       if (sole === undefined) return []
       if (others.length === 0) {
-        recordOf(sole).bannedUntil = monotonic() + banMs
+        ban(sole)
         return [sole]
       }
       const best = Math.max(...set.map((sender) => recordOf(sender).good))
@@ -59,7 +68,7 @@ export function createSuspects(monotonic: () => number): Suspects {
       for (const sender of dropped) {
         const record = recordOf(sender)
         record.drops++
-        if (record.drops >= dropsMax && record.good === 0) record.bannedUntil = monotonic() + banMs
+        if (record.drops >= dropsMax && record.good === 0) ban(sender)
       }
       return dropped
     },

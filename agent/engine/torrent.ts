@@ -167,7 +167,9 @@ export class Torrent implements EngineHandle, PeerHost {
       length: metainfo.length,
       random: deps.random,
     })
-    this.#suspects = createSuspects(deps.monotonic)
+    this.#suspects = createSuspects(deps.monotonic, (address) => {
+      deps.config.peerBanned?.(address, metainfo.infoHash)
+    })
     this.#movedAtMs = this.#givenAtMs = deps.monotonic()
     this.#writer = deps.store.open(options.file)
     this.#seedFile = deps.cache.open(options.file)

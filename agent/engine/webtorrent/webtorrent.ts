@@ -114,6 +114,9 @@ export async function createWebtorrentEngine(config: EngineConfig, deps: Webtorr
       identity: config.identity,
       peerTokens: config.peerTokens,
       admission: config.admission,
+      peerBanned: (address, infoHash) => {
+        config.peerBanned?.(address, infoHash)
+      },
       connectionsMax: config.connectionsMax,
       rate: () => limits.downloadBytesPerSecond,
       closed: () => {
@@ -151,6 +154,7 @@ interface HandleDeps extends WebtorrentDeps {
   peerTokens: EngineConfig['peerTokens']
   admission: EngineConfig['admission']
   connectionsMax: number
+  peerBanned: NonNullable<EngineConfig['peerBanned']>
   rate: () => number | undefined
   closed: () => void
 }
@@ -199,7 +203,9 @@ class WebtorrentHandle implements EngineHandle {
     this.#client = client
     this.#deps = deps
     this.#metainfo = metainfo
-    this.#suspects = createSuspects(deps.monotonic)
+    this.#suspects = createSuspects(deps.monotonic, (address) => {
+      deps.peerBanned(address, metainfo.infoHash)
+    })
     this.#movedAt = deps.monotonic()
     this.#complete = kind === 'seed'
     this.#have = new Uint8Array(pieceCount(metainfo)).fill(kind === 'seed' ? 1 : 0)

@@ -277,7 +277,10 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(2 * mebibyte)
     const liar = await startRawPeer(t, blob.metainfo, ({ length }) => Buffer.alloc(length, 0x66))
-    const engine = await startEngine(t)
+    const banned: string[] = []
+    const engine = await startEngine(t, {
+      peerBanned: (address, infoHash) => banned.push(`${address} ${infoHash}`),
+    })
     const file = join(directory, 'copy')
     const peers = peerFeed(peerAt(liar.port))
     const handle = fetch(engine, blob, file, { peers })
@@ -285,6 +288,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const { peer } = await startSeeder(t, directory, blob)
     peers.push(peer)
     await assertFetched(handle, blob, file)
+    assert.deepEqual(banned, [`127.0.0.1:${liar.port} ${blob.metainfo.infoHash}`])
   })
 
   test(`${name}: a peer that accepts requests and is silent costs time only`, async (t) => {
