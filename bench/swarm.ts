@@ -40,7 +40,7 @@ const simulatedOnly = ['rows', 'row_uplink', 'jitter', 'setup']
 /** npm and the terminal both pass a Ctrl-C on; a second one that a person means comes later. */
 const sameSignalMs = 500
 
-/** Sized so that forty agents leave two cores idle for two fifths of the time. */
+/** Forty agents on two cores cost most of them even so; in slower links agents take waiting for standing still. */
 const defaults = { hosts: 40, racks: 5, size: '256MiB', host_uplink: '8Mb', rack_uplink: '32Mb' }
 /** What is written in a scenario file. */
 type Settings = Readonly<Record<string, unknown>>
@@ -59,9 +59,10 @@ try {
   await removeLeftNetworks()
   await main()
 } catch (error) {
-  if (!interrupted.aborted) throw error
-  process.stderr.write(`Stopped; everything is taken down\n`)
-  process.exitCode = 130
+  process.stderr.write(
+    `${interrupted.aborted ? 'Stopped' : `Cannot go on: ${(error as Error).message}`}; everything is taken down\n`,
+  )
+  process.exitCode = interrupted.aborted ? 130 : 1
 }
 
 async function main(): Promise<void> {

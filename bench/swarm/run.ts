@@ -64,8 +64,10 @@ export interface RunOutcome {
   readonly events: readonly { readonly seconds: number; readonly what: string }[]
 }
 
-/** A small build first: agents are then warm, as those are that have been up for a while. */
-const warmUpBytes = 8 * 1024 * 1024
+/** A small build first: agents are then warm, as those are that have been up for a while. As much as a host's link carries in so long, within bounds. */
+const warmUpSeconds = 2
+const warmUpBytesMin = 1024 * 1024
+const warmUpBytesMax = 16 * 1024 * 1024
 const warmUpTimeoutMs = 120_000
 /** Programs that are started at once. */
 const startsAtOnce = 6
@@ -183,18 +185,23 @@ async function startTracked(run: Run, stack: AsyncDisposableStack): Promise<Swar
 }
 
 async function warmUp(
-  { builds, directory, publish, until, signal, say }: Swarm,
+  { builds, directory, scenario, publish, until, signal, say }: Swarm,
   agents: readonly Host[],
 ): Promise<void> {
   if (agents.length === 0) return
   say('warm-up')
   const file = join(directory, 'warm-up.bin')
+  const wanted = Math.round(warmUpSeconds * scenario.host_uplink)
   for (const { repository } of builds) {
-    await writeRandomFile(file, warmUpBytes)
+    await writeRandomFile(file, Math.min(warmUpBytesMax, Math.max(warmUpBytesMin, wanted)))
     const digest = await publish(file, `${repository}:warm-up`)
-    const isDone = () => agents.every((host) => host.doneAtMs(digest) !== undefined)
-    if (!(await until(isDone, warmUpTimeoutMs)))
-      throw new Error(`Not every agent has a build of ${warmUpBytes} bytes after ${warmUpTimeoutMs / 1000} s`)
+    const waiting = () => agents.filter((host) => host.doneAtMs(digest) === undefined)
+    if (!(await until(() => waiting().length === 0, warmUpTimeoutMs))) {
+      const names = waiting().map(({ station }) => station.index)
+      throw new Error(
+        `After ${warmUpTimeoutMs / 1000} s the first small build is not at hosts ${names.join(', ')}`,
+      )
+    }
   }
   await sleep(settleMs, undefined, { signal })
 }
