@@ -9,7 +9,7 @@ import {
   dueInMs,
   hedgeInMs,
   isAskedEnough,
-  lateMs,
+  isLate,
   Reach,
   redialAfterMs,
   redialMs,
@@ -217,7 +217,7 @@ export class Fetch {
     if (side.asks.length === 0 || side.flow === undefined) return
     // Bytes of what is not whole yet count too.
     const left = this.#world.network.leftOf(side.flow)
-    if (left !== side.seenLeft) side.movedAtMs = now
+    if (left !== side.seenLeft) side.movedAtMs = this.#movedAtMs = now
     side.seenLeft = left
     const stillMs = now - side.movedAtMs
     if (stillMs > silentMs) {
@@ -227,7 +227,7 @@ export class Fetch {
       return
     }
     for (const ask of side.asks) {
-      if (stillMs <= lateMs && now - ask.dueMs <= lateMs) continue
+      if (!isLate(ask, stillMs, now)) continue
       ask.dueMs = Infinity
       this.#hasLate = true
     }

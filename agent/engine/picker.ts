@@ -12,7 +12,7 @@ const wholeMs = 10_000
 /** Until whoever asks says when it is due. */
 const dueUnknown = Number.MAX_VALUE
 /** How long a claim of a neighbour counts: by then the piece is there, or its host is stuck. */
-const claimMs = 5_000
+const claimMs = 15_000
 /** Distances that are told apart; what is farther counts as this far. */
 const distanceMax = 3
 /** Pieces that more peers have count as equally common. */

@@ -2,6 +2,8 @@ import type { EnginePeer } from './engine.ts'
 
 /** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
 const standsStillMs = 3_000
+/** …and for this long: they are asked for whatever is missing, also for what near ones have. */
+const stuckMs = 10_000
 /** Having stood still, a host that is no gateway may ask far peers for this long. */
 const farGraceMs = 15_000
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
@@ -12,13 +14,15 @@ export const reserveStep = 4
 export const redialMs = 1_000
 const redialMaxMs = 60_000
 /** A peer that was asked and sends nothing for this long is late, and others are asked too. */
-export const lateMs = 1_000
+const lateMs = 1_000
 /** …and for this long is let go. */
 export const silentMs = 10_000
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
 export const uploadSlots = 50
 /** No peer gave anything for this long: the webseed is asked also for what peers have. */
 export const webseedAfterMs = 500
+/** Below this rate, bytes a second from all peers together, a host stands still. */
+export const standstillRate = 16 * 1024
 /** Bytes asked for ahead: what a peer sends in this long, within bounds. */
 const aheadMs = 500
 const aheadMin = 256 * 1024
@@ -34,6 +38,7 @@ export class Reach {
   #nearKnown = false
   #farFromMs = 0
   #farUntilMs = 0
+  #stuckUntilMs = 0
 
   /** The tracker has named a peer. */
   heard({ distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>, nowMs: number): void {
@@ -47,16 +52,22 @@ export class Reach {
 
   /** To be called now and then while the fetch is under way. */
   tick(movedAtMs: number, nowMs: number): void {
-    if (nowMs - movedAtMs >= standsStillMs) this.#farUntilMs = nowMs + farGraceMs
+    const stillMs = nowMs - movedAtMs
+    if (stillMs >= standsStillMs) this.#farUntilMs = nowMs + farGraceMs
+    if (stillMs >= stuckMs) this.#stuckUntilMs = nowMs + farGraceMs
   }
 
-  /** It has stood still: far peers are asked for whatever is missing. */
+  /** Far peers are asked for whatever is missing. */
   isStuck(nowMs: number): boolean {
+    return nowMs < this.#stuckUntilMs
+  }
+
+  #stoodStill(nowMs: number): boolean {
     return nowMs < this.#farUntilMs
   }
 
   mayAsk(distance: number, nowMs: number): boolean {
-    return distance === 0 || this.#gateway || this.isStuck(nowMs)
+    return distance === 0 || this.#gateway || this.#stoodStill(nowMs)
   }
 
   /** `served`: a near peer has everything. What is near is asked first. */
@@ -65,7 +76,7 @@ export class Reach {
     served: boolean,
     nowMs: number,
   ): boolean {
-    if (distance === 0 || this.isStuck(nowMs)) return true
+    if (distance === 0 || this.#stoodStill(nowMs)) return true
     return !reserve && !served && !(this.#nearKnown && nowMs < this.#farFromMs)
   }
 }
@@ -87,7 +98,17 @@ export function redialAfterMs(failures: number): number {
 
 /** In how many ms a block should be here of a peer that is to send `bytes` until its end, at `rate` bytes a second. */
 export function dueInMs(bytes: number, rate: number): number {
-  return rate > 0 ? (bytes * 1000) / rate : lateMs
+  // Who sends nothing is late all the same; of who has begun to it is not known yet.
+  return rate > 0 ? (bytes * 1000) / rate : silentMs
+}
+
+/** Whether others may be asked for a block too: its peer has sent nothing for `stillMs`, or it takes twice as long as it should. */
+export function isLate(
+  { askedMs, dueMs }: { readonly askedMs: number; readonly dueMs: number },
+  stillMs: number,
+  nowMs: number,
+): boolean {
+  return stillMs > lateMs || nowMs - dueMs > Math.max(lateMs, dueMs - askedMs)
 }
 
 /**

@@ -31,12 +31,13 @@ import {
   dueInMs,
   hedgeInMs,
   isAskedEnough,
-  lateMs,
+  isLate,
   Reach,
   redialAfterMs,
   redialMs,
   reserveStep,
   silentMs,
+  standstillRate,
   uploadSlots,
   webseedAfterMs,
 } from './schedule.ts'
@@ -310,7 +311,9 @@ export class Torrent implements EngineHandle, PeerHost {
     }
     for (const peer of this.#peers) this.#showMore(peer)
     if (this.#complete || !this.#ready) return
-    if (this.#bytesReceived > this.#bytesSeen) {
+    // A block of a slow link takes seconds.
+    const rate = [...this.#peers].reduce((sum, { download }) => sum + download.rate, 0)
+    if (this.#bytesReceived > this.#bytesSeen || rate >= standstillRate) {
       this.#bytesSeen = this.#bytesReceived
       this.#movedAtMs = now
     }
@@ -807,7 +810,7 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.close('it sends nothing')
       return
     }
-    for (const ask of peer.asks) if (stillMs > lateMs || now - ask.dueMs > lateMs) ask.dueMs = Infinity
+    for (const ask of peer.asks) if (isLate(ask, stillMs, now)) ask.dueMs = Infinity
   }
 
   /** Its oldest request is older than any honest peer would let it become. */

@@ -257,7 +257,7 @@ test('it decides as a simple model does, whatever happens', () => {
           const ask = at(model.asks, which)
           const piece = which % count
           if (act === 'join') model.join(who % 3)
-          else if (act === 'pass') model.nowMs += 2500 * (which % 3)
+          else if (act === 'pass') model.nowMs += 7500 * (which % 3)
           else if (act === 'done') model.done(piece)
           else if (act === 'wrong' || act === 'forget') model.forget(piece, act === 'wrong')
           else if (ask && act === 'receive') model.receive(ask, mayBegin)
@@ -341,7 +341,7 @@ class Model {
     const claims = this.#claims.get(peer) ?? new Map<number, number>()
     this.#claims.set(peer, claims)
     // Said once more it does not last longer.
-    if ((claims.get(piece) ?? -Infinity) <= this.nowMs) claims.set(piece, this.nowMs + 5000)
+    if ((claims.get(piece) ?? -Infinity) <= this.nowMs) claims.set(piece, this.nowMs + 15_000)
   }
 
   next(options: PickOptions): Ask | undefined {
