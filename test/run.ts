@@ -10,6 +10,7 @@ const tools = [
   { file: '/usr/bin/aria2c', packageName: 'aria2' },
   { file: '/usr/bin/transmission-daemon', packageName: 'transmission-daemon' },
   { file: '/usr/sbin/ip', packageName: 'iproute2' },
+  { file: '/usr/sbin/ethtool', packageName: 'ethtool' },
   { file: '/usr/bin/skopeo', packageName: 'skopeo' },
   { file: '/usr/bin/openssl', packageName: 'openssl' },
   { file: '/usr/lib/python3/dist-packages/libtorrent.*.so', packageName: 'python3-libtorrent' },
