@@ -1,21 +1,5 @@
 import { z } from 'zod'
-import { duration, size } from '../lib/runtime/config.ts'
-
-/** `10Gb` (bits a second) or `100MiB`, `1.25GB` (bytes a second), as bytes a second. */
-function rate() {
-  return z
-    .string()
-    .regex(
-      /^\d+(\.\d+)?([KMGT]b|[KMGT]i?B|b|B)$/,
-      'need a rate such as 10Gb (bits) or 100MiB (bytes), a second',
-    )
-    .transform((text) => {
-      const unit = text.replace(/^[\d.]+/, '')
-      const factor = unit.includes('i') ? 1024 : 1000
-      const power = ['', 'K', 'M', 'G', 'T'].indexOf(unit.replace(/i?[bB]$/, ''))
-      return (Number.parseFloat(text) * factor ** power) / (unit.endsWith('b') ? 8 : 1)
-    })
-}
+import { duration, rate, size } from '../lib/runtime/config.ts'
 
 /** `500ms` since the start, or `50%` of the bound: then a scenario means the same for any size. As a number of ms, or a share below zero. */
 function moment() {
