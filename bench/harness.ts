@@ -1,6 +1,7 @@
-import { open, readFile, unlink, writeFile } from 'node:fs/promises'
+import { spawnSync } from 'node:child_process'
+import { cp, open, readFile, unlink, writeFile } from 'node:fs/promises'
 import { cpus, release, totalmem } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { readProcessCpuSeconds, readTotalCpu } from './proc.ts'
 
 /** One number that a run yields; `better` says which direction wins. */
@@ -173,7 +174,7 @@ export async function cpuSecondsOf<Result>(
   }
 }
 
-async function describeMachine(): Promise<Machine> {
+export async function describeMachine(): Promise<Machine> {
   const all = cpus()
   return {
     cpu: all[0]?.model.trim() ?? (await readFile('/proc/cpuinfo', 'utf8')).slice(0, 80),
@@ -208,4 +209,16 @@ function round(figures: Record<string, number>): Record<string, number> {
   return Object.fromEntries(
     Object.entries(figures).map(([name, value]) => [name, Number(value.toPrecision(4))]),
   )
+}
+
+/** The programs as `npm pack` ships them, bundled: what a user runs, and what the sides start. */
+export async function installPrograms(home: string): Promise<void> {
+  const root = resolve(import.meta.dirname, '..')
+  for (const part of ['bin', 'package.json'])
+    await cp(join(root, part), join(home, part), { recursive: true })
+  const built = spawnSync(process.execPath, [join(root, 'packaging', 'build.ts'), join(home, 'dist')], {
+    stdio: ['ignore', 2, 2],
+  })
+  if (built.status !== 0) throw new Error('Cannot measure: the build failed, see above')
+  process.env['RACKSWARM_TEST_BIN'] = join(home, 'bin')
 }

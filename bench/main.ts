@@ -1,5 +1,4 @@
-import { spawnSync } from 'node:child_process'
-import { cp, mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
@@ -8,7 +7,7 @@ import { agentExposed } from './agent-exposed.ts'
 import { agentRest } from './agent-rest.ts'
 import { engine } from './engine.ts'
 import type { Benchmark } from './harness.ts'
-import { formatReport, measure, saveReport } from './harness.ts'
+import { formatReport, installPrograms, measure, saveReport } from './harness.ts'
 import { publish } from './publish.ts'
 import { topology } from './topology.ts'
 import { trackerHttp } from './tracker-http.ts'
@@ -73,16 +72,4 @@ try {
   }
 } finally {
   await rm(directory, { recursive: true, force: true })
-}
-
-/** The programs as `npm pack` ships them, bundled: what a user runs, and what the sides start. */
-async function installPrograms(home: string): Promise<void> {
-  const root = resolve(import.meta.dirname, '..')
-  for (const part of ['bin', 'package.json'])
-    await cp(join(root, part), join(home, part), { recursive: true })
-  const built = spawnSync(process.execPath, [join(root, 'packaging', 'build.ts'), join(home, 'dist')], {
-    stdio: ['ignore', 2, 2],
-  })
-  if (built.status !== 0) throw new Error('Cannot measure: the build failed, see above')
-  process.env['RACKSWARM_TEST_BIN'] = join(home, 'bin')
 }

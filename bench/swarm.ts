@@ -1,18 +1,20 @@
 // `npm run swarm`: real agents in network namespaces, racks behind uplinks of their own, every link capped; beside them other ways of bringing a
 // build to all hosts, and the same swarm with faults. Needs root on Linux.
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
-import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { cpus, release, tmpdir, totalmem } from 'node:os'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { parseArgs } from 'node:util'
 import { parse } from 'yaml'
 import { parseConfig, size } from '../lib/runtime/config.ts'
-import { createRandom } from '../lib/runtime/random.ts'
+import { createSeededRandom } from '../lib/runtime/random.ts'
 import { Scenario } from '../simulator/scenario.ts'
+import type { ToolPackage } from '../test/support/tools.ts'
+import { installTools } from '../test/support/tools.ts'
 import type { Report } from './harness.ts'
-import { saveReport } from './harness.ts'
+import { describeMachine, installPrograms, saveReport } from './harness.ts'
 import type { FaultName } from './swarm/faults.ts'
 import { faultNames, faultSettings, faultsOf } from './swarm/faults.ts'
 import { reportInterval } from './swarm/fleet.ts'
@@ -22,8 +24,6 @@ import { cpuMax, describe, figures, figuresOf, spreadOfStarts, undisturbed } fro
 import { runSwarm } from './swarm/run.ts'
 import type { SwarmSide } from './swarm/sides.ts'
 import { sides } from './swarm/sides.ts'
-import type { ToolPackage } from './swarm/tools.ts'
-import { installTools } from './swarm/tools.ts'
 
 const usage = `Usage: npm run swarm -- [--hosts 40] [--racks 5] [--size 256MiB] [--host-uplink 8Mb] [--rack-uplink 32Mb]
          [--server-uplink RATE] [--scenario FILE] [--seed 1] [--side NAME]… [--fault NAME]… [--faults] [--runs 1] [--mtu 1500]
@@ -89,7 +89,7 @@ function variantsFor(side: SwarmSide, run: number): Variant[] {
   const variants = [{ name: undisturbed, settings: calm }]
   // Other clients are not killed and started again.
   if (side.needs !== undefined) return variants
-  const random = randomOf(options.seed + run)
+  const random = createSeededRandom(options.seed + run)
   if (own.length > 0) variants.push({ name: own.join(', '), settings: given })
   for (const name of options.faults)
     variants.push({ name, settings: { ...calm, ...faultSettings(name, random) } })
@@ -106,7 +106,7 @@ async function sampleOf(side: SwarmSide, variant: Variant, run: number, home: st
     side,
     links: options.links,
     directory: join(home, 'run'),
-    random: randomOf(options.seed + 1000 * run),
+    random: createSeededRandom(options.seed + 1000 * run),
     signal: interrupted,
     say,
   })
@@ -161,7 +161,6 @@ async function predict(settings: Settings, directory: string): Promise<Predictio
 }
 
 async function print(samples: readonly SwarmSample[]): Promise<void> {
-  const all = cpus()
   const report: Report = {
     benchmark: 'swarm',
     date: new Date().toISOString(),
@@ -169,13 +168,7 @@ async function print(samples: readonly SwarmSample[]): Promise<void> {
       .slice(2)
       .filter((argument) => argument !== '--save' && argument !== '--json')
       .join(' ')}`,
-    machine: {
-      cpu: all[0]?.model.trim() ?? '',
-      cores: all.length,
-      memoryGiB: Math.round(totalmem() / 2 ** 30),
-      kernel: release(),
-      node: process.versions.node,
-    },
+    machine: await describeMachine(),
     sides: options.sides.map(({ name, settings }) => ({ name, settings })),
     figures,
     samples,
@@ -295,17 +288,6 @@ function readScenario(settings: Settings): Scenario {
   }
 }
 
-function randomOf(seed: number): () => number {
-  let state = seed
-  return createRandom(() => {
-    // splitmix32: words that differ for neighbouring seeds.
-    state = (state + 0x9e3779b9) | 0
-    let mixed = Math.imul(state ^ (state >>> 16), 0x21f0aaad)
-    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x735a2d97)
-    return ((mixed ^ (mixed >>> 15)) >>> 0) / 2 ** 32
-  })
-}
-
 /** The first signal takes everything down in order; a second one does not wait, and leaves that to the next run. */
 function abortOnSignals(): AbortSignal {
   const controller = new AbortController()
@@ -318,18 +300,6 @@ function abortOnSignals(): AbortSignal {
       } else if (Date.now() - firstAt > sameSignalMs) process.exit(130)
     })
   return controller.signal
-}
-
-/** The programs as `npm pack` ships them, bundled: what runs on a host. */
-async function installPrograms(home: string): Promise<void> {
-  const root = resolve(import.meta.dirname, '..')
-  for (const part of ['bin', 'package.json'])
-    await cp(join(root, part), join(home, part), { recursive: true })
-  const built = spawnSync(process.execPath, [join(root, 'packaging', 'build.ts'), join(home, 'dist')], {
-    stdio: ['ignore', 2, 2],
-  })
-  if (built.status !== 0) throw new Error('Cannot measure: the build failed, see above')
-  process.env['RACKSWARM_TEST_BIN'] = join(home, 'bin')
 }
 
 function fail(message: string, code: number): never {

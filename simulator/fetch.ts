@@ -18,7 +18,7 @@ import {
   uploadSlots,
   webseedAfterMs,
 } from '../agent/engine/schedule.ts'
-import { Turns } from '../agent/engine/turns.ts'
+import { AllTurns, atOnceMax } from '../agent/engine/turns.ts'
 import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
 import { webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
 import { distanceUnknown } from '../lib/protocol/announce.ts'
@@ -96,10 +96,7 @@ export class Fetch {
   readonly #byPicking = new Map<PickerPeer, Side>()
   readonly #candidates = new Map<Host, Candidate>()
   readonly #begun = new Set<number>()
-  readonly turns = {
-    near: { coming: new Turns<Side>(), going: new Turns<Side>() },
-    far: { coming: new Turns<Side>(), going: new Turns<Side>() },
-  }
+  readonly turns = new AllTurns<Side>()
   readonly #order: Side[] = []
   readonly #begunMax: number
   readonly #lanes: WebseedLane[] = []
@@ -327,8 +324,7 @@ export class Fetch {
   parted(side: Side): void {
     this.sides.delete(side.peer.fetch)
     this.#order.splice(this.#order.indexOf(side), 1)
-    side.going.leave(side)
-    side.coming.leave(side)
+    this.turns.leave(side)
     this.#superSeeder?.leave(side)
     if (side.isDialled) this.#dialled--
     if (!side.peer.isChoked) {
@@ -396,7 +392,7 @@ export class Fetch {
     if (this.isComplete || this.#picker === undefined) return
     const order = this.#order
     const count = order.length
-    for (let depth = 0; depth < 8; depth++) {
+    for (let depth = 0; depth < atOnceMax; depth++) {
       let deeper = false
       const start = Math.floor(this.#world.random() * count)
       for (let i = 0; i < count; i++) {
@@ -500,8 +496,7 @@ export class Fetch {
 
   #verified(picker: Picker, piece: number): void {
     this.#begun.delete(piece)
-    this.turns.near.coming.end(piece, this.#world.nowMs())
-    this.turns.far.coming.end(piece, this.#world.nowMs())
+    this.turns.came(piece, this.#world.nowMs())
     picker.done(piece)
     if (this.have[piece] === 1) return
     this.have[piece] = 1
@@ -593,7 +588,7 @@ export class Side implements Carrier {
     this.fetch = fetch
     this.distance = distance
     this.meter = new RateMeter(0)
-    const { going, coming } = distance === 0 ? fetch.turns.near : fetch.turns.far
+    const { going, coming } = fetch.turns.at(distance)
     this.going = going
     this.coming = coming
   }

@@ -79,3 +79,12 @@ export const Scenario = z.strictObject({
     .describe('Nor does the server send.'),
 })
 export type Scenario = z.output<typeof Scenario>
+
+/** Hosts of each rack. */
+export function rackSizesOf({ hosts, racks, rack_sizes: given = [] }: Scenario): number[] {
+  const sizes = given.slice(0, racks)
+  const rest = racks - sizes.length
+  const left = Math.max(0, hosts - sizes.reduce((sum, size) => sum + size, 0))
+  for (let i = 0; i < rest; i++) sizes.push(Math.floor(left / rest) + (i < left % rest ? 1 : 0))
+  return sizes.filter((size) => size > 0)
+}

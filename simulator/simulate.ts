@@ -7,7 +7,7 @@ import { infoHashFromHex } from '../lib/protocol/infohash.ts'
 import { pieceLengthFor } from '../lib/protocol/metainfo.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
 import { silentLog } from '../lib/runtime/log.ts'
-import { createRandom } from '../lib/runtime/random.ts'
+import { createSeededRandom } from '../lib/runtime/random.ts'
 import { ServerConfig } from '../server/config.ts'
 import { trackerConfigOf } from '../server/tracker-settings.ts'
 import { createWebseedPolicy } from '../server/registry/webseed-policy.ts'
@@ -22,6 +22,7 @@ import { Fetch } from './fetch.ts'
 import type { LinkId } from './network.ts'
 import { Network } from './network.ts'
 import type { Moment, Scenario } from './scenario.ts'
+import { rackSizesOf } from './scenario.ts'
 
 const tickMs = 250
 const stallMs = 10_000
@@ -108,14 +109,7 @@ class Simulation {
 
   constructor(scenario: Scenario) {
     this.#scenario = scenario
-    let seed = scenario.seed
-    this.#random = createRandom(() => {
-      // splitmix32: four words that differ for neighbouring seeds.
-      seed = (seed + 0x9e3779b9) | 0
-      let mixed = Math.imul(seed ^ (seed >>> 16), 0x21f0aaad)
-      mixed = Math.imul(mixed ^ (mixed >>> 15), 0x735a2d97)
-      return ((mixed ^ (mixed >>> 15)) >>> 0) / 2 ** 32
-    })
+    this.#random = createSeededRandom(scenario.seed)
     const pieceLength = pieceLengthFor(scenario.size)
     this.#blobs = Array.from({ length: scenario.releases }, (_, index) => ({
       index,
@@ -583,12 +577,4 @@ function isBefore(one: Due, other: Due): boolean {
 
 function addressOf(index: number): string {
   return `10.${(index >> 16) & 255}.${(index >> 8) & 255}.${index & 255}`
-}
-
-function rackSizesOf({ hosts, racks, rack_sizes: given = [] }: Scenario): number[] {
-  const sizes = given.slice(0, racks)
-  const rest = racks - sizes.length
-  const left = Math.max(0, hosts - sizes.reduce((sum, size) => sum + size, 0))
-  for (let i = 0; i < rest; i++) sizes.push(Math.floor(left / rest) + (i < left % rest ? 1 : 0))
-  return sizes.filter((size) => size > 0)
 }

@@ -1,27 +1,32 @@
 // npm test: gets the real peers that the tests need, then runs every test file. Arguments are file filters:
 // `npm test -- registry` runs the files whose path has "registry" in it.
-import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, globSync, mkdirSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { globSync, mkdirSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { installTools } from './support/tools.ts'
 
-/** What must be there, and the Debian package that brings it. */
+/** Debian packages of the real peers. */
 const tools = [
-  { file: '/usr/bin/aria2c', packageName: 'aria2' },
-  { file: '/usr/bin/transmission-daemon', packageName: 'transmission-daemon' },
-  { file: '/usr/sbin/ip', packageName: 'iproute2' },
-  { file: '/usr/sbin/ethtool', packageName: 'ethtool' },
-  { file: '/usr/bin/skopeo', packageName: 'skopeo' },
-  { file: '/usr/bin/openssl', packageName: 'openssl' },
-  { file: '/usr/lib/python3/dist-packages/libtorrent.*.so', packageName: 'python3-libtorrent' },
-]
+  'aria2',
+  'transmission-daemon',
+  'iproute2',
+  'ethtool',
+  'skopeo',
+  'openssl',
+  'python3-libtorrent',
+] as const
 const root = join(import.meta.dirname, '..')
 const resultsFile = join(root, '.rackswarm', 'test-results.tap')
 
 await main()
 
 async function main(): Promise<void> {
-  installTools()
+  try {
+    installTools(tools)
+  } catch (error) {
+    fail((error as Error).message)
+  }
   const filters = process.argv.slice(2)
   const files = globSync('test/**/*.test.ts', { cwd: root })
     .filter((file) => filters.length === 0 || filters.some((filter) => file.includes(filter)))
@@ -35,30 +40,6 @@ async function main(): Promise<void> {
   if (skipped > 0 && (process.env['CI'] === 'true' || process.getuid?.() === 0))
     fail(`${skipped} tests were skipped, see above: a skipped test is a failed test`)
   process.exitCode = code
-}
-
-/** Installs with apt what is missing; where that is not possible, says what to install and ends. */
-function installTools(): void {
-  const missing = () =>
-    tools.filter(({ file }) => globSync(file).length === 0).map(({ packageName }) => packageName)
-  const wanted = missing()
-  if (wanted.length === 0) return
-  const byHand = `install these Debian packages and run it again: apt-get install ${wanted.join(' ')}`
-  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) fail(`Tests need real peers: ${byHand}`)
-  process.stderr.write(`Installing ${wanted.join(', ')} with apt-get\n`)
-  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
-  const apt = (...args: string[]) =>
-    spawnSync('apt-get', ['-qq', '-y', '-o', 'Dpkg::Use-Pty=0', ...args], {
-      env,
-      stdio: ['ignore', 'ignore', 2],
-    })
-  const install = () => apt('install', '--no-install-recommends', ...wanted).status === 0
-  // The lists of a machine may be old or not there.
-  if (!install()) {
-    apt('update')
-    if (!install()) fail(`apt-get failed, see above; ${byHand}`)
-  }
-  if (missing().length > 0) fail(`${missing().join(', ')} did not bring what the tests need`)
 }
 
 function run(files: readonly string[]): Promise<number> {

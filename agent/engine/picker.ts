@@ -136,11 +136,6 @@ export class Picker {
     return this.#ends[copiesMax] ?? 0
   }
 
-  /** Neither here nor begun. */
-  isUntouched(piece: number): boolean {
-    return this.#isMissing(piece)
-  }
-
   /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
   join(distance: number): PickerPeer {
     const peer = {

@@ -43,7 +43,7 @@ import {
 } from './schedule.ts'
 import { shownAhead, SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
-import { Turns } from './turns.ts'
+import { AllTurns } from './turns.ts'
 import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
 import { runWebseed } from './webseed-source.ts'
@@ -113,11 +113,7 @@ export class Torrent implements EngineHandle, PeerHost {
   /** How far the tracker says that `ip:port` is; oldest out first. */
   readonly #distances = new Map<string, number>()
   readonly #reach = new Reach()
-  /** What comes, and what is sent, from and to the own rack and from and to elsewhere. */
-  readonly #turns = {
-    near: { coming: new Turns<Peer>(), going: new Turns<Peer>() },
-    far: { coming: new Turns<Peer>(), going: new Turns<Peer>() },
-  }
+  readonly #turns = new AllTurns<Peer>()
   #fillTimer: NodeJS.Timeout | undefined
   readonly #suspects
   readonly #past = new TrafficSums()
@@ -342,7 +338,7 @@ export class Torrent implements EngineHandle, PeerHost {
   gained(peer: Peer, piece: number): void {
     if (peer.picking === undefined || peer.closedWhy !== undefined) return
     this.#picker.gains(peer.picking, piece)
-    this.#turnsOf(peer).going.end(piece, this.#deps.monotonic(), peer)
+    this.#turns.at(peer.distance).going.end(piece, this.#deps.monotonic(), peer)
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
     this.#partFrom(peer)
@@ -420,8 +416,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#suspects.received(ask.piece, peer.sender)
     const whole = this.#take(ask)
     if (whole) {
-      this.#turns.near.coming.end(ask.piece, this.#givenAtMs)
-      this.#turns.far.coming.end(ask.piece, this.#givenAtMs)
+      this.#turns.came(ask.piece, this.#givenAtMs)
       void this.#finishPiece(ask.piece)
     }
     this.#pump(peer)
@@ -431,7 +426,7 @@ export class Torrent implements EngineHandle, PeerHost {
   mayGive(peer: Peer, { piece }: Block): boolean {
     if (!this.#takesTurns(peer)) return true
     const nowMs = this.#deps.monotonic()
-    const { going } = this.#turnsOf(peer)
+    const { going } = this.#turns.at(peer.distance)
     if (going.has(piece, peer)) return true
     if (!going.hasRoom(nowMs) || going.isTaken(piece, peer, nowMs)) return false
     going.begin(piece, peer, nowMs)
@@ -439,7 +434,9 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   gave(peer: Peer, { piece, length }: Block): void {
-    this.#turnsOf(peer).going.moved(piece, peer, length, this.pieceSize(piece), this.#deps.monotonic())
+    this.#turns
+      .at(peer.distance)
+      .going.moved(piece, peer, length, this.pieceSize(piece), this.#deps.monotonic())
   }
 
   /** A block is here; who else was asked for it need not send it. @returns whether its piece is whole */
@@ -467,10 +464,6 @@ export class Torrent implements EngineHandle, PeerHost {
     peer.askAgainMs = now + Math.min(refusedMaxMs, refusedMs * 2 ** peer.refusals++)
   }
 
-  #turnsOf({ distance }: Peer) {
-    return distance === 0 ? this.#turns.near : this.#turns.far
-  }
-
   /** Its engine is ours: it refuses what it is sending to others already, and so may we. */
   #takesTurns({ introduction, handshake }: Peer): boolean {
     return introduction?.claimId !== undefined && handshake.fast
@@ -478,7 +471,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   /** The peer is sending the piece to somebody else, or enough others: it is asked again for another soon, for this one after that. */
   #waitForTurn(peer: Peer, asks: readonly Ask[], nowMs: number): void {
-    const { usualMs } = this.#turnsOf(peer).coming
+    const { usualMs } = this.#turns.at(peer.distance).coming
     for (const { piece } of asks) peer.busyWith.set(piece, nowMs + Math.min(turnMaxMs, usualMs))
     const waitMs = Math.min(turnMaxMs, Math.max(1, usualMs / 8))
     peer.askAgainMs = Math.max(peer.askAgainMs, nowMs + waitMs)
@@ -493,8 +486,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (!this.#picker.isIdle(piece)) return
     this.#picker.forget(piece)
     this.#freeMemory(piece)
-    this.#turns.near.coming.drop(piece)
-    this.#turns.far.coming.drop(piece)
+    this.#turns.drop(piece)
   }
 
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void {
@@ -530,10 +522,7 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const ask of peer.asks) this.#release(ask, peer)
     peer.asks.clear()
     if (peer.picking) this.#picker.leave(peer.picking)
-    for (const { coming, going } of [this.#turns.near, this.#turns.far]) {
-      coming.leave(peer)
-      going.leave(peer)
-    }
+    this.#turns.leave(peer)
     this.#superSeeder?.leave(peer)
     const candidate = this.#candidates.get(peer.source)
     if (candidate) candidate.nextMs = this.#deps.monotonic() + redialMs
@@ -857,7 +846,7 @@ export class Torrent implements EngineHandle, PeerHost {
     const bytesMax =
       rate > 0 && rate < slowRate ? Math.min(peer.blockBytesMax, ownBlockBytes / 4) : peer.blockBytesMax
     if (isAskedEnough(peer.requestedBytes, ahead)) return false
-    const { coming } = this.#turnsOf(peer)
+    const { coming } = this.#turns.at(peer.distance)
     const isBusyWith = peer.busyWith.size > 0 ? peer.isBusyWith(now) : undefined
     let begun: number | undefined
     while (peer.requestedBytes < ahead && peer.asks.size < peer.peerRequestsMax) {

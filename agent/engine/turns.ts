@@ -2,7 +2,7 @@
  * Pieces under way at once between this host and others of the rack, and as many again from afar. With fewer, links stand idle between two;
  * with more, each is whole later, and others can pass it on later: docs/selection.md has the figures.
  */
-const atOnceMax = 8
+export const atOnceMax = 8
 /** Until one has come it is not known how long one takes. */
 const usualFirstMs = 1_000
 const usualWeight = 0.1
@@ -85,5 +85,35 @@ export class Turns<Peer> {
 
   #isUsual(sinceMs: number, nowMs: number): boolean {
     return nowMs - sinceMs < 2 * this.#usualMs
+  }
+}
+
+/** All turns of a host in one swarm: those with its own rack, and those with elsewhere, so that neither has to wait for the other. */
+export class AllTurns<Peer> {
+  readonly #near = { coming: new Turns<Peer>(), going: new Turns<Peer>() }
+  readonly #far = { coming: new Turns<Peer>(), going: new Turns<Peer>() }
+
+  /** What comes from peers at a distance, and what goes to them. */
+  at(distance: number): { readonly coming: Turns<Peer>; readonly going: Turns<Peer> } {
+    return distance === 0 ? this.#near : this.#far
+  }
+
+  /** The piece has come, whoever sent it. */
+  came(piece: number, nowMs: number): void {
+    this.#near.coming.end(piece, nowMs)
+    this.#far.coming.end(piece, nowMs)
+  }
+
+  /** The piece will not come. */
+  drop(piece: number): void {
+    this.#near.coming.drop(piece)
+    this.#far.coming.drop(piece)
+  }
+
+  leave(peer: Peer): void {
+    for (const { coming, going } of [this.#near, this.#far]) {
+      coming.leave(peer)
+      going.leave(peer)
+    }
   }
 }

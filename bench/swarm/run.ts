@@ -8,6 +8,7 @@ import { pieceLengthFor } from '../../lib/protocol/metainfo.ts'
 import type { Bounds } from '../../simulator/bound.ts'
 import { boundsOf } from '../../simulator/bound.ts'
 import type { Scenario } from '../../simulator/scenario.ts'
+import { rackSizesOf } from '../../simulator/scenario.ts'
 import { writeRandomFile } from '../../test/support/fleet.ts'
 import { readTotalCpu } from '../proc.ts'
 import type { Deeds, FaultPlan } from './faults.ts'
@@ -442,13 +443,4 @@ async function eachOf<Item>(items: readonly Item[], act: (item: Item) => Promise
       for (const item of queue) await act(item)
     }),
   )
-}
-
-/** As the simulator spreads them. */
-function rackSizesOf({ hosts, racks, rack_sizes: given = [] }: Scenario): number[] {
-  const sizes = given.slice(0, racks)
-  const rest = racks - sizes.length
-  const left = Math.max(0, hosts - sizes.reduce((sum, size) => sum + size, 0))
-  for (let i = 0; i < rest; i++) sizes.push(Math.floor(left / rest) + (i < left % rest ? 1 : 0))
-  return sizes.filter((size) => size > 0)
 }

@@ -1,6 +1,6 @@
 import { join } from 'node:path'
 import type { Scenario } from '../../simulator/scenario.ts'
-import type { ToolPackage } from './tools.ts'
+import type { ToolPackage } from '../../test/support/tools.ts'
 
 export type ClientKind = 'agent' | 'aria2' | 'libtorrent'
 

@@ -6,6 +6,9 @@ const files = {
   iproute2: '/usr/sbin/ip',
   ethtool: '/usr/sbin/ethtool',
   aria2: '/usr/bin/aria2c',
+  'transmission-daemon': '/usr/bin/transmission-daemon',
+  skopeo: '/usr/bin/skopeo',
+  openssl: '/usr/bin/openssl',
   udpcast: '/usr/bin/udp-sender',
   'python3-libtorrent': '/usr/lib/python3/dist-packages/libtorrent.*.so',
 }
@@ -17,7 +20,8 @@ export function installTools(packages: readonly ToolPackage[]): void {
   const wanted = missing()
   if (wanted.length === 0) return
   const byHand = `install these Debian packages and run it again: apt-get install ${wanted.join(' ')}`
-  if (!existsSync('/usr/bin/apt-get')) throw new Error(`Something is missing: ${byHand}`)
+  if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get'))
+    throw new Error(`Real peers are needed: ${byHand}`)
   process.stderr.write(`Installing ${wanted.join(', ')} with apt-get\n`)
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
   const apt = (...args: string[]) =>
