@@ -9,6 +9,8 @@ import { engine } from './engine.ts'
 import type { Benchmark } from './harness.ts'
 import { formatReport, installPrograms, measure, saveReport } from './harness.ts'
 import { publish } from './publish.ts'
+import { picker } from './picker.ts'
+import { selection } from './selection.ts'
 import { topology } from './topology.ts'
 import { trackerHttp } from './tracker-http.ts'
 import { trackerLatency } from './tracker-latency.ts'
@@ -30,6 +32,8 @@ const benchmarks: readonly Benchmark[] = [
   trackerMemory,
   trackerLatency,
   topology,
+  selection,
+  picker,
 ]
 
 const { values, positionals } = parseArgs({

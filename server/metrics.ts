@@ -20,7 +20,7 @@ export interface ServerMetrics {
 /** `ofProcess`: those of the process too, for which prom-client watches it until it ends. */
 export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): ServerMetrics {
   const registry = new Registry()
-  if (ofProcess) collectDefaultMetrics({ register: registry })
+  if (ofProcess) collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: 100 })
   const registers = [registry]
   const webseedBytes = new Counter({
     name: 'rackswarm_webseed_bytes_total',

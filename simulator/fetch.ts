@@ -16,6 +16,7 @@ import {
   reserveStep,
   silentMs,
   uploadSlots,
+  uselessMs,
   webseedAfterMs,
 } from '../agent/engine/schedule.ts'
 import { AllTurns, atOnceMax } from '../agent/engine/turns.ts'
@@ -53,6 +54,8 @@ export interface World {
   /** What brings the bytes of a flow. */
   readonly carriers: Carrier[]
   finished(fetch: Fetch): void
+  /** To be woken at the end of the step. */
+  wake(fetch: Fetch): void
 }
 
 /** The server, where a host may fetch from it. */
@@ -107,6 +110,11 @@ export class Fetch {
   serving = 0
   #movedAtMs = 0
   #givenAtMs = 0
+  #asksFar = true
+  #news: { readonly side: Side; readonly piece: number }[] = []
+  #isWaking = false
+  /** Since it last asked for more. */
+  #hasCome = false
   #hasLate = false
   /** A piece that was begun is asked of nobody. */
   #hasFree = false
@@ -183,6 +191,15 @@ export class Fetch {
       this.#watch(side, now)
     }
     this.#reach.tick(this.#movedAtMs, now)
+    const asksFar = this.#reach.mayAsk(distanceUnknown, now)
+    if (asksFar !== this.#asksFar) {
+      this.#asksFar = asksFar
+      for (const side of this.sides.values()) if (side.distance > 0) this.#interest(side)
+    }
+    for (const side of [...this.sides.values()]) {
+      if (asksFar || side.distance === 0 || side.peer.isInteresting || side.isMixed) side.usefulAtMs = now
+      else if (now - side.usefulAtMs > uselessMs) disconnect(side)
+    }
     this.#dialMore()
     for (const lane of this.#lanes) lane.goOn()
     this.fill()
@@ -224,7 +241,7 @@ export class Fetch {
       return
     }
     for (const ask of side.asks) {
-      if (!isLate(ask, stillMs, now)) continue
+      if (!isLate(ask, { stillMs, usualMs: side.coming.usualMs, nowMs: now })) continue
       ask.dueMs = Infinity
       this.#hasLate = true
     }
@@ -268,7 +285,7 @@ export class Fetch {
   }
 
   joined(side: Side): void {
-    side.movedAtMs = this.#world.nowMs()
+    side.movedAtMs = side.usefulAtMs = this.#world.nowMs()
     this.#order.push(side)
     if (this.#picker === undefined || this.isComplete) return
     side.picking = this.#picker.join(side.distance)
@@ -284,9 +301,8 @@ export class Fetch {
     for (let piece = 0; piece < this.blob.pieceCount; piece++) {
       if (!other.has(piece)) continue
       this.#picker.gains(side.picking, piece)
-      if (this.have[piece] === 0) side.isInteresting = true
     }
-    this.#review(side)
+    this.#interest(side)
     this.pump(side)
   }
 
@@ -350,6 +366,27 @@ export class Fetch {
     side.picking = undefined
   }
 
+  /** Whether the other one has something that is missing, and may be asked for it. */
+  #interest(side: Side): void {
+    if (side.picking === undefined || this.#picker === undefined) return
+    const now = this.#world.nowMs()
+    if (this.#reach.mayAsk(side.distance, now) && this.#picker.interests(side.picking)) {
+      side.isInteresting = true
+      this.#review(side)
+    } else {
+      this.#disinterest(side)
+    }
+  }
+
+  #disinterest(side: Side): void {
+    side.isInteresting = false
+    if (side.isChoked) return
+    side.isChoked = true
+    const server = side.peer.fetch
+    server.serving--
+    server.#serveNext()
+  }
+
   /** The other one serves us once it has a place for us. */
   #review(side: Side): void {
     if (!side.isInteresting || !side.isChoked) return
@@ -369,17 +406,47 @@ export class Fetch {
     }
   }
 
+  /** Of a piece more that the other one has; it is heard at the end of the step. */
+  tell(side: Side, piece: number): void {
+    this.#news.push({ side, piece })
+    this.#wakeLater()
+  }
+
+  #wakeLater(): void {
+    if (this.#isWaking) return
+    this.#isWaking = true
+    this.#world.wake(this)
+  }
+
+  /** Takes what it was told, and asks for more if anything came: at the end of a step, so that what one host needs is looked at together. */
+  wake(): void {
+    this.#isWaking = false
+    const news = this.#news
+    this.#news = []
+    for (const { side, piece } of news) this.gained(side, piece)
+    if (!this.#hasCome) return
+    this.#hasCome = false
+    this.fill()
+  }
+
   /** The other one has a piece more. */
   gained(side: Side, piece: number): void {
     if (side.picking === undefined || this.#picker === undefined) return
     this.#picker.gains(side.picking, piece)
     if (this.have[piece] === 1) return
     if (!side.isInteresting) {
+      if (!this.#reach.mayAsk(side.distance, this.#world.nowMs())) return
       side.isInteresting = true
       this.#review(side)
     }
     if (this.#picker.mayBegin(side.picking, piece) && side.coming.hasRoom(this.#world.nowMs()))
       this.pump(side)
+  }
+
+  /** The other one has everything now. */
+  gainedAll(side: Side): void {
+    if (side.picking === undefined || this.#picker === undefined) return
+    for (let piece = 0; piece < this.blob.pieceCount; piece++) this.#picker.gains(side.picking, piece)
   }
 
   claimed(side: Side, piece: number): void {
@@ -392,11 +459,14 @@ export class Fetch {
     if (this.isComplete || this.#picker === undefined) return
     const order = this.#order
     const count = order.length
+    const near = this.turns.at(0).coming
+    const far = this.turns.at(distanceUnknown).coming
     for (let depth = 0; depth < atOnceMax; depth++) {
       let deeper = false
       const start = Math.floor(this.#world.random() * count)
       for (let i = 0; i < count; i++) {
-        const side = order[(start + i) % count]
+        if (!near.hasRoom(now) && !far.hasRoom(now)) return
+        const side = order[start + i < count ? start + i : start + i - count]
         if (side === undefined || side.asks.length < depth || !side.coming.hasRoom(now)) continue
         if (side.asks.length > depth) {
           deeper = true
@@ -479,9 +549,11 @@ export class Fetch {
     side.requestedBytes -= ask.length
     side.meter.add(ask.length)
     this.downloaded += ask.length
+    side.peer.going.end(ask.piece, now, side.peer)
     if (picker === undefined) return
     this.#take(picker, ask)
-    this.fill()
+    this.#hasCome = true
+    this.#wakeLater()
   }
 
   #take(picker: Picker, ask: Ask): void {
@@ -501,10 +573,11 @@ export class Fetch {
     if (this.have[piece] === 1) return
     this.have[piece] = 1
     this.count++
-    for (const { peer } of [...this.sides.values()]) {
-      peer.going.end(piece, this.#world.nowMs(), peer)
-      if (peer.fetch.isComplete) peer.fetch.#sees(peer, piece)
-      else peer.fetch.gained(peer, piece)
+    for (const side of this.#order) {
+      const { fetch } = side.peer
+      if (fetch.isComplete) fetch.#sees(side.peer, piece)
+      // Agents do not tell each other of what they have both.
+      else if (fetch.have[piece] === 0 || side.isMixed) fetch.tell(side.peer, piece)
     }
     if (this.count === this.blob.pieceCount) this.#finish()
   }
@@ -517,13 +590,9 @@ export class Fetch {
     this.#begun.clear()
     for (const side of [...this.sides.values()]) {
       this.#forget(side)
-      const server = side.peer.fetch
-      if (!side.isChoked) {
-        side.isChoked = true
-        server.serving--
-        server.#serveNext()
-      }
-      if (server.isComplete) disconnect(side)
+      this.#disinterest(side)
+      if (side.peer.fetch.isComplete) disconnect(side)
+      else side.peer.fetch.gainedAll(side.peer)
     }
     this.#picker = undefined
     this.#world.finished(this)
@@ -583,6 +652,11 @@ export class Side implements Carrier {
   isChoked = true
   movedAtMs = 0
   seenLeft = 0
+  usefulAtMs = 0
+  /** One of the two is a standard client. */
+  get isMixed(): boolean {
+    return this.fetch.host.isStandard || this.peer.fetch.host.isStandard
+  }
 
   constructor(fetch: Fetch, distance: number) {
     this.fetch = fetch
@@ -654,6 +728,7 @@ function withdraw(side: Side, ask: Ask, network: Network): void {
   if (at < 0 || side.flow === undefined) return
   side.asks.splice(at, 1)
   side.requestedBytes -= ask.length
+  if (side.peer.going.has(ask.piece, side.peer)) side.peer.going.drop(ask.piece)
   const [first] = side.asks
   if (first === undefined) network.stop(side.flow)
   else if (at === 0) network.start(side.flow, first.length)

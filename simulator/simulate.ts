@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { toEnginePeers } from '../agent/announcer.ts'
+import { AgentConfig } from '../agent/config.ts'
 import { endpointIp, formatIp, parseIp } from '../lib/protocol/address.ts'
 import { parseAnnounceReply, writeAnnounce } from '../lib/protocol/announce.ts'
 import type { InfoHash } from '../lib/protocol/infohash.ts'
@@ -25,7 +26,7 @@ import type { Moment, Scenario } from './scenario.ts'
 import { rackSizesOf } from './scenario.ts'
 
 const tickMs = 250
-const stallMs = 10_000
+const stallMs = AgentConfig.parse({ server: 'http://localhost' }).stall_timeout
 const webseedReviewMs = 10_000
 /** A step of time is no longer than this share of the time in which a host sends a piece. */
 const stepShare = 1 / 4
@@ -84,6 +85,7 @@ class Simulation {
   readonly #random: () => number
   readonly #carriers: Carrier[] = []
   readonly #hosts: Host[] = []
+  readonly #woken: Fetch[] = []
   readonly #byAddress = new Map<string, Host>()
   readonly #blobs: readonly Blob[]
   readonly #infoHashes: readonly InfoHash[]
@@ -208,6 +210,7 @@ class Simulation {
       this.#nowMs += stepMs
       steps++
       for (const carrier of settling.splice(0)) carrier.settle()
+      for (const fetch of this.#woken.splice(0)) fetch.wake()
       const { seed_dies: dies } = this.#scenario
       if (dies && !this.#serverAway && this.#originBytes() >= dies.after_copies * this.#totalBytes())
         this.#killSeed()
@@ -248,6 +251,9 @@ class Simulation {
       carriers: this.#carriers,
       finished: (fetch) => {
         this.#finished(fetch)
+      },
+      wake: (fetch) => {
+        this.#woken.push(fetch)
       },
     }
     const racks = this.#rackSizes.flatMap((size, rack) => Array.from({ length: size }, () => rack))

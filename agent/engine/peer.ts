@@ -32,7 +32,12 @@ import {
 export const requestsMax = 512
 /** Not every client looks at `reqq`, and an entry here is no more than three numbers. */
 const owedMax = 16 * requestsMax
-/** Bytes that lie in a socket and in blocks that were read for it: enough to keep it busy while the event loop is away. */
+/**
+ * Bytes that lie in a socket and in blocks that were read for it: what the peer takes in this long, within bounds. Enough to keep the socket busy
+ * while the event loop is away, and no more, since what we have to say to the peer waits behind them.
+ */
+const sendingMs = 100
+const sendingBytesMin = 64 * 1024
 const sendingBytesMax = 1024 * 1024
 
 /** Answers wait for a peer that does not read them; more than this is an attack. */
@@ -62,6 +67,8 @@ export interface PeerHost {
   /** Whether a peer has, or gets, its turn for a piece. */
   mayGive(peer: Peer, block: Block): boolean
   gave(peer: Peer, block: Block): void
+  /** The peer wants nothing more of a piece. */
+  tookBack(peer: Peer, piece: number): void
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void
   closed(peer: Peer): void
 }
@@ -98,6 +105,8 @@ export class Peer implements WireHandler {
   movedAtMs: number
   /** When it last took a byte of a block, or joined. */
   sentAtMs: number
+  /** When one of the two last wanted something of the other. */
+  usefulAtMs: number
   /** Refusals since it last gave a block, and until when it is not asked again. */
   refusals = 0
   askAgainMs = 0
@@ -135,7 +144,7 @@ export class Peer implements WireHandler {
     this.#limiter = options.limiter
     this.#now = options.now
     const now = options.now()
-    this.openedAtMs = this.movedAtMs = this.sentAtMs = now
+    this.openedAtMs = this.movedAtMs = this.sentAtMs = this.usefulAtMs = now
     this.download = new RateMeter(now)
     this.upload = new RateMeter(now)
     this.source = formatAddress(link.ip, link.port)
@@ -165,6 +174,12 @@ export class Peer implements WireHandler {
 
   get hostName(): string | undefined {
     return this.proven?.host ?? this.introduction?.own?.host
+  }
+
+  /** It is an agent that looks for pieces, and so does not have to hear of what it has. */
+  get knowsOwnPieces(): boolean {
+    const own = this.introduction?.own
+    return own !== undefined && !own.isSeed
   }
 
   get placeName(): string | undefined {
@@ -332,7 +347,13 @@ export class Peer implements WireHandler {
     if (at < 0) return
     this.#owed.splice(at, 1)
     this.owedBytes -= block.length
+    if (!this.isOwed(block.piece)) this.#host.tookBack(this, block.piece)
     this.#reject(block)
+  }
+
+  /** Whether it waits for a block of a piece. */
+  isOwed(piece: number): boolean {
+    return this.#owed.some((block) => block.piece === piece)
   }
 
   reject(block: Block): void {
@@ -395,7 +416,12 @@ export class Peer implements WireHandler {
   serve(): void {
     if (this.#reading || this.#serveTimer !== undefined) return
     const { socket } = this.link
-    while (this.#owed.length > 0 && this.#sendingBytes < sendingBytesMax && this.closedWhy === undefined) {
+    const { total, rate } = this.upload
+    const room =
+      total < sendingBytesMax || rate === 0
+        ? sendingBytesMax
+        : Math.min(sendingBytesMax, Math.max(sendingBytesMin, (rate * sendingMs) / 1000))
+    while (this.#owed.length > 0 && this.#sendingBytes < room && this.closedWhy === undefined) {
       const waitMs = this.#limiter.waitMs('upload', this.distance)
       if (waitMs > 0) {
         this.#serveTimer = setTimeout(() => {
@@ -503,7 +529,10 @@ export class Peer implements WireHandler {
   #dropOwed(): void {
     const owed = this.#owed.splice(0)
     this.owedBytes = 0
-    for (const block of owed) this.#reject(block)
+    for (const block of owed) {
+      this.#host.tookBack(this, block.piece)
+      this.#reject(block)
+    }
   }
 }
 

@@ -72,9 +72,11 @@ export interface PickOptions {
   readonly bytesMax: number
   /** Whether another piece may be begun: there is memory for it. */
   readonly mayBegin: boolean
+  /** The peer sends whole pieces: while there are others, it is not asked for a part of what another was asked for first. */
+  readonly whole?: boolean
   /** A far peer is asked for whatever is missing, also for what near ones have: this rack stands still. */
   readonly anything: boolean
-  /** Of what is not begun: pieces that the peer would not give now. */
+  /** Pieces that the peer would not give now; what was begun with it is asked of it all the same. */
   readonly refuses?: ((piece: number) => boolean) | undefined
   readonly nowMs: number
 }
@@ -82,8 +84,8 @@ export interface PickOptions {
 /**
  * Which block to ask a peer for. Pure: its clock and its chance come from outside.
  *
- * A piece that was begun with the peer, else the rarest that it has (BEP 3), ties at random, else one that another peer was
- * asked first. A far peer is asked only for what no near peer has, or has claimed to be fetching. Where nothing is free any more,
+ * A piece that was begun with the peer, else one that nobody goes on with, else the rarest that it has (BEP 3), ties at random, else one that
+ * another peer was asked first. A far peer is asked only for what no near peer has, or has claimed to be fetching. Where nothing is free any more,
  * a block that its peer is late with is asked for a second time.
  */
 export class Picker {
@@ -245,10 +247,15 @@ export class Picker {
     for (const begun of this.#open) {
       if (peer.has[begun.piece] !== 1) continue
       if (begun.owner === peer) return this.#ask(begun, options)
+      if (begun.owner !== undefined && options.whole && this.untouched > 0) continue
+      if (options.refuses?.(begun.piece) === true) continue
       if (!options.anything && this.#isNearer(peer.distance, begun.piece)) continue
       if (begun.owner === undefined || other === undefined) other = begun
     }
-    if (other && (other.owner === undefined || !options.mayBegin)) return this.#ask(other, options)
+    if (other && (other.owner === undefined || !options.mayBegin)) {
+      other.owner ??= peer
+      return this.#ask(other, options)
+    }
     if (options.mayBegin) {
       const piece = this.#rarest(options)
       if (piece >= 0) return this.#ask(this.#begin(piece, peer), options)
@@ -309,7 +316,7 @@ export class Picker {
 
   /**
    * A run of untouched pieces for a source that is asked for many bytes at once, from a random start: of those that no peer has
-   * and no neighbour has claimed, or with `anything` of all.
+   * and no neighbour has claimed, or with `anything` of all where there are no such.
    */
   untouchedRun(options: {
     /** Of these alone, from the first on. Default: of all. */
@@ -322,25 +329,33 @@ export class Picker {
     this.#passTime(nowMs)
     const begin = within?.firstPiece ?? 0
     const end = Math.min(this.#pieceCount, begin + (within?.pieceCount ?? this.#pieceCount))
-    const isWanted = (piece: number) =>
-      piece < end &&
-      this.#isMissing(piece) &&
-      (anything || (this.#copies[piece] === 0 && !this.#isClaimed(piece)))
-    const runFrom = (first: number) => {
+    const isFree = (piece: number) => piece < end && this.#isMissing(piece)
+    const isNobodys = (piece: number) => isFree(piece) && this.#copies[piece] === 0 && !this.#isClaimed(piece)
+    // What no peer has comes first, also where anything will do: nobody else can bring it.
+    for (const isWanted of anything ? [isNobodys, isFree] : [isNobodys]) {
+      const first = this.#findUntouched(isWanted, within && { begin, end })
+      if (first === undefined) continue
       let count = 1
       while (count < piecesMax && isWanted(first + count)) count++
       return { first, count }
     }
+    return undefined
+  }
+
+  /** The first within a range, where nobody else was given that; else from a random start. */
+  #findUntouched(
+    isWanted: (piece: number) => boolean,
+    within: { readonly begin: number; readonly end: number } | undefined,
+  ): number | undefined {
     if (within) {
-      // Nobody else was given these: no need for chance.
-      for (let piece = begin; piece < end; piece++) if (isWanted(piece)) return runFrom(piece)
+      for (let piece = within.begin; piece < within.end; piece++) if (isWanted(piece)) return piece
       return undefined
     }
     const missing = this.untouched
     const start = Math.floor(this.#random() * missing)
     for (let i = 0; i < missing; i++) {
       const piece = this.#missing[(start + i) % missing] ?? 0
-      if (isWanted(piece)) return runFrom(piece)
+      if (isWanted(piece)) return piece
     }
     return undefined
   }
@@ -379,10 +394,12 @@ export class Picker {
     return begun !== undefined && begun.asks.size === 0 && begun.left === begun.units.length
   }
 
-  /** A block will not come: others may be asked for it. */
+  /** A block will not come: others may be asked for it, and for its piece if nothing else of that is asked of the same peer. */
   release(ask: Ask): void {
     const begun = this.#begun.get(ask.piece)
-    if (begun) this.#withdraw(begun, ask)
+    if (begun === undefined || !this.#withdraw(begun, ask) || begun.owner !== ask.peer) return
+    for (const { peer } of begun.asks) if (peer === ask.peer) return
+    begun.owner = undefined
   }
 
   /** The piece is verified and on disk. */
@@ -480,8 +497,8 @@ export class Picker {
     return ask
   }
 
-  #withdraw(begun: Begun, ask: Ask): void {
-    if (!begun.asks.delete(ask)) return
+  #withdraw(begun: Begun, ask: Ask): boolean {
+    if (!begun.asks.delete(ask)) return false
     for (let unit = firstUnit(ask); unit < endUnit(ask); unit++) {
       const askers = (begun.askers[unit] ?? 0) - 1
       begun.askers[unit] = askers
@@ -491,6 +508,7 @@ export class Picker {
       }
     }
     if (begun.free > 0) this.#open.add(begun)
+    return true
   }
 
   #mayHedge(begun: Begun, ask: Ask, peer: PickerPeer): boolean {

@@ -13,10 +13,12 @@ export const reserveStep = 4
 /** Between two dials of a peer; doubled with each failure. */
 export const redialMs = 1_000
 const redialMaxMs = 60_000
-/** A peer that was asked and sends nothing for this long is late, and others are asked too. */
+/** A peer that was asked and sends nothing for this long, or for twice as long as a piece usually takes, is late, and others are asked too. */
 const lateMs = 1_000
 /** …and for this long is let go. */
 export const silentMs = 10_000
+/** A connection to an agent far away that neither end may use any more is let go after this long: each piece of news over it costs both of them. */
+export const uselessMs = 5_000
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
 export const uploadSlots = 50
 /** No peer gave anything for this long: the webseed is asked also for what peers have. */
@@ -102,13 +104,16 @@ export function dueInMs(bytes: number, rate: number): number {
   return rate > 0 ? (bytes * 1000) / rate : silentMs
 }
 
-/** Whether others may be asked for a block too: its peer has sent nothing for `stillMs`, or it takes twice as long as it should. */
+/**
+ * Whether others may be asked for a block too: its peer has sent nothing for `stillMs`, or it takes twice as long as it should. On slow links, where
+ * a piece takes `usualMs`, news of anything takes long too.
+ */
 export function isLate(
   { askedMs, dueMs }: { readonly askedMs: number; readonly dueMs: number },
-  stillMs: number,
-  nowMs: number,
+  { stillMs, usualMs, nowMs }: { readonly stillMs: number; readonly usualMs: number; readonly nowMs: number },
 ): boolean {
-  return stillMs > lateMs || nowMs - dueMs > Math.max(lateMs, dueMs - askedMs)
+  const patienceMs = Math.min(silentMs, Math.max(lateMs, 2 * usualMs))
+  return stillMs > patienceMs || nowMs - dueMs > Math.max(patienceMs, dueMs - askedMs)
 }
 
 /**

@@ -39,6 +39,7 @@ import {
   silentMs,
   standstillRate,
   uploadSlots,
+  uselessMs,
   webseedAfterMs,
 } from './schedule.ts'
 import { shownAhead, SuperSeeder } from './super-seeder.ts'
@@ -113,6 +114,8 @@ export class Torrent implements EngineHandle, PeerHost {
   /** How far the tracker says that `ip:port` is; oldest out first. */
   readonly #distances = new Map<string, number>()
   readonly #reach = new Reach()
+  /** As it was when the peers were last told. */
+  #asksFar = true
   readonly #turns = new AllTurns<Peer>()
   #fillTimer: NodeJS.Timeout | undefined
   readonly #suspects
@@ -314,6 +317,9 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#movedAtMs = now
     }
     this.#reach.tick(this.#movedAtMs, now)
+    const asksFar = this.#reach.mayAsk(distanceUnknown, now)
+    if (asksFar !== this.#asksFar) for (const peer of this.#peers) this.#review(peer)
+    this.#asksFar = asksFar
     this.#dialMore(now)
     this.#fill()
   }
@@ -342,7 +348,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
     this.#partFrom(peer)
-    if (this.#complete || this.#have[piece] === 1) return
+    if (this.#complete || this.#have[piece] === 1 || !this.#mayAsk(peer)) return
     peer.setInteresting(true)
     // What is asked of others already, or may not be asked of it, is no reason to look again.
     if (this.#picker.mayBegin(peer.picking, piece)) this.#pump(peer)
@@ -427,16 +433,25 @@ export class Torrent implements EngineHandle, PeerHost {
     if (!this.#takesTurns(peer)) return true
     const nowMs = this.#deps.monotonic()
     const { going } = this.#turns.at(peer.distance)
-    if (going.has(piece, peer)) return true
+    if (going.has(piece, peer)) {
+      going.goOn(piece)
+      return true
+    }
     if (!going.hasRoom(nowMs) || going.isTaken(piece, peer, nowMs)) return false
     going.begin(piece, peer, nowMs)
     return true
   }
 
   gave(peer: Peer, { piece, length }: Block): void {
-    this.#turns
-      .at(peer.distance)
-      .going.moved(piece, peer, length, this.pieceSize(piece), this.#deps.monotonic())
+    const { going } = this.#turns.at(peer.distance)
+    const nowMs = this.#deps.monotonic()
+    going.moved(piece, peer, length, this.pieceSize(piece), nowMs)
+    if (going.has(piece, peer) && !peer.isOwed(piece)) going.rest(piece, nowMs)
+  }
+
+  tookBack(peer: Peer, piece: number): void {
+    const { going } = this.#turns.at(peer.distance)
+    if (going.has(piece, peer)) going.drop(piece)
   }
 
   /** A block is here; who else was asked for it need not send it. @returns whether its piece is whole */
@@ -624,7 +639,7 @@ export class Torrent implements EngineHandle, PeerHost {
   #review(peer: Peer): void {
     const { picking } = peer
     if (picking === undefined) return
-    if (!this.#complete) peer.setInteresting(this.#picker.interests(picking))
+    if (!this.#complete) peer.setInteresting(this.#mayAsk(peer) && this.#picker.interests(picking))
     if (peer.interestedInUs && peer.choking) {
       const served = this.#admitted().filter((other) => !other.choking).length
       if (served < uploadSlots) peer.setChoking(false)
@@ -632,6 +647,10 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.setChoking(true)
       this.#serveNext()
     }
+  }
+
+  #mayAsk({ distance }: Peer): boolean {
+    return this.#reach.mayAsk(distance, this.#deps.monotonic())
   }
 
   #serveNext(): void {
@@ -792,6 +811,11 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.close('its token has ended')
       return
     }
+    if (this.#isOfUse(peer, now)) peer.usefulAtMs = now
+    else if (now - peer.usefulAtMs > uselessMs) {
+      peer.close('neither asks the other for anything')
+      return
+    }
     if (peer.asks.size === 0) return
     const stillMs = now - peer.movedAtMs
     const tooLittle = now - peer.openedAtMs > silentMs && peer.download.rate < blockBytes / 10
@@ -799,7 +823,14 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.close('it sends nothing')
       return
     }
-    for (const ask of peer.asks) if (isLate(ask, stillMs, now)) ask.dueMs = Infinity
+    const { usualMs } = this.#turns.at(peer.distance).coming
+    for (const ask of peer.asks) if (isLate(ask, { stillMs, usualMs, nowMs: now })) ask.dueMs = Infinity
+  }
+
+  /** One of the two wants something of the other, or may come to want it. */
+  #isOfUse(peer: Peer, nowMs: number): boolean {
+    if (peer.distance === 0 || peer.interesting || peer.interestedInUs || !this.#takesTurns(peer)) return true
+    return !this.#complete && this.#reach.mayAsk(peer.distance, nowMs)
   }
 
   /** Its oldest request is older than any honest peer would let it become. */
@@ -811,11 +842,11 @@ export class Torrent implements EngineHandle, PeerHost {
   #waitingFor(peer: Peer): string | undefined {
     if (peer.picking === undefined) return 'it has not shown yet that it may have this'
     if (this.#complete || peer.requestedBytes > 0) return undefined
+    const now = this.#deps.monotonic()
+    if (!this.#reach.mayAsk(peer.distance, now)) return 'it is far away, and this host is no gateway'
     if (!peer.interesting) return 'it has nothing that is missing'
     if (peer.choked) return 'it chokes us'
-    const now = this.#deps.monotonic()
     if (this.#deps.limiter.waitMs('download', peer.distance) > 0) return 'the download limit'
-    if (!this.#reach.mayAsk(peer.distance, now)) return 'it is far away, and this host is no gateway'
     if (peer.distance > 0) return 'peers of the own rack have what is missing, or are fetching it'
     return 'all that it has is asked of others'
   }
@@ -864,6 +895,7 @@ export class Torrent implements EngineHandle, PeerHost {
         peer: picking,
         bytesMax,
         mayBegin: mayBegin && this.#spare !== undefined,
+        whole: this.#takesTurns(peer),
         anything: this.#reach.isStuck(now),
         refuses: isBusyWith,
         nowMs: now,
@@ -973,8 +1005,11 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#bytesVerified += this.pieceSize(piece)
     this.#suspects.verified(piece)
     for (const peer of this.#peers) {
-      // Who has everything does not look for pieces.
-      if (peer.picking && peer.picking.count < this.pieceCount) peer.tellHave(piece)
+      const { picking } = peer
+      // Who has everything does not look for pieces, nor one of ours for what it has; the only seed counts what its peers have.
+      if (picking === undefined || picking.count === this.pieceCount) continue
+      if (picking.has[piece] === 1 && peer.knowsOwnPieces) continue
+      peer.tellHave(piece)
     }
     this.#listener?.(piece)
     if (this.#bytesVerified === this.metainfo.length) void this.#finish()
@@ -1001,6 +1036,8 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#outcome.resolve(undefined)
     for (const peer of [...this.#peers]) {
       peer.setInteresting(false)
+      // It was not told of every piece.
+      if (peer.picking && peer.knowsOwnPieces && peer.handshake.fast) peer.send(writeSimple(messages.haveAll))
       this.#partFrom(peer)
     }
   }

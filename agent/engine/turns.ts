@@ -3,6 +3,8 @@
  * with more, each is whole later, and others can pass it on later: docs/selection.md has the figures.
  */
 export const atOnceMax = 8
+/** …and to afar: a rack whose hosts had pieces first is asked for them by all others, and would have no links left for itself. */
+const farGoingMax = 2
 /** Until one has come it is not known how long one takes. */
 const usualFirstMs = 1_000
 const usualWeight = 0.1
@@ -11,17 +13,26 @@ interface Turn<Peer> {
   readonly peer: Peer
   readonly sinceMs: number
   bytes: number
+  /** Since when nothing more of the piece is asked for. */
+  restMs: number | undefined
 }
 
 /**
  * The pieces that a host is sending, or those that it is being sent: a few at a time, and none to two hosts at once, since the second gets it
- * sooner from the first. What takes more than twice as long as usual holds no turn any more, so a slow host keeps no others waiting. Keeps no clock.
+ * sooner from the first. What takes more than twice as long as usual holds no turn any more, so a slow host keeps no others waiting; nor does what
+ * nobody goes on with for a quarter of that. Keeps no clock.
  */
 export class Turns<Peer> {
   readonly #turns = new Map<number, Turn<Peer>>()
   #usualMs = usualFirstMs
   /** Until then there is no room, unless a turn ends. */
   #fullUntilMs = 0
+  readonly #max: number
+
+  /** @param max turns at once */
+  constructor(max: number) {
+    this.#max = max
+  }
 
   /** What a piece takes, ms. */
   get usualMs(): number {
@@ -29,24 +40,25 @@ export class Turns<Peer> {
   }
 
   hasRoom(nowMs: number): boolean {
-    if (this.#turns.size < atOnceMax) return true
+    if (this.#turns.size < this.#max) return true
     if (nowMs < this.#fullUntilMs) return false
     let count = 0
     let firstMs = Infinity
-    for (const { sinceMs } of this.#turns.values()) {
-      if (!this.#isUsual(sinceMs, nowMs)) continue
+    for (const turn of this.#turns.values()) {
+      const untilMs = this.#untilMs(turn)
+      if (untilMs <= nowMs) continue
       count++
-      firstMs = Math.min(firstMs, sinceMs)
+      firstMs = Math.min(firstMs, untilMs)
     }
-    if (count < atOnceMax) return true
-    this.#fullUntilMs = firstMs + 2 * this.#usualMs
+    if (count < this.#max) return true
+    this.#fullUntilMs = firstMs
     return false
   }
 
   /** Whether a piece is under way with somebody else. */
   isTaken(piece: number, peer: Peer, nowMs: number): boolean {
     const turn = this.#turns.get(piece)
-    return turn !== undefined && turn.peer !== peer && this.#isUsual(turn.sinceMs, nowMs)
+    return turn !== undefined && turn.peer !== peer && this.#untilMs(turn) > nowMs
   }
 
   has(piece: number, peer: Peer): boolean {
@@ -54,7 +66,7 @@ export class Turns<Peer> {
   }
 
   begin(piece: number, peer: Peer, nowMs: number): void {
-    if (!this.has(piece, peer)) this.#turns.set(piece, { peer, sinceMs: nowMs, bytes: 0 })
+    if (!this.has(piece, peer)) this.#turns.set(piece, { peer, sinceMs: nowMs, bytes: 0, restMs: undefined })
   }
 
   /** So many bytes of it were moved; with all of them the turn is over. */
@@ -63,6 +75,19 @@ export class Turns<Peer> {
     if (turn?.peer !== peer) return
     turn.bytes += bytes
     if (turn.bytes >= pieceSize) this.end(piece, nowMs)
+  }
+
+  /** Nothing more of it is asked for, as yet. */
+  rest(piece: number, nowMs: number): void {
+    const turn = this.#turns.get(piece)
+    if (turn) turn.restMs = nowMs
+    this.#fullUntilMs = 0
+  }
+
+  /** More of it is asked for. */
+  goOn(piece: number): void {
+    const turn = this.#turns.get(piece)
+    if (turn) turn.restMs = undefined
   }
 
   /** The piece is there; of `peer` alone, where that is said. */
@@ -83,15 +108,15 @@ export class Turns<Peer> {
     for (const [piece, turn] of this.#turns) if (turn.peer === peer) this.drop(piece)
   }
 
-  #isUsual(sinceMs: number, nowMs: number): boolean {
-    return nowMs - sinceMs < 2 * this.#usualMs
+  #untilMs({ sinceMs, restMs = Infinity }: Turn<Peer>): number {
+    return Math.min(sinceMs + 2 * this.#usualMs, restMs + this.#usualMs / 4)
   }
 }
 
 /** All turns of a host in one swarm: those with its own rack, and those with elsewhere, so that neither has to wait for the other. */
 export class AllTurns<Peer> {
-  readonly #near = { coming: new Turns<Peer>(), going: new Turns<Peer>() }
-  readonly #far = { coming: new Turns<Peer>(), going: new Turns<Peer>() }
+  readonly #near = { coming: new Turns<Peer>(atOnceMax), going: new Turns<Peer>(atOnceMax) }
+  readonly #far = { coming: new Turns<Peer>(atOnceMax), going: new Turns<Peer>(farGoingMax) }
 
   /** What comes from peers at a distance, and what goes to them. */
   at(distance: number): { readonly coming: Turns<Peer>; readonly going: Turns<Peer> } {

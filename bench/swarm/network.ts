@@ -1,3 +1,4 @@
+import { readFile, writeFile } from 'node:fs/promises'
 // Racks on one machine: a core switch, a switch for each rack behind its own uplink, a namespace for each host. Needs root, and Debian's
 // iproute2 and ethtool. The namespace of the machine itself has no part in it, so its addresses meet no others.
 import { spawn } from 'node:child_process'
@@ -86,6 +87,7 @@ export async function startSwarmNetwork(plan: NetworkPlan): Promise<SwarmNetwork
   const { links, hostRate, rackRate, serverRate } = plan
 
   await using undo = new AsyncDisposableStack()
+  undo.defer(await allowCubic())
   undo.defer(() => removeNamespaces(own))
   const all = [core, ...racks.map(switchOf), ...stations.map(({ namespace }) => namespace)]
   await run('ip', ['-batch', '-'], all.map((each) => `netns add ${each}\n`).join(''))
@@ -111,6 +113,8 @@ export async function startSwarmNetwork(plan: NetworkPlan): Promise<SwarmNetwork
     within(station.namespace, [
       'echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6',
       'ip link set lo up',
+      // What most fleets run. BBR, which some kernels come with, paces by what it measures, and measures little in bursts of single pieces.
+      'echo cubic > /proc/sys/net/ipv4/tcp_congestion_control',
       `ip address add ${station.address}/16 brd + dev eth0`,
       ...link('eth0', links, station === server ? serverRate : hostRate),
       'ip route add 224.0.0.0/4 dev eth0',
@@ -199,6 +203,14 @@ const bridge = [
   'ip link add name switch type bridge mcast_snooping 0',
   'ip link set switch up',
 ]
+
+/** Namespaces may only use what this machine allows everybody. @returns what takes it back */
+async function allowCubic(): Promise<() => Promise<void>> {
+  const file = '/proc/sys/net/ipv4/tcp_allowed_congestion_control'
+  const before = (await readFile(file, 'utf8')).trim()
+  await writeFile(file, `${before} cubic`)
+  return () => writeFile(file, before)
+}
 
 function cable(name: string, { namespace, address }: Station): string[] {
   return [`ip link add name ${name} type veth peer name eth0 address ${macOf(address)} netns ${namespace}`]

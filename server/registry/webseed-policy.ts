@@ -33,7 +33,7 @@ export interface WebseedPolicy {
 }
 
 /** A host that has waited this long without a byte is not being served by its swarm. */
-const stalledSecondsMin = 10
+const stalledSecondsMin = 3
 /** A build is leased in so many parts, none of fewer pieces than that. */
 const partsMax = 32
 const partPiecesMin = 4

@@ -6,7 +6,7 @@ export interface SelectionInput {
   readonly seeding: boolean
   /** Peers wanted, after bounds; 0 for none. */
   readonly numwant: number
-  /** Leechers of each rack that fetch from far peers at once, at most; a rack has one for every eight leechers. */
+  /** Leechers of each rack that fetch from far peers at once, at most; a rack has one for every four leechers, and two at least. */
   readonly gatewaysPerRack: number
   /** Far peers that everyone gets besides its rack. */
   readonly reservePeers: number
@@ -25,7 +25,9 @@ export interface Plan {
 }
 
 /** Each further gateway of a rack may bring a piece that another brings too; few leechers are served by one. */
-const leechersPerGateway = 8
+const leechersPerGateway = 4
+/** Where one dies, the other goes on. */
+const gatewaysMin = 2
 
 /**
  * Chooses whom an announcer meets: how many of which level; who they are is drawn at random by the store. Pure.
@@ -41,7 +43,10 @@ export function planSelection(input: SelectionInput): Plan {
   const rack = levels[0]
   const rackSeeders = rack?.seeders ?? 0
   const rackLeechers = rack?.leechers ?? 0
-  const gateways = Math.min(gatewaysPerRack, Math.ceil((rackLeechers + 1) / leechersPerGateway))
+  const gateways = Math.min(
+    gatewaysPerRack,
+    Math.max(gatewaysMin, Math.ceil((rackLeechers + 1) / leechersPerGateway)),
+  )
   const gateway = !seeding && view.gatewayRank < gateways
   const seeders = levels.map(() => 0)
   const leechers = levels.map(() => 0)

@@ -275,6 +275,7 @@ test('it decides as a simple model does, whatever happens', () => {
               bytesMax: blocks * unit + (which % 2) * 5000,
               mayBegin,
               anything,
+              whole: which % 2 === 0,
               refuses: which % 5 === 0 ? (other: number) => other % 2 === 0 : undefined,
               nowMs: model.nowMs,
             }
@@ -350,7 +351,7 @@ class Model {
       (piece) =>
         this.#hasPiece(peer, piece) &&
         this.#freeUnits(piece).length > 0 &&
-        (options.anything || this.#piece(piece).owner === peer || this.#copiesNearerThan(peer, piece) === 0),
+        (this.#piece(piece).owner === peer || this.#mayJoin(piece, options)),
     )
     const ownersOf = (owner: PickerPeer | undefined) =>
       begun.filter((piece) => this.#piece(piece).owner === owner)
@@ -375,6 +376,12 @@ class Model {
     piece.owner ??= peer
     this.#enter(ask, peer)
     return ask
+  }
+
+  /** Whether a peer may be asked for a part of what was begun with another. */
+  #mayJoin(piece: number, { peer, anything, whole, refuses }: PickOptions): boolean {
+    if (whole && this.#piece(piece).owner !== undefined && this.#numbers('untouched').length > 0) return false
+    return refuses?.(piece) !== true && (anything || this.#copiesNearerThan(peer, piece) === 0)
   }
 
   hedge(options: PickOptions, readyMs: number): void {
@@ -402,9 +409,11 @@ class Model {
   }
 
   takeWhole(piecesMax: number, anything: boolean): void {
-    const wanted = this.#numbers('untouched').filter(
-      (piece) => anything || (this.#copies(piece) === 0 && !this.#isClaimed(piece, Infinity, this.nowMs)),
+    const untouched = this.#numbers('untouched')
+    const nobodys = untouched.filter(
+      (piece) => this.#copies(piece) === 0 && !this.#isClaimed(piece, Infinity, this.nowMs),
     )
+    const wanted = anything && nobodys.length === 0 ? untouched : nobodys
     const run = this.picker.untouchedRun({ piecesMax, anything, nowMs: this.nowMs })
     assert.equal(run === undefined, wanted.length === 0)
     if (run === undefined) return
@@ -443,7 +452,11 @@ class Model {
     this.picker.release(ask)
     // Once more does nothing.
     this.picker.release(ask)
+    const isKnown = this.asks.includes(ask)
     this.#drop(ask)
+    const piece = this.#piece(ask.piece)
+    const isLast = !this.asks.some((other) => other.piece === ask.piece && other.peer === ask.peer)
+    if (isKnown && isLast && piece.owner === ask.peer) piece.owner = undefined
   }
 
   done(number: number): void {

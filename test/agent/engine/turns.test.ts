@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { Turns } from '../../../agent/engine/turns.ts'
+import { AllTurns, atOnceMax, Turns } from '../../../agent/engine/turns.ts'
 
 const runs = Math.ceil(Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000) / 100)
 
 test('eight pieces at once, and none for two', () => {
-  const turns = new Turns<string>()
+  const turns = new Turns<string>(8)
   for (let piece = 0; piece < 8; piece++) {
     assert.ok(turns.hasRoom(0))
     turns.begin(piece, 'one', 0)
@@ -26,7 +26,7 @@ test('eight pieces at once, and none for two', () => {
 })
 
 test('what takes twice as long as usual keeps nobody waiting', () => {
-  const turns = new Turns<string>()
+  const turns = new Turns<string>(8)
   for (let i = 0; i < 100; i++) {
     turns.begin(i, 'quick', 100 * i)
     turns.end(i, 100 * i + 100)
@@ -41,6 +41,19 @@ test('what takes twice as long as usual keeps nobody waiting', () => {
   assert.ok(turns.has(0, 'quick'), 'what the slow one has at last is not its turn')
 })
 
+test('eight pieces at once from afar, and no more than two to afar; eight each way within the rack', () => {
+  const turns = new AllTurns<string>()
+  const atOnce = (of: Turns<string>) => {
+    let pieces = 0
+    while (pieces < 100 && of.hasRoom(0)) of.begin(pieces++, 'one', 0)
+    return pieces
+  }
+  assert.equal(atOnce(turns.at(1).coming), atOnceMax)
+  assert.equal(atOnce(turns.at(255).going), 2)
+  assert.equal(atOnce(turns.at(0).coming), atOnceMax)
+  assert.equal(atOnce(turns.at(0).going), atOnceMax)
+})
+
 const step = fc.record({
   act: fc.constantFrom('begin', 'begin', 'begin', 'end', 'drop', 'leave', 'pass'),
   piece: fc.nat(20),
@@ -48,34 +61,38 @@ const step = fc.record({
   ms: fc.nat(1500),
 })
 
-test('there is room where fewer than eight have taken no longer than twice the usual, whatever happened before', () => {
+test('there is room where fewer than may be at once have taken no longer than twice the usual, whatever happened before', () => {
   fc.assert(
-    fc.property(fc.array(step, { maxLength: 100, size: 'max' }), (steps) => {
-      const turns = new Turns<number>()
-      const model = new Map<number, { peer: number; sinceMs: number }>()
-      let nowMs = 0
-      for (const { act, piece, peer, ms } of steps) {
-        if (act === 'pass') nowMs += ms
-        else if (act === 'begin') {
-          turns.begin(piece, peer, nowMs)
-          if (model.get(piece)?.peer !== peer) model.set(piece, { peer, sinceMs: nowMs })
-        } else if (act === 'end') {
-          turns.end(piece, nowMs)
-          model.delete(piece)
-        } else if (act === 'drop') {
-          turns.drop(piece)
-          model.delete(piece)
-        } else {
-          turns.leave(peer)
-          for (const [each, turn] of model) if (turn.peer === peer) model.delete(each)
+    fc.property(
+      fc.integer({ min: 1, max: 8 }),
+      fc.array(step, { maxLength: 100, size: 'max' }),
+      (max, steps) => {
+        const turns = new Turns<number>(max)
+        const model = new Map<number, { peer: number; sinceMs: number }>()
+        let nowMs = 0
+        for (const { act, piece, peer, ms } of steps) {
+          if (act === 'pass') nowMs += ms
+          else if (act === 'begin') {
+            turns.begin(piece, peer, nowMs)
+            if (model.get(piece)?.peer !== peer) model.set(piece, { peer, sinceMs: nowMs })
+          } else if (act === 'end') {
+            turns.end(piece, nowMs)
+            model.delete(piece)
+          } else if (act === 'drop') {
+            turns.drop(piece)
+            model.delete(piece)
+          } else {
+            turns.leave(peer)
+            for (const [each, turn] of model) if (turn.peer === peer) model.delete(each)
+          }
+          const usual = [...model.values()].filter(({ sinceMs }) => nowMs - sinceMs < 2 * turns.usualMs)
+          assert.equal(turns.hasRoom(nowMs), usual.length < max)
+          const turn = model.get(piece)
+          const isTaken = turn !== undefined && turn.peer !== peer && usual.includes(turn)
+          assert.equal(turns.isTaken(piece, peer, nowMs), isTaken)
         }
-        const usual = [...model.values()].filter(({ sinceMs }) => nowMs - sinceMs < 2 * turns.usualMs)
-        assert.equal(turns.hasRoom(nowMs), usual.length < 8)
-        const turn = model.get(piece)
-        const isTaken = turn !== undefined && turn.peer !== peer && usual.includes(turn)
-        assert.equal(turns.isTaken(piece, peer, nowMs), isTaken)
-      }
-    }),
+      },
+    ),
     { numRuns: runs },
   )
 })

@@ -64,7 +64,7 @@ test('planSelection(): as many as wanted, no more than there are, and no rack no
   )
 })
 
-test('a rack has one gateway for every eight leechers, up to the maximum', () => {
+test('a rack has one gateway for every four leechers, two at least, up to the maximum', () => {
   const gateways = (leechers: number) =>
     Array.from({ length: leechers }, (_, gatewayRank) =>
       planSelection({
@@ -80,7 +80,7 @@ test('a rack has one gateway for every eight leechers, up to the maximum', () =>
         shares: [0, 1],
       }),
     ).filter(({ gateway }) => gateway).length
-  assert.deepEqual([1, 2, 8, 9, 17, 40].map(gateways), [1, 1, 1, 2, 3, 3])
+  assert.deepEqual([1, 2, 4, 8, 9, 40].map(gateways), [1, 2, 2, 2, 3, 3])
 })
 
 test('without costs each far level has half of what nearer ones leave; dear ways get less, and cheap ones what others cannot use', () => {

@@ -1,0 +1,30 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { isLate } from '../../../agent/engine/schedule.ts'
+
+const nowMs = 100_000
+/** Of a peer that is still: when its block should come does not matter yet. */
+const notDue = { askedMs: nowMs - 10, dueMs: nowMs + 10_000 }
+
+test('a peer is late that sends nothing for a second, or for twice as long as a piece usually takes', () => {
+  const isStillLate = (stillMs: number, usualMs: number) => isLate(notDue, { stillMs, usualMs, nowMs })
+  assert.equal(isStillLate(900, 100), false)
+  assert.equal(isStillLate(1100, 100), true)
+  assert.equal(isStillLate(3000, 4000), false, 'slow links bring news late')
+  assert.equal(isStillLate(8100, 4000), true)
+})
+
+test('a peer that sends nothing for ten seconds is late, however long a piece takes', () => {
+  for (const usualMs of [100, 4000, 60_000])
+    assert.equal(isLate(notDue, { stillMs: 10_100, usualMs, nowMs }), true, `${usualMs} ms`)
+})
+
+test('a block is late that takes twice as long as it should, but is given as long as a peer that is still', () => {
+  const isBlockLate = (shouldTakeMs: number, tookMs: number, usualMs: number) =>
+    isLate({ askedMs: nowMs - tookMs, dueMs: nowMs - tookMs + shouldTakeMs }, { stillMs: 0, usualMs, nowMs })
+  assert.equal(isBlockLate(3000, 5900, 100), false)
+  assert.equal(isBlockLate(3000, 6100, 100), true)
+  assert.equal(isBlockLate(100, 1000, 100), false)
+  assert.equal(isBlockLate(100, 1200, 100), true)
+  assert.equal(isBlockLate(100, 1200, 4000), false, 'where a piece takes long, so may its blocks')
+})
