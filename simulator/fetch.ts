@@ -461,18 +461,24 @@ export class Fetch {
     const count = order.length
     const near = this.turns.at(0).coming
     const far = this.turns.at(distanceUnknown).coming
+    let nearRoom = near.hasRoom(now)
+    let farRoom = far.hasRoom(now)
     for (let depth = 0; depth < atOnceMax; depth++) {
       let deeper = false
       const start = Math.floor(this.#world.random() * count)
       for (let i = 0; i < count; i++) {
-        if (!near.hasRoom(now) && !far.hasRoom(now)) return
+        if (!nearRoom && !farRoom) return
         const side = order[start + i < count ? start + i : start + i - count]
-        if (side === undefined || side.asks.length < depth || !side.coming.hasRoom(now)) continue
+        if (side === undefined || side.asks.length < depth || !(side.distance === 0 ? nearRoom : farRoom))
+          continue
         if (side.asks.length > depth) {
           deeper = true
           continue
         }
-        if (this.pump(side)) deeper = true
+        if (!this.pump(side)) continue
+        deeper = true
+        nearRoom = near.hasRoom(now)
+        farRoom = far.hasRoom(now)
       }
       if (!deeper) return
     }

@@ -26,6 +26,8 @@ import type { Moment, Scenario } from './scenario.ts'
 import { rackSizesOf } from './scenario.ts'
 
 const tickMs = 250
+/** Of real time. */
+const progressMs = 5_000
 const stallMs = AgentConfig.parse({ server: 'http://localhost' }).stall_timeout
 const webseedReviewMs = 10_000
 /** A step of time is no longer than this share of the time in which a host sends a piece. */
@@ -68,9 +70,12 @@ export interface Result {
   readonly wallSeconds: number
 }
 
-/** Runs a scenario in virtual time. */
-export function simulate(scenario: Scenario): Result {
-  return new Simulation(scenario).run()
+/** How far a run is: seconds of virtual time, and hosts that have everything. */
+export type Progress = (seconds: number, hosts: number) => void
+
+/** Runs a scenario in virtual time, and says every few seconds of real time how far it is. */
+export function simulate(scenario: Scenario, progress?: Progress): Result {
+  return new Simulation(scenario).run(progress)
 }
 
 interface Due {
@@ -180,8 +185,9 @@ class Simulation {
     this.#policy = createWebseedPolicy({ leaseMs: webseed.lease, hostsMax: webseed.replies_max, now })
   }
 
-  run(): Result {
+  run(progress: Progress = () => undefined): Result {
     const wall = performance.now()
+    let toldMs = wall
     this.#plan()
     const { host_uplink: rate } = this.#scenario
     const stepMs = (((this.#blobs[0]?.pieceLength ?? 1) * stepShare) / rate) * 1000
@@ -209,6 +215,10 @@ class Simulation {
       this.#network.step(stepMs / 1000, brought)
       this.#nowMs += stepMs
       steps++
+      if (steps % 64 === 0 && performance.now() - toldMs > progressMs) {
+        toldMs = performance.now()
+        progress(this.#nowMs / 1000, this.#hosts.filter((host) => isDone(host)).length)
+      }
       for (const carrier of settling.splice(0)) carrier.settle()
       for (const fetch of this.#woken.splice(0)) fetch.wake()
       const { seed_dies: dies } = this.#scenario
@@ -575,6 +585,10 @@ class Simulation {
       wallSeconds,
     }
   }
+}
+
+function isDone({ fetches }: Host): boolean {
+  return fetches.every(({ isComplete }) => isComplete)
 }
 
 function isBefore(one: Due, other: Due): boolean {

@@ -68,7 +68,9 @@ export async function runSimulate(
     return parseConfig(Scenario, JSON.stringify(merged), 'scenario')
   })
   out.note(`Simulating ${scenario.hosts} hosts in virtual time …`)
-  const result = simulate(scenario)
+  const result = simulate(scenario, (seconds, hosts) => {
+    out.note(`${seconds.toPrecision(3)} s: ${hosts} of ${scenario.hosts} hosts`)
+  })
   if (svg !== undefined) await writeFile(svg, draw(result))
   out.result({ ...summarize(result), hosts: result.hosts }, () => describe(result))
 }

@@ -21,11 +21,11 @@ test('a clean run: every host has the build, nothing is better than possible, an
   assert.equal(summary.finished, 60)
   assert.ok((summary.seconds.p50 ?? 0) >= summary.bound.seconds)
   assert.ok(
-    summary.originOfBuild >= 1 && summary.originOfBuild < 1.05,
+    summary.originOfBuild > 0.999 && summary.originOfBuild < 1.05,
     `${summary.originOfBuild} from the server`,
   )
   const { crossRackOfMin = 0 } = summary
-  assert.ok(crossRackOfMin >= 1 && crossRackOfMin < 1.3, `${crossRackOfMin} copies a rack`)
+  assert.ok(crossRackOfMin > 0.999 && crossRackOfMin < 1.3, `${crossRackOfMin} copies a rack`)
   assert.ok((summary.seconds.max ?? Infinity) < 4 * summary.bound.seconds, `${summary.seconds.max} s`)
 })
 
