@@ -56,6 +56,8 @@ export interface World {
   finished(fetch: Fetch): void
   /** To be woken at the end of the step. */
   wake(fetch: Fetch): void
+  /** Does something once what one host says has come to another, `ways` times. */
+  later(ways: number, act: () => void): void
 }
 
 /** The server, where a host may fetch from it. */
@@ -408,8 +410,10 @@ export class Fetch {
 
   /** Of a piece more that the other one has; it is heard at the end of the step. */
   tell(side: Side, piece: number): void {
-    this.#news.push({ side, piece })
-    this.#wakeLater()
+    this.#world.later(1, () => {
+      this.#news.push({ side, piece })
+      this.#wakeLater()
+    })
   }
 
   #wakeLater(): void {
@@ -532,7 +536,9 @@ export class Fetch {
     if (from === 0) return
     for (const { distance, peer } of this.sides.values())
       if (distance < from && !peer.fetch.isComplete && !peer.fetch.host.isStandard)
-        peer.fetch.claimed(peer, piece)
+        this.#world.later(1, () => {
+          peer.fetch.claimed(peer, piece)
+        })
   }
 
   #send(side: Side, ask: Ask): void {
@@ -544,7 +550,11 @@ export class Fetch {
       side.flow = network.addFlow(wayBetween(side.peer.fetch.host, this.host))
       carriers[side.flow] = side
     }
-    if (side.asks.length === 1) network.start(side.flow, ask.length)
+    if (side.asks.length > 1) return
+    // The request has a way to go, and then the bytes.
+    this.#world.later(2, () => {
+      if (side.flow !== undefined && side.asks[0] === ask) network.start(side.flow, ask.length)
+    })
   }
 
   /** What a side has brought. */

@@ -34,6 +34,9 @@ export const Scenario = z.strictObject({
   server_uplink: rate().optional().describe('Of the server, which is a rack of its own. Default: as a host.'),
   jitter: duration().prefault('0ms').describe('Hosts begin within this long.'),
   setup: duration().prefault('0ms').describe('From the tag to the first announce, of each host.'),
+  delay: duration()
+    .prefault('0ms')
+    .describe('Of all that one host says to another, one way: full queues make it long on slow links.'),
   from_server: z
     .boolean()
     .default(true)

@@ -265,6 +265,11 @@ class Simulation {
       wake: (fetch) => {
         this.#woken.push(fetch)
       },
+      later: (ways, act) => {
+        const { delay } = this.#scenario
+        if (delay === 0) act()
+        else this.#at(this.#nowMs + ways * delay, act)
+      },
     }
     const racks = this.#rackSizes.flatMap((size, rack) => Array.from({ length: size }, () => rack))
     const slow = this.#share(this.#scenario.slow?.share ?? 0)
