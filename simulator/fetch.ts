@@ -5,7 +5,6 @@ import { Picker } from '../agent/engine/picker.ts'
 import { RateMeter } from '../agent/engine/rate-meter.ts'
 import { ownPieces, pieceMemoryMax } from '../agent/engine/piece-store.ts'
 import {
-  aheadOf,
   dueInMs,
   hedgeInMs,
   isAskedEnough,
@@ -495,8 +494,7 @@ export class Fetch {
     if (side.isChoked || !side.isInteresting) return false
     const now = this.#world.nowMs()
     if (!this.#reach.mayAsk(side.distance, now)) return false
-    const ahead = aheadOf(side.meter)
-    if (isAskedEnough(side.requestedBytes, ahead)) return false
+    if (isAskedEnough(side.requestedBytes, side.meter.rate)) return false
     const going = side.peer.going
     const coming = side.coming
     const mayBegin = this.#begun.size < this.#begunMax && coming.hasRoom(now) && going.hasRoom(now)

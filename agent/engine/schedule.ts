@@ -1,4 +1,5 @@
 import type { EnginePeer } from './engine.ts'
+import { blockBytes, ownBlockBytes } from './wire.ts'
 
 /** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
 const standsStillMs = 3_000
@@ -28,6 +29,11 @@ export const standstillRate = 16 * 1024
 /** Bytes asked for ahead: what a peer sends in this long, within bounds. */
 const aheadMs = 500
 const aheadMin = 256 * 1024
+/** Of a slow peer: what it is asked for lies in its kernel's buffer soon, and whatever else it has to say waits behind that. */
+const aheadSlowMin = 48 * 1024
+/** Below these rates, bytes a second, a block of 256 or of 64 KiB keeps a connection busy for long. */
+const slowRate = 4 * 1024 * 1024
+const slowestRate = 512 * 1024
 const aheadFirst = 1024 * 1024
 const aheadMax = 4 * 1024 * 1024
 
@@ -83,14 +89,25 @@ export class Reach {
   }
 }
 
-/** Bytes to have asked a peer for, that has given `total` bytes until now and gives `rate` bytes a second. */
-export function aheadOf({ total, rate }: { readonly total: number; readonly rate: number }): number {
-  return total === 0 ? aheadFirst : Math.min(aheadMax, Math.max(aheadMin, (rate * aheadMs) / 1000))
+/** Bytes to have asked a peer for that gives `rate` bytes a second, 0 where that is not known. */
+export function aheadOf(rate: number): number {
+  if (rate === 0) return aheadFirst
+  return Math.min(aheadMax, Math.max(aheadMinOf(rate), (rate * aheadMs) / 1000))
 }
 
 /** A peer that is owed this much need not be asked for more yet. */
-export function isAskedEnough(requestedBytes: number, ahead: number): boolean {
-  return requestedBytes > ahead / 2 && requestedBytes > aheadMin
+export function isAskedEnough(requestedBytes: number, rate: number): boolean {
+  return requestedBytes > aheadOf(rate) / 2 && requestedBytes > aheadMinOf(rate)
+}
+
+/** The longest block to ask such a peer for. */
+export function blockBytesOf(rate: number): number {
+  if (rate === 0 || rate >= slowRate) return ownBlockBytes
+  return rate < slowestRate ? blockBytes : ownBlockBytes / 4
+}
+
+function aheadMinOf(rate: number): number {
+  return rate > 0 && rate < slowestRate ? aheadSlowMin : aheadMin
 }
 
 /** When a peer is to be dialled again, in ms from now, after so many failures before this one. */

@@ -28,6 +28,7 @@ import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
 import {
   aheadOf,
+  blockBytesOf,
   dueInMs,
   hedgeInMs,
   isAskedEnough,
@@ -49,7 +50,7 @@ import { TrafficSums } from './traffic.ts'
 import type { Claim } from './webseed-source.ts'
 import { runWebseed } from './webseed-source.ts'
 import type { Block } from './wire.ts'
-import { blockBytes, messages, ownBlockBytes, writeBitfield, writeExtended, writeSimple } from './wire.ts'
+import { blockBytes, messages, writeBitfield, writeExtended, writeSimple } from './wire.ts'
 
 export interface TorrentDeps {
   /** Milliseconds since some start; it never goes back. */
@@ -79,8 +80,6 @@ const refusedMaxMs = 10_000
 const turnMaxMs = 1_000
 /** Who has not shown by then that it may take part is let go. */
 const admissionMs = 5_000
-/** Below this rate a block of 256 KiB would keep others waiting. */
-const slowRate = 4 * 1024 * 1024
 /** A connection that has moved nothing for this long gives way where all are taken. */
 const idleMs = 1_000
 /** Connections for peers that have something we lack: those that have nothing cannot take them. */
@@ -143,6 +142,8 @@ export class Torrent implements EngineHandle, PeerHost {
   /** When a peer last gave a block. */
   #givenAtMs: number
   #bytesSeen = 0
+  /** What the fastest peer gives, bytes a second. */
+  #bestRate = 0
   #bytesReceived = 0
   #diskFullSinceMs: number | undefined
   #webseed: Webseed | undefined
@@ -311,7 +312,12 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const peer of this.#peers) this.#showMore(peer)
     if (this.#complete || !this.#ready) return
     // A block of a slow link takes seconds.
-    const rate = [...this.#peers].reduce((sum, { download }) => sum + download.rate, 0)
+    let rate = 0
+    this.#bestRate = 0
+    for (const { download } of this.#peers) {
+      rate += download.rate
+      this.#bestRate = Math.max(this.#bestRate, download.rate)
+    }
     if (this.#bytesReceived > this.#bytesSeen || rate >= standstillRate) {
       this.#bytesSeen = this.#bytesReceived
       this.#movedAtMs = now
@@ -873,10 +879,11 @@ export class Torrent implements EngineHandle, PeerHost {
     if (now < peer.askAgainMs) return false
     if (!this.#reach.mayAsk(peer.distance, now)) return false
     const { rate } = peer.download
-    const ahead = aheadOf(peer.download)
-    const bytesMax =
-      rate > 0 && rate < slowRate ? Math.min(peer.blockBytesMax, ownBlockBytes / 4) : peer.blockBytesMax
-    if (isAskedEnough(peer.requestedBytes, ahead)) return false
+    // Who has given nothing yet, or nothing of late, is taken to be as fast as the fastest of the others.
+    const likelyRate = rate || this.#bestRate
+    const ahead = aheadOf(likelyRate)
+    const bytesMax = Math.min(peer.blockBytesMax, blockBytesOf(likelyRate))
+    if (isAskedEnough(peer.requestedBytes, likelyRate)) return false
     const { coming } = this.#turns.at(peer.distance)
     const isBusyWith = peer.busyWith.size > 0 ? peer.isBusyWith(now) : undefined
     let begun: number | undefined

@@ -162,8 +162,13 @@ test('a new epoch makes it announce all it holds again', async (t) => {
   const server = await startMiniServer(t)
   const announcer = startAnnouncer(t)
   const hashes = [randomBlob(300_000), randomBlob(300_000)].map(({ metainfo }) => metainfo.infoHash)
-  for (const infoHash of hashes) add(announcer, server, { infoHash })
-  await eventually(() => server.announces.length === 2, 'the first announces')
+  const added = hashes.map((infoHash) => add(announcer, server, { infoHash }))
+  // Until both were answered: a reply that comes later names the new epoch itself.
+  await eventually(
+    () => added.every(({ announcement }) => announcement.seeds !== undefined),
+    'the first replies',
+  )
+  assert.equal(server.announces.length, 2)
   server.epoch = 'two'
   announcer.noteEpoch('two')
   await eventually(() => server.announces.length === 4, 'the second announces')
