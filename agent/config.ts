@@ -160,7 +160,7 @@ export const AgentConfig = z.strictObject({
   stall_timeout: duration()
     .prefault('4s')
     .describe(
-      'A fetch without a byte for this long asks for the webseed; after twice as long its connections are made anew. Before its first byte it waits longer, 2.5 times this.',
+      'A fetch without a byte for this long asks for the webseed; after twice as long its connections are made anew.',
     ),
 })
 export type AgentConfig = z.output<typeof AgentConfig>

@@ -3,7 +3,7 @@ export type WatchdogStep = 'ask' | 'remake' | 'fallback'
 
 /**
  * Watches one fetch. Every `stallMs` without a byte is one step further, round and round: a fetch is never given up
- * while anything may become reachable. Before its first byte the first step takes longer: on slow links all wait for the first pieces.
+ * while anything may become reachable.
  */
 export interface Watchdog {
   /** Tells the bytes so far; any change is progress. */
@@ -16,26 +16,22 @@ export interface Watchdog {
 
 const steps: readonly WatchdogStep[] = ['ask', 'remake', 'fallback']
 
-/** How long a fetch may wait for its first byte, in times of a stall. */
-export const firstByteStalls = 2.5
-
 export function createWatchdog(stallMs: number, startMs: number): Watchdog {
   let seen = -1
   let movedAt = startMs
-  let countsFrom = startMs + (firstByteStalls - 1) * stallMs
   let taken = 0
   return {
     progress: (bytes, nowMs) => {
       if (bytes === seen) return
       // The first number only says where a fetch starts from.
       if (seen !== -1) {
-        movedAt = countsFrom = nowMs
+        movedAt = nowMs
         taken = 0
       }
       seen = bytes
     },
     check: (nowMs) => {
-      const reached = Math.floor((nowMs - countsFrom) / stallMs)
+      const reached = Math.floor((nowMs - movedAt) / stallMs)
       if (reached <= taken) return undefined
       // A process that slept does not take the steps it missed all at once.
       taken = taken + 1 < reached ? Math.max(taken + 1, reached - 2) : reached

@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto'
 import { toEnginePeers } from '../agent/announcer.ts'
 import { AgentConfig } from '../agent/config.ts'
-import { firstByteStalls } from '../agent/watchdog.ts'
 import { endpointIp, formatIp, parseIp } from '../lib/protocol/address.ts'
 import { parseAnnounceReply, writeAnnounce } from '../lib/protocol/announce.ts'
 import type { InfoHash } from '../lib/protocol/infohash.ts'
@@ -412,14 +411,9 @@ class Simulation {
       fetch.tick()
       const stalledMs = this.#nowMs - fetch.movedAtMs
       let nextReviewMs = reviewMs
-      const isStalled = stalledMs >= (fetch.downloaded === 0 ? firstByteStalls : 1) * stallMs
-      if (
-        isStalled
-          ? this.#nowMs >= reviewMs - webseedReviewMs + stallMs
-          : this.#nowMs >= reviewMs && fetch.usesWebseed
-      ) {
-        this.#askGrant(fetch, isStalled ? stalledMs / 1000 : undefined)
-        if (isStalled) this.#announce(fetch, undefined)
+      if (this.#nowMs >= reviewMs && (fetch.usesWebseed || stalledMs >= stallMs)) {
+        this.#askGrant(fetch, stalledMs >= stallMs ? stalledMs / 1000 : undefined)
+        if (stalledMs >= stallMs) this.#announce(fetch, undefined)
         nextReviewMs = this.#nowMs + webseedReviewMs
       }
       this.#tick(fetch, atMs + tickMs, nextReviewMs)
