@@ -158,7 +158,7 @@ export const AgentConfig = z.strictObject({
       'A changed tag is fetched after a random wait of up to this long, so that hosts do not all start at once.',
     ),
   stall_timeout: duration()
-    .prefault('4s')
+    .prefault('10s')
     .describe(
       'A fetch without a byte for this long asks for the webseed; after twice as long its connections are made anew.',
     ),
