@@ -1,4 +1,4 @@
-import { Picker } from '../agent/engine/picker.ts'
+import { Picker, shuffled } from '../agent/engine/picker.ts'
 import { createSeededRandom } from '../lib/runtime/random.ts'
 import type { Benchmark, Side } from './harness.ts'
 
@@ -40,7 +40,7 @@ function timed(distanceOf: (neighbour: number) => number): Record<string, number
   for (let fetch = 0; fetch < fetches; fetch++) {
     const own = new Picker({ pieceCount, pieceLength, length: pieceCount * pieceLength, random })
     const peers = Array.from({ length: neighbours }, (_, i) => own.join(distanceOf(i)))
-    const orders = peers.map(() => shuffled(random))
+    const orders = peers.map(() => shuffled(pieceCount, random))
     for (let round = 0; round < pieceCount; round++) {
       const toldMs = performance.now()
       for (const [i, peer] of peers.entries()) own.gains(peer, orders[i]?.[round] ?? 0)
@@ -60,15 +60,4 @@ function timed(distanceOf: (neighbour: number) => number): Record<string, number
     }
   }
   return { decision: (1000 * decisionMs) / decisions, news: (1000 * newsMs) / news }
-}
-
-function shuffled(random: () => number): Int32Array {
-  const order = Int32Array.from({ length: pieceCount }, (_, i) => i)
-  for (let i = order.length - 1; i > 0; i--) {
-    const j = Math.floor(random() * (i + 1))
-    const other = order[j] ?? 0
-    order[j] = order[i] ?? 0
-    order[i] = other
-  }
-  return order
 }

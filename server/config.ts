@@ -223,7 +223,7 @@ const tracker = z
       .max(8)
       .default(3)
       .describe(
-        'Leechers of each rack that are sent to far peers at once, at most (one for every four); the others hold far peers in reserve. More means more cross-rack bytes, fewer a slower first wave.',
+        'Leechers of each rack that are sent to far peers at once, at most (one for every four, and two at least); the others hold far peers in reserve. More means more cross-rack bytes, fewer a slower first wave.',
       ),
     reserve_peers: z
       .int()

@@ -24,8 +24,10 @@ import { webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed
 import { distanceUnknown } from '../lib/protocol/announce.ts'
 import type { FlowId, LinkId, Network } from './network.ts'
 
-/** Per torrent, as AgentConfig has it. */
-const connectionsMax = AgentConfig.parse({ server: 'http://localhost' }).limits.connections_max
+/** Agents run with the settings that they have by themselves. */
+export const agentConfig = AgentConfig.parse({ server: 'http://localhost' })
+/** Per torrent. */
+const connectionsMax = agentConfig.limits.connections_max
 
 export interface Blob {
   readonly index: number

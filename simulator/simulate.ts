@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto'
 import { toEnginePeers } from '../agent/announcer.ts'
-import { AgentConfig } from '../agent/config.ts'
 import { endpointIp, formatIp, parseIp } from '../lib/protocol/address.ts'
 import { parseAnnounceReply, writeAnnounce } from '../lib/protocol/announce.ts'
 import type { InfoHash } from '../lib/protocol/infohash.ts'
@@ -19,7 +18,7 @@ import { createTracker } from '../server/tracker/tracker.ts'
 import type { Bounds } from './bound.ts'
 import { boundsOf } from './bound.ts'
 import type { Blob, Carrier, Host, World } from './fetch.ts'
-import { Fetch } from './fetch.ts'
+import { agentConfig, Fetch } from './fetch.ts'
 import type { LinkId } from './network.ts'
 import { Network } from './network.ts'
 import type { Moment, Scenario } from './scenario.ts'
@@ -28,7 +27,7 @@ import { rackSizesOf } from './scenario.ts'
 const tickMs = 250
 /** Of real time. */
 const progressMs = 5_000
-const stallMs = AgentConfig.parse({ server: 'http://localhost' }).stall_timeout
+const stallMs = agentConfig.stall_timeout
 const webseedReviewMs = 10_000
 /** A step of time is no longer than this share of the time in which a host sends a piece. */
 const stepShare = 1 / 4

@@ -1,8 +1,7 @@
-import { readFile, writeFile } from 'node:fs/promises'
 // Racks on one machine: a core switch, a switch for each rack behind its own uplink, a namespace for each host. Needs root, and Debian's
 // iproute2 and ethtool. The namespace of the machine itself has no part in it, so its addresses meet no others.
 import { spawn } from 'node:child_process'
-import { readdir } from 'node:fs/promises'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { text } from 'node:stream/consumers'
 
 /** A host, or the server. */

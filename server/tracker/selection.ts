@@ -24,7 +24,7 @@ export interface Plan {
   readonly gateway: boolean
 }
 
-/** Each further gateway of a rack may bring a piece that another brings too; few leechers are served by one. */
+/** Each further gateway of a rack may bring a piece that another brings too; few leechers are served by few. */
 const leechersPerGateway = 4
 /** Where one dies, the other goes on. */
 const gatewaysMin = 2
