@@ -22,7 +22,7 @@ const Unit = { free: 0, asked: 1, here: 2 } as const
 
 /** What the picker knows of a peer; made with `join`. */
 export interface PickerPeer {
-  /** 1 for each piece that it has. */
+  /** A bit for each piece, set for those that it has: see `hasPiece`. */
   readonly has: Uint8Array
   /** How many that are. */
   count: number
@@ -30,6 +30,10 @@ export interface PickerPeer {
   readonly distance: number
   /** What it has said that it is fetching, and does not have yet. */
   readonly claims: Set<number>
+}
+
+export function hasPiece({ has }: Pick<PickerPeer, 'has'>, piece: number): boolean {
+  return ((has[piece >> 3] ?? 0) & (1 << (piece & 7))) !== 0
 }
 
 /** A request under way. */
@@ -141,7 +145,7 @@ export class Picker {
   /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
   join(distance: number): PickerPeer {
     const peer = {
-      has: new Uint8Array(this.#pieceCount),
+      has: new Uint8Array(Math.ceil(this.#pieceCount / 8)),
       count: 0,
       distance: Math.min(distance, distanceMax),
       claims: new Set<number>(),
@@ -159,15 +163,16 @@ export class Picker {
     if (!this.#peers.delete(peer)) return
     if (peer.count < this.#pieceCount) this.#partial--
     for (const piece of peer.claims) this.#unclaim(peer, piece)
-    for (let piece = 0; piece < peer.has.length; piece++)
-      if (peer.has[piece] === 1) this.#count(peer, piece, -1)
+    if (peer.count > 0)
+      for (let piece = 0; piece < this.#pieceCount; piece++)
+        if (hasPiece(peer, piece)) this.#count(peer, piece, -1)
     for (const begun of this.#begun.values()) if (begun.owner === peer) begun.owner = undefined
   }
 
   /** The peer has a piece; once more does nothing. */
   gains(peer: PickerPeer, piece: number): void {
-    if (peer.has[piece] === 1) return
-    peer.has[piece] = 1
+    if (hasPiece(peer, piece)) return
+    peer.has[piece >> 3] = (peer.has[piece >> 3] ?? 0) | (1 << (piece & 7))
     peer.count++
     if (peer.count === this.#pieceCount && this.#peers.has(peer)) this.#partial--
     if (peer.claims.size > 0) this.#unclaim(peer, piece)
@@ -178,7 +183,7 @@ export class Picker {
   claimed(peer: PickerPeer, piece: number, nowMs: number): void {
     this.#passTime(nowMs)
     const tally = this.#there[peer.distance]
-    if (tally === undefined || peer.has[piece] === 1 || peer.claims.has(piece)) return
+    if (tally === undefined || hasPiece(peer, piece) || peer.claims.has(piece)) return
     peer.claims.add(piece)
     tally.claims[piece] = (tally.claims[piece] ?? 0) + 1
     this.#claims.push({ peer, piece, untilMs: nowMs + claimMs })
@@ -186,7 +191,7 @@ export class Picker {
 
   /** Whether the peer may be asked for a piece that is not begun. */
   mayBegin(peer: PickerPeer, piece: number): boolean {
-    return peer.has[piece] === 1 && this.#isMissing(piece) && this.#isFor(peer.distance, piece)
+    return hasPiece(peer, piece) && this.#isMissing(piece) && this.#isFor(peer.distance, piece)
   }
 
   #unclaim(peer: PickerPeer, piece: number): void {
@@ -229,9 +234,9 @@ export class Picker {
   /** Whether the peer has a piece that is not here. */
   interests(peer: PickerPeer): boolean {
     if (peer.count === 0) return false
-    for (const { piece } of this.#begun.values()) if (peer.has[piece] === 1) return true
+    for (const { piece } of this.#begun.values()) if (hasPiece(peer, piece)) return true
     const count = this.untouched
-    for (let i = 0; i < count; i++) if (peer.has[this.#missing[i] ?? 0] === 1) return true
+    for (let i = 0; i < count; i++) if (hasPiece(peer, this.#missing[i] ?? 0)) return true
     return false
   }
 
@@ -245,7 +250,7 @@ export class Picker {
     this.#passTime(options.nowMs)
     let other: Begun | undefined
     for (const begun of this.#open) {
-      if (peer.has[begun.piece] !== 1) continue
+      if (!hasPiece(peer, begun.piece)) continue
       if (begun.owner === peer) return this.#ask(begun, options)
       if (begun.owner !== undefined && options.whole && this.untouched > 0) continue
       if (options.refuses?.(begun.piece) === true) continue
@@ -271,7 +276,7 @@ export class Picker {
     const { peer } = options
     let latest: Ask | undefined
     for (const begun of this.#begun.values()) {
-      if (peer.has[begun.piece] !== 1) continue
+      if (!hasPiece(peer, begun.piece)) continue
       for (const ask of begun.asks) {
         if (ask.peer === peer || ask.length > options.bytesMax || ask.dueMs <= readyMs) continue
         if (latest !== undefined && ask.dueMs <= latest.dueMs) continue
@@ -432,7 +437,7 @@ export class Picker {
 
   /** Of the untouched pieces that the peer has and may be asked for, one that the fewest peers have; -1 where there is none. */
   #rarest({ peer, anything, refuses }: PickOptions): number {
-    const { has, distance } = peer
+    const { distance } = peer
     // Nobody is there who lacks anything: what order is best for others does not matter.
     if (this.#partial === 0) return this.#nextInOrder(peer, anything, refuses)
     const chance = this.#random()
@@ -445,24 +450,24 @@ export class Picker {
       const middle = begin + Math.floor(chance * (end - begin))
       for (let i = middle; i < end; i++) {
         const piece = missing[i] ?? 0
-        if (has[piece] === 1 && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
+        if (hasPiece(peer, piece) && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
       }
       for (let i = begin; i < middle; i++) {
         const piece = missing[i] ?? 0
-        if (has[piece] === 1 && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
+        if (hasPiece(peer, piece) && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
       }
       begin = end
     }
     return -1
   }
 
-  #nextInOrder({ has, distance }: PickerPeer, anything: boolean, refuses: PickOptions['refuses']): number {
+  #nextInOrder(peer: PickerPeer, anything: boolean, refuses: PickOptions['refuses']): number {
     const missing = this.untouched
     let lowest = -1
     for (let i = 0; i < missing; i++) {
       const piece = this.#missing[i] ?? 0
       if (lowest >= 0 && piece > lowest) continue
-      if (has[piece] === 1 && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) lowest = piece
+      if (hasPiece(peer, piece) && (anything || this.#isFor(peer.distance, piece)) && !refuses?.(piece)) lowest = piece
     }
     return lowest
   }

@@ -23,7 +23,7 @@ import type { Link, Shaken } from './link.ts'
 import type { PeerHost } from './peer.ts'
 import { Peer, requestsMax } from './peer.ts'
 import type { Ask, PickOptions } from './picker.ts'
-import { Picker } from './picker.ts'
+import { hasPiece, Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
 import {
@@ -1015,7 +1015,7 @@ export class Torrent implements EngineHandle, PeerHost {
       const { picking } = peer
       // Who has everything does not look for pieces, nor one of ours for what it has; the only seed counts what its peers have.
       if (picking === undefined || picking.count === this.pieceCount) continue
-      if (picking.has[piece] === 1 && peer.knowsOwnPieces) continue
+      if (hasPiece(picking, piece) && peer.knowsOwnPieces) continue
       peer.tellHave(piece)
     }
     this.#listener?.(piece)

@@ -1,5 +1,5 @@
-// Attacks on a tracker, each a process of its own: `tracker-attacker.ts KIND OPTIONS`. Prints a line of JSON once it is in full swing, and
-// another one with what it has seen when its stdin ends.
+// Attacks on a tracker, each a process of its own: `tracker-attacker.ts KIND OPTIONS`. Prints a line of JSON once it is in full swing, then
+// a few times a second what it has seen, and once more when its stdin ends.
 import { randomBytes, randomInt } from 'node:crypto'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
@@ -20,7 +20,7 @@ export interface AttackOptions {
   readonly infoHash?: string
 }
 
-/** What an attacker has seen by its end. */
+/** What an attacker has seen so far. */
 export interface AttackStats {
   /** Requests or packets sent, or connections opened. */
   readonly sent: number
@@ -44,10 +44,12 @@ if (import.meta.main) {
   const [kind = '', json = '{}'] = process.argv.slice(2)
   await attacks[kind as AttackKind](JSON.parse(json) as AttackOptions)
   process.stdout.write('"ready"\n')
+  const report = (then?: () => void) => process.stdout.write(`${JSON.stringify(stats)}\n`, then)
+  setInterval(report, 100)
   process.stdin.resume()
   await once(process.stdin, 'end')
   over = true
-  process.stdout.write(`${JSON.stringify(stats)}\n`, () => process.exit(0))
+  report(() => process.exit(0))
 }
 
 /** Clients that say nothing, that say a byte at a time, and that ask for more than they read; whoever is cut comes back. */
