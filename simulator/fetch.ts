@@ -57,6 +57,8 @@ export interface World {
   finished(fetch: Fetch): void
   /** To be woken at the end of the step. */
   wake(fetch: Fetch): void
+  /** What one host says takes time to come to another. */
+  readonly isDelayed: boolean
   /** Does something once what one host says has come to another, `ways` times. */
   later(ways: number, act: () => void): void
 }
@@ -114,7 +116,9 @@ export class Fetch {
   #movedAtMs = 0
   #givenAtMs = 0
   #asksFar = true
-  #news: { readonly side: Side; readonly piece: number }[] = []
+  /** Pieces that others have got, not heard of yet: whose, and which. */
+  readonly #newsFrom: Side[] = []
+  readonly #newsOf: number[] = []
   #isWaking = false
   /** Since it last asked for more. */
   #hasCome = false
@@ -274,9 +278,9 @@ export class Fetch {
   }
 
   #connect(other: Fetch, distance: number): void {
-    const mine = new Side(this, this.host.isStandard ? 0 : distance)
+    const mine = new Side(this, other, this.host.isStandard ? 0 : distance)
     // Whoever is dialled takes the distance from the place that the other one shows.
-    const theirs = new Side(other, other.host.isStandard ? 0 : distance)
+    const theirs = new Side(other, this, other.host.isStandard ? 0 : distance)
     mine.peer = theirs
     theirs.peer = mine
     mine.isDialled = true
@@ -411,10 +415,17 @@ export class Fetch {
 
   /** Of a piece more that the other one has; it is heard at the end of the step. */
   tell(side: Side, piece: number): void {
-    this.#world.later(1, () => {
-      this.#news.push({ side, piece })
-      this.#wakeLater()
-    })
+    if (!this.#world.isDelayed) this.#hear(side, piece)
+    else
+      this.#world.later(1, () => {
+        this.#hear(side, piece)
+      })
+  }
+
+  #hear(side: Side, piece: number): void {
+    this.#newsFrom.push(side)
+    this.#newsOf.push(piece)
+    this.#wakeLater()
   }
 
   #wakeLater(): void {
@@ -426,9 +437,11 @@ export class Fetch {
   /** Takes what it was told, and asks for more if anything came: at the end of a step, so that what one host needs is looked at together. */
   wake(): void {
     this.#isWaking = false
-    const news = this.#news
-    this.#news = []
-    for (const { side, piece } of news) this.gained(side, piece)
+    for (let i = 0; i < this.#newsOf.length; i++) {
+      const side = this.#newsFrom[i]
+      if (side) this.gained(side, this.#newsOf[i] ?? 0)
+    }
+    this.#newsFrom.length = this.#newsOf.length = 0
     if (!this.#hasCome) return
     this.#hasCome = false
     this.fill()
@@ -496,12 +509,14 @@ export class Fetch {
     if (side.isChoked || !side.isInteresting) return false
     const now = this.#world.nowMs()
     if (!this.#reach.mayAsk(side.distance, now)) return false
-    if (isAskedEnough(side.requestedBytes, side.meter.rate)) return false
+    if (side.requestedBytes > 0 && isAskedEnough(side.requestedBytes, side.meter.rate)) return false
+    // Then the picker would look at all that was begun, and find nothing.
+    const nothingBegun = !this.#hasFree && !this.#hasLate && picker.untouched > 0
+    if (nothingBegun && picker.isBarren(side.picking) && !this.#reach.isStuck(now)) return false
     const going = side.peer.going
     const coming = side.coming
     const mayBegin = this.#begun.size < this.#begunMax && coming.hasRoom(now) && going.hasRoom(now)
-    // Where this is so, the picker would look at all that was begun, and find nothing.
-    if (!mayBegin && !this.#hasFree && !this.#hasLate && picker.untouched > 0) return false
+    if (!mayBegin && nothingBegun) return false
     const options: PickOptions = {
       peer: side.picking,
       bytesMax: this.blob.pieceLength,
@@ -590,10 +605,12 @@ export class Fetch {
     this.have[piece] = 1
     this.count++
     for (const side of this.#order) {
+      const { picking } = side
+      // Agents do not tell each other of what they have both.
+      if (picking && picker.has(picking, piece) && !side.isMixed) continue
       const { fetch } = side.peer
       if (fetch.isComplete) fetch.#sees(side.peer, piece)
-      // Agents do not tell each other of what they have both.
-      else if (fetch.have[piece] === 0 || side.isMixed) fetch.tell(side.peer, piece)
+      else fetch.tell(side.peer, piece)
     }
     if (this.count === this.blob.pieceCount) this.#finish()
   }
@@ -670,12 +687,11 @@ export class Side implements Carrier {
   seenLeft = 0
   usefulAtMs = 0
   /** One of the two is a standard client. */
-  get isMixed(): boolean {
-    return this.fetch.host.isStandard || this.peer.fetch.host.isStandard
-  }
+  readonly isMixed: boolean
 
-  constructor(fetch: Fetch, distance: number) {
+  constructor(fetch: Fetch, other: Fetch, distance: number) {
     this.fetch = fetch
+    this.isMixed = fetch.host.isStandard || other.host.isStandard
     this.distance = distance
     this.meter = new RateMeter(0)
     const { going, coming } = fetch.turns.at(distance)

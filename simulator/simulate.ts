@@ -264,6 +264,7 @@ class Simulation {
       wake: (fetch) => {
         this.#woken.push(fetch)
       },
+      isDelayed: this.#scenario.delay > 0,
       later: (ways, act) => {
         const { delay } = this.#scenario
         if (delay === 0) act()

@@ -22,18 +22,16 @@ const Unit = { free: 0, asked: 1, here: 2 } as const
 
 /** What the picker knows of a peer; made with `join`. */
 export interface PickerPeer {
-  /** A bit for each piece, set for those that it has: see `hasPiece`. */
-  readonly has: Uint8Array
-  /** How many that are. */
+  /** Its bit among those who have a piece; -1 once it is gone. */
+  slot: number
+  /** How many pieces it has. */
   count: number
   /** 0 the own rack, 1 the next level …, `distanceMax` at most. */
   readonly distance: number
   /** What it has said that it is fetching, and does not have yet. */
   readonly claims: Set<number>
-}
-
-export function hasPiece({ has }: Pick<PickerPeer, 'has'>, piece: number): boolean {
-  return ((has[piece >> 3] ?? 0) & (1 << (piece & 7))) !== 0
+  /** At which of the picker's changes it had nothing that could be begun with it; -1 since it gained something. */
+  barrenAt: number
 }
 
 /** A request under way. */
@@ -99,6 +97,11 @@ export class Picker {
   /** Pieces that are neither here nor begun, in no order, and where each stands in the list. */
   readonly #missing: Int32Array
   readonly #positions: Int32Array
+  /** Who has each piece: a bit for each peer, in so many words for each piece. Of all that is looked at for one piece most is then near. */
+  #holders: Uint32Array
+  #holderWords = 1
+  readonly #freeSlots: number[] = []
+  #slotCount = 0
   /** How many peers have each piece. */
   readonly #copies: Uint16Array
   /** Where in the list those end that so many peers have: it is sorted by that. */
@@ -114,6 +117,8 @@ export class Picker {
   readonly #peers = new Set<PickerPeer>()
   /** Peers that lack something. */
   #partial = 0
+  /** How often pieces became free for peers that could not be asked for them before. */
+  #changes = 0
   /** Stands for the source that gives whole pieces; nobody waits for what it lacks. */
   readonly #origin: PickerPeer
   readonly #pieceCount: number
@@ -132,7 +137,8 @@ export class Picker {
     this.#positions = new Int32Array(pieceCount)
     for (const [position, piece] of this.#missing.entries()) this.#positions[piece] = position
     this.#ends.fill(pieceCount)
-    this.#origin = { has: new Uint8Array(0), count: 0, distance: 0, claims: new Set() }
+    this.#origin = { slot: -1, count: 0, distance: 0, claims: new Set(), barrenAt: -1 }
+    this.#holders = new Uint32Array(pieceCount)
     this.#copies = new Uint16Array(pieceCount)
     this.#pieceCount = pieceCount
   }
@@ -145,10 +151,11 @@ export class Picker {
   /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
   join(distance: number): PickerPeer {
     const peer = {
-      has: new Uint8Array(Math.ceil(this.#pieceCount / 8)),
+      slot: this.#takeSlot(),
       count: 0,
       distance: Math.min(distance, distanceMax),
       claims: new Set<number>(),
+      barrenAt: -1,
     }
     this.#there[peer.distance] ??= {
       copies: new Uint16Array(this.#pieceCount),
@@ -162,28 +169,63 @@ export class Picker {
   leave(peer: PickerPeer): void {
     if (!this.#peers.delete(peer)) return
     if (peer.count < this.#pieceCount) this.#partial--
+    this.#changes++
     for (const piece of peer.claims) this.#unclaim(peer, piece)
-    if (peer.count > 0)
-      for (let piece = 0; piece < this.#pieceCount; piece++)
-        if (hasPiece(peer, piece)) this.#count(peer, piece, -1)
+    const { slot } = peer
+    const bit = ~(1 << (slot & 31))
+    for (const piece of this.piecesOf(peer)) {
+      const at = piece * this.#holderWords + (slot >> 5)
+      this.#holders[at] = (this.#holders[at] ?? 0) & bit
+      this.#count(peer, piece, -1)
+    }
+    this.#freeSlots.push(slot)
+    peer.slot = -1
     for (const begun of this.#begun.values()) if (begun.owner === peer) begun.owner = undefined
+  }
+
+  has({ slot }: PickerPeer, piece: number): boolean {
+    if (slot < 0) return false
+    return ((this.#holders[piece * this.#holderWords + (slot >> 5)] ?? 0) & (1 << (slot & 31))) !== 0
+  }
+
+  piecesOf(peer: PickerPeer): number[] {
+    const pieces: number[] = []
+    for (let piece = 0; piece < this.#pieceCount; piece++) if (this.has(peer, piece)) pieces.push(piece)
+    return pieces
+  }
+
+  #takeSlot(): number {
+    const slot = this.#freeSlots.pop() ?? this.#slotCount++
+    if (slot >= 32 * this.#holderWords) {
+      const [words, before] = [this.#holderWords, this.#holders]
+      this.#holderWords *= 2
+      this.#holders = new Uint32Array(this.#pieceCount * this.#holderWords)
+      for (let at = 0; at < before.length; at++)
+        this.#holders[Math.floor(at / words) * this.#holderWords + (at % words)] = before[at] ?? 0
+    }
+    return slot
   }
 
   /** The peer has a piece; once more does nothing. */
   gains(peer: PickerPeer, piece: number): void {
-    if (hasPiece(peer, piece)) return
-    peer.has[piece >> 3] = (peer.has[piece >> 3] ?? 0) | (1 << (piece & 7))
+    const { slot } = peer
+    const at = piece * this.#holderWords + (slot >> 5)
+    const holders = this.#holders[at] ?? 0
+    const bit = 1 << (slot & 31)
+    if (slot < 0 || (holders & bit) !== 0) return
+    this.#holders[at] = holders | bit
     peer.count++
-    if (peer.count === this.#pieceCount && this.#peers.has(peer)) this.#partial--
+    if (peer.count === this.#pieceCount) this.#partial--
     if (peer.claims.size > 0) this.#unclaim(peer, piece)
     this.#count(peer, piece, 1)
+    if (peer.barrenAt === this.#changes && this.mayBegin(peer, piece)) peer.barrenAt = -1
   }
 
   /** A peer says that it is fetching a piece. */
   claimed(peer: PickerPeer, piece: number, nowMs: number): void {
     this.#passTime(nowMs)
     const tally = this.#there[peer.distance]
-    if (tally === undefined || hasPiece(peer, piece) || peer.claims.has(piece)) return
+    if (tally === undefined || this.has(peer, piece) || peer.claims.has(piece)) return
     peer.claims.add(piece)
     tally.claims[piece] = (tally.claims[piece] ?? 0) + 1
     this.#claims.push({ peer, piece, untilMs: nowMs + claimMs })
@@ -191,7 +233,12 @@ export class Picker {
 
   /** Whether the peer may be asked for a piece that is not begun. */
   mayBegin(peer: PickerPeer, piece: number): boolean {
-    return hasPiece(peer, piece) && this.#isMissing(piece) && this.#isFor(peer.distance, piece)
+    return this.has(peer, piece) && this.#isMissing(piece) && this.#isFor(peer.distance, piece)
+  }
+
+  /** Nothing can be begun with the peer, whatever it would refuse, until it gains a piece or others go away. */
+  isBarren({ barrenAt }: PickerPeer): boolean {
+    return barrenAt === this.#changes
   }
 
   #unclaim(peer: PickerPeer, piece: number): void {
@@ -206,6 +253,7 @@ export class Picker {
       const oldest = this.#claims[this.#claimAt]
       if (oldest === undefined || oldest.untilMs > nowMs) break
       this.#claimAt++
+      this.#changes++
       this.#unclaim(oldest.peer, oldest.piece)
     }
     if (this.#claimAt > 1024) {
@@ -234,9 +282,9 @@ export class Picker {
   /** Whether the peer has a piece that is not here. */
   interests(peer: PickerPeer): boolean {
     if (peer.count === 0) return false
-    for (const { piece } of this.#begun.values()) if (hasPiece(peer, piece)) return true
+    for (const { piece } of this.#begun.values()) if (this.has(peer, piece)) return true
     const count = this.untouched
-    for (let i = 0; i < count; i++) if (hasPiece(peer, this.#missing[i] ?? 0)) return true
+    for (let i = 0; i < count; i++) if (this.has(peer, this.#missing[i] ?? 0)) return true
     return false
   }
 
@@ -250,7 +298,7 @@ export class Picker {
     this.#passTime(options.nowMs)
     let other: Begun | undefined
     for (const begun of this.#open) {
-      if (!hasPiece(peer, begun.piece)) continue
+      if (!this.has(peer, begun.piece)) continue
       if (begun.owner === peer) return this.#ask(begun, options)
       if (begun.owner !== undefined && options.whole && this.untouched > 0) continue
       if (options.refuses?.(begun.piece) === true) continue
@@ -276,7 +324,7 @@ export class Picker {
     const { peer } = options
     let latest: Ask | undefined
     for (const begun of this.#begun.values()) {
-      if (!hasPiece(peer, begun.piece)) continue
+      if (!this.has(peer, begun.piece)) continue
       for (const ask of begun.asks) {
         if (ask.peer === peer || ask.length > options.bytesMax || ask.dueMs <= readyMs) continue
         if (latest !== undefined && ask.dueMs <= latest.dueMs) continue
@@ -438,8 +486,10 @@ export class Picker {
   /** Of the untouched pieces that the peer has and may be asked for, one that the fewest peers have; -1 where there is none. */
   #rarest({ peer, anything, refuses }: PickOptions): number {
     const { distance } = peer
+    if (this.isBarren(peer) && !anything) return -1
     // Nobody is there who lacks anything: what order is best for others does not matter.
     if (this.#partial === 0) return this.#nextInOrder(peer, anything, refuses)
+    let refused = false
     const chance = this.#random()
     const missing = this.#missing
     let begin = this.#ends[0] ?? 0
@@ -450,14 +500,19 @@ export class Picker {
       const middle = begin + Math.floor(chance * (end - begin))
       for (let i = middle; i < end; i++) {
         const piece = missing[i] ?? 0
-        if (hasPiece(peer, piece) && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
+        if (!this.has(peer, piece) || !(anything || this.#isFor(distance, piece))) continue
+        if (refuses?.(piece) !== true) return piece
+        refused = true
       }
       for (let i = begin; i < middle; i++) {
         const piece = missing[i] ?? 0
-        if (hasPiece(peer, piece) && (anything || this.#isFor(distance, piece)) && !refuses?.(piece)) return piece
+        if (!this.has(peer, piece) || !(anything || this.#isFor(distance, piece))) continue
+        if (refuses?.(piece) !== true) return piece
+        refused = true
       }
       begin = end
     }
+    if (!refused && !anything) peer.barrenAt = this.#changes
     return -1
   }
 
@@ -467,7 +522,7 @@ export class Picker {
     for (let i = 0; i < missing; i++) {
       const piece = this.#missing[i] ?? 0
       if (lowest >= 0 && piece > lowest) continue
-      if (hasPiece(peer, piece) && (anything || this.#isFor(peer.distance, piece)) && !refuses?.(piece)) lowest = piece
+      if (this.has(peer, piece) && (anything || this.#isFor(peer.distance, piece)) && !refuses?.(piece)) lowest = piece
     }
     return lowest
   }
@@ -545,6 +600,7 @@ export class Picker {
   }
 
   #addMissing(piece: number): void {
+    this.#changes++
     this.#swapTo(piece, this.#extend(copiesMax))
     for (let copies = copiesMax - 1; copies >= this.#rarity(piece); copies--)
       this.#swapTo(piece, this.#extend(copies))

@@ -23,7 +23,7 @@ import type { Link, Shaken } from './link.ts'
 import type { PeerHost } from './peer.ts'
 import { Peer, requestsMax } from './peer.ts'
 import type { Ask, PickOptions } from './picker.ts'
-import { hasPiece, Picker } from './picker.ts'
+import { Picker } from './picker.ts'
 import type { PieceStore, PieceWriter } from './piece-store.ts'
 import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
 import {
@@ -611,7 +611,7 @@ export class Torrent implements EngineHandle, PeerHost {
   #createSuperSeeder(): SuperSeeder<Peer> {
     const seeder = new SuperSeeder<Peer>(this.pieceCount)
     for (const peer of this.#peers) {
-      for (const [piece, has] of peer.picking?.has.entries() ?? []) if (has === 1) seeder.gained(peer, piece)
+      if (peer.picking) for (const piece of this.#picker.piecesOf(peer.picking)) seeder.gained(peer, piece)
     }
     return seeder
   }
@@ -675,13 +675,12 @@ export class Torrent implements EngineHandle, PeerHost {
     const before = peer.picking
     peer.distance = distance
     if (before === undefined || before.distance === distance) return
-    const pieces = before.has.slice()
+    const pieces = this.#picker.piecesOf(before)
     const asks = [...peer.asks]
     this.#picker.leave(before)
     const picking = this.#picker.join(peer.distance)
     peer.picking = picking
-    for (let piece = 0; piece < pieces.length; piece++)
-      if (pieces[piece] === 1) this.#picker.gains(picking, piece)
+    for (const piece of pieces) this.#picker.gains(picking, piece)
     for (const ask of asks) ask.peer = picking
   }
 
@@ -1015,7 +1014,7 @@ export class Torrent implements EngineHandle, PeerHost {
       const { picking } = peer
       // Who has everything does not look for pieces, nor one of ours for what it has; the only seed counts what its peers have.
       if (picking === undefined || picking.count === this.pieceCount) continue
-      if (hasPiece(picking, piece) && peer.knowsOwnPieces) continue
+      if (this.#picker.has(picking, piece) && peer.knowsOwnPieces) continue
       peer.tellHave(piece)
     }
     this.#listener?.(piece)

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import type { Ask, PickOptions, PickerPeer } from '../../../agent/engine/picker.ts'
-import { hasPiece, Picker } from '../../../agent/engine/picker.ts'
+import { Picker } from '../../../agent/engine/picker.ts'
 
 const runs = Math.ceil(Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000) / 25)
 
@@ -58,7 +58,7 @@ test('whatever peers do, each block is asked of who has it, and not twice but wh
           return units
         }
         const check = (ask: Ask, peer: PickerPeer, hedged: boolean) => {
-          assert.ok(hasPiece(peer, ask.piece), 'the peer has it')
+          assert.ok(picker.has(peer, ask.piece), 'the peer has it')
           assert.ok(!done.has(ask.piece), 'it is missing')
           assert.ok(ask.offset + ask.length <= picker.pieceSize(ask.piece))
           for (const number of unitsOf(ask)) {
@@ -145,6 +145,22 @@ test('the rarest piece comes first, and among equals each is as likely', () => {
   }
   assert.deepEqual([...first.keys()].sort(), [4, 5, 6, 7])
   for (const [piece, times] of first) assert.ok(times > 50, `piece ${piece} came first ${times} times`)
+})
+
+test('of a hundred peers it knows what each has, also where others went and came between', () => {
+  const count = 10
+  const picker = createPicker(count)
+  const has = (i: number) => all(count).filter((piece) => (i * 7 + piece * 3) % 5 < 2)
+  const peers = all(100).map((i) => joinWith(picker, has(i)))
+  for (let i = 0; i < 100; i += 3) {
+    const gone = peers[i]
+    assert.ok(gone)
+    picker.leave(gone)
+    assert.deepEqual(picker.piecesOf(gone), [])
+    peers[i] = joinWith(picker, has(i + 1))
+  }
+  for (const [i, peer] of peers.entries())
+    assert.deepEqual(picker.piecesOf(peer), has(i % 3 === 0 ? i + 1 : i))
 })
 
 test('with seeds alone it goes from front to back', () => {
