@@ -522,7 +522,8 @@ export class Picker {
     for (let i = 0; i < missing; i++) {
       const piece = this.#missing[i] ?? 0
       if (lowest >= 0 && piece > lowest) continue
-      if (this.has(peer, piece) && (anything || this.#isFor(peer.distance, piece)) && !refuses?.(piece)) lowest = piece
+      if (this.has(peer, piece) && (anything || this.#isFor(peer.distance, piece)) && !refuses?.(piece))
+        lowest = piece
     }
     return lowest
   }
