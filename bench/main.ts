@@ -10,6 +10,7 @@ import type { Benchmark } from './harness.ts'
 import { formatReport, installPrograms, measure, saveReport } from './harness.ts'
 import { publish } from './publish.ts'
 import { picker } from './picker.ts'
+import { registry } from './registry.ts'
 import { selection } from './selection.ts'
 import { topology } from './topology.ts'
 import { trackerHttp } from './tracker-http.ts'
@@ -34,6 +35,7 @@ const benchmarks: readonly Benchmark[] = [
   topology,
   selection,
   picker,
+  registry,
 ]
 
 const { values, positionals } = parseArgs({
