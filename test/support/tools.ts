@@ -9,6 +9,7 @@ const files = {
   'transmission-daemon': '/usr/bin/transmission-daemon',
   skopeo: '/usr/bin/skopeo',
   openssl: '/usr/bin/openssl',
+  strace: '/usr/bin/strace',
   udpcast: '/usr/bin/udp-sender',
   'python3-libtorrent': '/usr/lib/python3/dist-packages/libtorrent.*.so',
 }
