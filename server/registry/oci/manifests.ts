@@ -1,6 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
-import { contentDigestOf, digestOf, parseContentDigest } from '../../../lib/protocol/digest.ts'
+import { contentDigestOf, digestOf, isSha256, parseContentDigest } from '../../../lib/protocol/digest.ts'
 import { isTag } from '../../../lib/protocol/reference.ts'
 import type { Caller } from '../access.ts'
 import { ApiError } from '../api-error.ts'
@@ -9,7 +9,7 @@ import type { ManifestContent } from '../oci-manifest.ts'
 import { blobsOf, checkReferences, readManifest, subjectOf } from '../oci-manifest.ts'
 import type { OciTarget } from '../oci-path.ts'
 import type { Context } from './context.ts'
-import { bodyOf, checkTag, contentLength, created, unchanged } from './context.ts'
+import { bodyOf, checkTag, contentLength, created, queryOf, unchanged } from './context.ts'
 
 type ManifestTarget = Extract<OciTarget, { kind: 'manifest' }>
 
@@ -45,14 +45,17 @@ async function findManifest(
   return manifest
 }
 
-/** PUT (spec: "Pushing Manifests", "Pushing a manifest with a subject field"). */
+/** Tags of one push by digest; the spec wants at least ten. */
+const tagsMax = 100
+
+/** PUT (spec: "Pushing Manifests", "Pushing a manifest with a subject field"), by digest with any number of `tag` parameters. */
 export async function putManifest(
   { repository, reference }: ManifestTarget,
   context: Context,
 ): Promise<FastifyReply> {
   const { request, reply, store } = context
   const byDigest = reference.includes(':') ? parseContentDigest(reference) : undefined
-  if (!byDigest) checkTag(reference)
+  const tags = byDigest ? tagsOf(byDigest, request) : [checkTag(reference)]
   const bytes = await readBody(request, context.manifestMaxBytes)
   // A tag names a manifest by SHA-256, as those who follow it do.
   const digest = byDigest ? contentDigestOf(bytes, byDigest) : digestOf(bytes)
@@ -69,16 +72,26 @@ export async function putManifest(
   await checkReferences(repository, content, store)
   await context.inTurn(repository, async () => {
     await store.putManifest(repository, { digest, mediaType, bytes })
-    if (!byDigest) await store.putTag(repository, reference, digestOf(bytes))
+    for (const tag of tags) await store.putTag(repository, tag, digestOf(bytes))
   })
-  if (!byDigest) {
-    context.onTag(repository, reference)
-    context.log.info({ repository, tag: reference, digest, by: context.caller.name }, 'tag moved')
+  for (const tag of tags) {
+    context.onTag(repository, tag)
+    context.log.info({ repository, tag, digest, by: context.caller.name }, 'tag moved')
   }
+  if (byDigest && tags.length > 0) reply.header('oci-tag', tags)
   if (subject !== undefined) reply.header('oci-subject', subject)
   const warning = expiryWarning(context.caller, context.now())
   if (warning !== undefined) reply.header('warning', warning)
   return created(reply, `/v2/${repository}/manifests/${digest}`, digest)
+}
+
+/** The `tag` parameters of a push by digest; none where they cannot name the manifest, and then the answer has no `OCI-Tag`. */
+function tagsOf(digest: ContentDigest, request: FastifyRequest): string[] {
+  if (!isSha256(digest)) return []
+  const tags = queryOf(request).getAll('tag')
+  if (tags.length > tagsMax)
+    throw new ApiError(414, 'UNSUPPORTED', `Cannot set ${tags.length} tags at once: need at most ${tagsMax}`)
+  return tags.map(checkTag)
 }
 
 /**

@@ -21,6 +21,13 @@ export async function startUpload(repository: string, context: Context): Promise
   }
   const wanted = query.get('digest')
   const digest = wanted === null ? undefined : parseContentDigest(wanted)
+  const algorithm = query.get('digest-algorithm')
+  if (algorithm !== null && algorithm !== 'sha256' && algorithm !== 'sha512')
+    throw new ApiError(
+      400,
+      'UNSUPPORTED',
+      `Cannot use digest-algorithm ${JSON.stringify(algorithm.slice(0, 40))}: need sha256 or sha512`,
+    )
   const declared = query.get('length')
   if (declared !== null && !/^\d{1,15}$/.test(declared))
     throw new ApiError(

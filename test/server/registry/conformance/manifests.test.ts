@@ -277,6 +277,34 @@ test('a subject: the registry must take it before the manifest it names is there
   assert.equal((await call('HEAD', `/v2/${repository}/manifests/broken`)).status, 404)
 })
 
+test('by digest with tag parameters: each is set, and OCI-Tag says so; a name by SHA-512 takes none', async () => {
+  const { push, call } = registry()
+  const repository = 'manifests/tag-parameters'
+  const config = await push(repository, emptyJson)
+  const image = { schemaVersion: 2, mediaType: imageManifest, config, layers: [] }
+  const bytes = Buffer.from(JSON.stringify(image))
+  const tags = Array.from({ length: 12 }, (_, i) => `1.${i}`)
+  const query = (names: readonly string[]) => names.map((name) => `tag=${name}`).join('&')
+  const answer = await put(repository, `${sha256(bytes)}?${query(tags)}`, image, imageManifest)
+  assert.equal(answer.status, 201)
+  assert.equal(answer.headers.get('oci-tag'), tags.join(', '))
+  for (const tag of tags) {
+    const head = await call('HEAD', `/v2/${repository}/manifests/${tag}`)
+    assert.equal(head.headers.get('docker-content-digest'), sha256(bytes))
+  }
+  const other = await put(repository, `${sha512(bytes)}?tag=other`, image, imageManifest)
+  assert.deepEqual([other.status, other.headers.get('oci-tag')], [201, null])
+  const bad = await put(repository, `${sha256(bytes)}?tag=-x`, image, imageManifest)
+  assert.deepEqual(refusal(bad), [400, 'MANIFEST_INVALID'])
+  const many = await put(
+    repository,
+    `${sha256(bytes)}?${query(Array<string>(101).fill('x'))}`,
+    image,
+    imageManifest,
+  )
+  assert.deepEqual(refusal(many), [414, 'UNSUPPORTED'])
+})
+
 test('a tag that is none is refused in words', async () => {
   const { push } = registry()
   const config = await push('manifests/tags', emptyJson)

@@ -203,6 +203,10 @@ test('sha512: a blob that is named by it is pushed by every way, mounted and pul
   )
   const mount = `/v2/push/sha512-target/blobs/uploads/?mount=${digest}&from=push/sha512`
   await assertPullable(await call('POST', mount), bytes, digest)
+  const hinted = await call('POST', '/v2/push/sha512/blobs/uploads/?digest-algorithm=sha512')
+  assert.equal(hinted.status, 202)
+  const unknown = await call('POST', '/v2/push/sha512/blobs/uploads/?digest-algorithm=md5')
+  assert.deepEqual(refusal(unknown), [400, 'UNSUPPORTED'])
   const wrong = sha512(randomBytes(8))
   const refused = await call('POST', `/v2/push/sha512/blobs/uploads/?digest=${wrong}`, {
     body: bytes,
