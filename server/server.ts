@@ -38,6 +38,7 @@ import { registerOciRoutes } from './registry/oci-routes.ts'
 import { registerReleaseRoutes } from './registry/releases.ts'
 import { loadRevocations } from './registry/revocations.ts'
 import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
+import { createTorrentReferrers } from './registry/torrent-referrers.ts'
 import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
@@ -404,9 +405,10 @@ async function startRegistry(
     onTag: (repository, tag) => {
       tags.moved(repository, tag)
     },
+    torrents: createTorrentReferrers({ store, state, publicUrl }),
     torrentReply: (request, reply, blob) => sendTorrent(request, reply, blob, torrents),
   })
-  registerTorrentRoutes(app, { ...torrents, access: controlled })
+  registerTorrentRoutes(app, { ...torrents, access: controlled, log })
   registerReleaseRoutes(app, shared)
   registerTokenRoutes(app, {
     ...shared,

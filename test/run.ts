@@ -14,6 +14,7 @@ const tools = [
   'ethtool',
   'skopeo',
   'openssl',
+  'strace',
   'python3-libtorrent',
 ] as const
 const root = join(import.meta.dirname, '..')

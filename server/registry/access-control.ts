@@ -120,6 +120,7 @@ async function callerOfToken(verifier: TokenVerifier, token: string): Promise<Ca
           actions.map((action) => `${action === 'push' ? 'publish' : action}:${name}`),
         ),
         place: undefined,
+        askedFor: access.map(({ name }) => name),
         credential: parent,
         may: (action, repository) =>
           access.some(

@@ -11,6 +11,8 @@ export interface Caller {
   readonly scopes: readonly string[]
   /** Set for hosts: the operator's word on where it is. */
   readonly place: string | undefined
+  /** The repositories that a registry token was asked for, granted or not; undefined for credentials that say all they allow. */
+  readonly askedFor?: readonly string[] | undefined
   /** The credential behind the call; what is made with it must not outlive it. Undefined for `anonymous`. */
   readonly credential: { readonly id: string; readonly expiresAt: Date } | undefined
   /** Whether the credential covers an action on a repository (`admin` covers all; `publish` covers `pull`). */

@@ -1,9 +1,9 @@
-import type { Digest } from '../../lib/protocol/digest.ts'
+import type { ContentDigest, Digest } from '../../lib/protocol/digest.ts'
 import type { Metainfo } from '../../lib/protocol/metainfo.ts'
 
 /** One stored blob. */
 export interface BlobStat {
-  readonly digest: Digest
+  readonly digest: ContentDigest
   readonly sizeBytes: number
 }
 
@@ -17,15 +17,15 @@ export interface BlobUpload extends AsyncDisposable {
   /**
    * Checks the digest, syncs and makes the blob visible, atomically; the session is gone then.
    *
-   * @throws ClientError `DIGEST_INVALID` when the bytes have another SHA-256; the session and its bytes are dropped
+   * @throws ClientError `DIGEST_INVALID` when the bytes have another digest; the session and its bytes are dropped
    */
-  commit(expected: Digest): Promise<BlobStat>
+  commit(expected: ContentDigest): Promise<BlobStat>
   /** Forgets the session and its bytes. */
   cancel(): Promise<void>
 }
 
 export interface Manifest {
-  readonly digest: Digest
+  readonly digest: ContentDigest
   readonly mediaType: string
   readonly bytes: Buffer
 }
@@ -41,7 +41,8 @@ export interface Tag {
  *
  * - what has been acknowledged (commit, putManifest, putTag returned) is whole after a crash at any moment, power
  *   loss included; what has not been acknowledged is absent or whole;
- * - concurrent uploads of the same blob end as one;
+ * - concurrent uploads of the same blob end as one; the same bytes named by another algorithm are another blob, and only
+ *   those named by SHA-256 have a torrent;
  * - a blob is readable through a repository only where it was pushed or mounted there;
  * - nothing in it needs rename or locks across processes to be more than a POSIX directory gives, so that an
  *   S3-compatible store can follow.
@@ -54,30 +55,36 @@ export interface BlobStore extends AsyncDisposable {
   /** The session of an earlier request; after a restart its bytes are read again first. Undefined if there is none. */
   resumeUpload(repository: string, id: string): Promise<BlobUpload | undefined>
 
-  statBlob(repository: string, digest: Digest): Promise<BlobStat | undefined>
+  statBlob(repository: string, digest: ContentDigest): Promise<BlobStat | undefined>
   /** Bytes `[start, end)`. @throws if the blob is gone */
   readBlob(
-    digest: Digest,
+    digest: ContentDigest,
     range: { start: number; end: number },
     signal: AbortSignal,
   ): AsyncIterable<Uint8Array>
   /** Makes a blob that another repository holds visible in this one; false if `from` does not hold it. */
-  mountBlob(repository: string, digest: Digest, from: string): Promise<boolean>
+  mountBlob(repository: string, digest: ContentDigest, from: string): Promise<boolean>
+  /** Repositories that hold a blob, in no order. Looks through all of them. */
+  repositoriesWith(digest: ContentDigest): Promise<string[]>
   /** The torrent of a blob of any repository; undefined for blobs too small to have one or unknown. */
-  torrentOf(digest: Digest): Promise<(Metainfo & { readonly info: Buffer }) | undefined>
+  torrentOf(digest: ContentDigest): Promise<(Metainfo & { readonly info: Buffer }) | undefined>
   /** The blob that an infohash names. */
   blobOfInfoHash(infoHash: string): Promise<BlobStat | undefined>
 
   putManifest(repository: string, manifest: Manifest): Promise<void>
-  getManifest(repository: string, digest: Digest): Promise<Manifest | undefined>
+  getManifest(repository: string, digest: ContentDigest): Promise<Manifest | undefined>
   /** Digests of all manifests of a repository, in no order. */
-  listManifests(repository: string): Promise<Digest[]>
-  deleteManifest(repository: string, digest: Digest): Promise<boolean>
+  listManifests(repository: string): Promise<ContentDigest[]>
+  /** Digests of the manifests whose `subject` it is, sorted; whether there is such a subject or not. */
+  listReferrers(repository: string, subject: ContentDigest): Promise<ContentDigest[]>
+  deleteManifest(repository: string, digest: ContentDigest): Promise<boolean>
   putTag(repository: string, tag: string, digest: Digest): Promise<void>
   getTag(repository: string, tag: string): Promise<Tag | undefined>
   deleteTag(repository: string, tag: string): Promise<boolean>
   /** Sorted by code unit, as the spec's `last` wants. */
   listTags(repository: string): Promise<Tag[]>
-  /** Sorted. */
+  /** Whether anything was ever pushed there. */
+  hasRepository(repository: string): Promise<boolean>
+  /** Those that manifests were pushed to, sorted. */
   listRepositories(): Promise<string[]>
 }

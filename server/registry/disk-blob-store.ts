@@ -1,9 +1,10 @@
 import { randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { open, readFile, readdir, rename, rm, stat, statfs, unlink } from 'node:fs/promises'
+import { mkdir, open, readFile, readdir, rename, rm, stat, statfs, unlink, writeFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import type { Digest } from '../../lib/protocol/digest.ts'
-import { digestFromHex, digestHex } from '../../lib/protocol/digest.ts'
+import { LRUCache } from 'lru-cache'
+import type { ContentDigest, Digest } from '../../lib/protocol/digest.ts'
+import { contentDigestFromHex, digestHex, isSha256 } from '../../lib/protocol/digest.ts'
 import { ClientError } from '../../lib/protocol/errors.ts'
 import { infoHashOf } from '../../lib/protocol/infohash.ts'
 import { parseTorrent, swarmLengthMin, writeBlobInfo, writeTorrent } from '../../lib/protocol/metainfo.ts'
@@ -11,14 +12,16 @@ import {
   errorCode,
   ignoreMissing,
   isMissing,
-  makeDirectory,
   syncDirectory,
   writeFileAtomic,
 } from '../../lib/runtime/files.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
+import { createTurns } from '../../lib/runtime/turn.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStat, BlobStore, BlobUpload, Manifest, Tag } from './blob-store.ts'
 import { createHashPool } from './hash-pool.ts'
+import { subjectIn } from './oci-manifest.ts'
+import { createReadCache } from './read-cache.ts'
 import { startUploadSession, tooLarge } from './upload-session.ts'
 import type { UploadSession } from './upload-session.ts'
 
@@ -36,24 +39,37 @@ export interface DiskBlobStoreOptions {
 
 /** An upload that nobody has touched for this long may lose its open file to another; its bytes stay. */
 const idleMs = 10_000
+/** Manifests and tags that were read within a second: what a whole fleet asks for at once is read once. */
+const freshMs = 1000
+const manifestsCached = 2000
+/** The usual manifest has 1 to 4 KiB; together at most 32 MiB. */
+const manifestCachedMaxBytes = 16 * 1024
+const tagsCached = 10_000
+/** Directories whose place on disk is remembered; one that is not is synced once more. */
+const directoriesRemembered = 20_000
 
 /**
  * Blobs, manifests and tags in a directory:
  *
  *     blobs/sha256/ab/<64 hex>/{data, info}      info: the bencoded torrent `info`, where there is one
+ *     blobs/sha512/ab/<128 hex>/data             what was pushed by that digest
  *     infohashes/<40 hex>                        the digest, for looking a swarm up
  *     uploads/<uuid>/{data, session}
- *     repositories/<name>/_blobs/<64 hex>        the blob is readable through this repository
- *     repositories/<name>/_manifests/<64 hex>    media type, newline, the manifest's bytes
+ *     repositories/<name>/_blobs/<hex>           the blob is readable through this repository
+ *     repositories/<name>/_manifests/<hex>       media type, newline, the manifest's bytes
+ *     repositories/<name>/_referrers/<hex>/<hex> the second manifest's subject is the first; made of the manifests where it is missing
  *     repositories/<name>/_tags/<tag>            digest
  *
  * A blob's directory is renamed into place when all in it is synced. `_` cannot begin a part of a repository's name.
+ *
+ * What is seen here need not be on disk yet: another request may be about to sync it, or the server before this one was killed
+ * before it could. So whatever is acknowledged syncs what it rests on too, even where that is there already.
  */
 export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise<BlobStore> {
   const { directory, now, log } = options
   const paths = storePaths(directory)
-  for (const each of [paths.blobs, paths.uploads, paths.infoHashes, paths.repositories])
-    await makeDirectory(each, 0o700)
+  const ensureDirectory = createDirectories(directory)
+  await ensureDirectory(paths.blobs, paths.uploads, paths.infoHashes, paths.repositories)
   const pool = createHashPool()
   const sessions = new Map<string, UploadSession>()
 
@@ -62,20 +78,33 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     if (bavail * bsize < options.diskReserveBytes) throw diskFull()
   }
 
-  const commit = async (session: UploadSession, expected: Digest): Promise<BlobStat> => {
-    const { sha256Hex, pieces, offset } = await session.finish()
+  /** An empty file that says so by being there, on disk when this returns. */
+  const putMark = async (file: string) => {
+    await ensureDirectory(dirname(file))
+    await using handle = await open(file, 'a', 0o600)
+    await handle.close()
+    await syncDirectory(dirname(file))
+  }
+
+  const commit = async (session: UploadSession, expected: ContentDigest): Promise<BlobStat> => {
+    const { sha256Hex, sha512Hex, pieces, offset } = await session.finish(!isSha256(expected))
     sessions.delete(session.id)
-    if (digestFromHex(sha256Hex) !== expected) {
+    const digest = contentDigestFromHex(sha512Hex ?? sha256Hex)
+    if (digest !== expected) {
       await rm(paths.upload(session.id), { recursive: true, force: true })
       throw new ClientError(
         'DIGEST_INVALID',
-        `Cannot store blob: its bytes have sha256:${sha256Hex}, not ${expected}`,
+        `Cannot store blob: its bytes have ${digest ?? ''}, not ${expected}`,
       )
     }
     const blob = { digest: expected, sizeBytes: offset }
-    if (!(await sizeOf(paths.blobData(expected)))) await moveIntoPlace(paths, session.id, blob, pieces)
+    const shelf = dirname(paths.blob(expected))
+    await ensureDirectory(shelf)
+    if ((await sizeOf(paths.blobData(expected))) === undefined)
+      await moveIntoPlace(paths, session.id, blob, pieces)
     else await rm(paths.upload(session.id), { recursive: true, force: true })
-    await link(paths, session.repository, expected)
+    await syncDirectory(shelf)
+    await putMark(paths.link(session.repository, expected))
     return blob
   }
 
@@ -183,8 +212,56 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
   sweeper.unref()
   await sweep()
 
+  /** One at a time changes the manifests of a repository: a manifest is never without its mark among the referrers. */
+  const inTurn = createTurns()
+  const manifests = createReadCache<Manifest>({
+    entriesMax: manifestsCached,
+    freshMs,
+    keeps: ({ bytes }) => bytes.length <= manifestCachedMaxBytes,
+    now,
+  })
+  const tags = createReadCache<Tag>({ entriesMax: tagsCached, freshMs, keeps: () => true, now })
+
+  const readManifest = async (repository: string, digest: ContentDigest): Promise<Manifest | undefined> => {
+    const content = await readFile(paths.manifest(repository, digest)).catch(ignoreMissing)
+    if (!content) return undefined
+    const newline = content.indexOf(0x0a)
+    return { digest, mediaType: content.toString('utf8', 0, newline), bytes: content.subarray(newline + 1) }
+  }
+
+  const listManifests = async (repository: string): Promise<ContentDigest[]> =>
+    digestsOf(await list(join(paths.repository(repository), '_manifests')))
+
+  /** Repositories whose referrers are known to be there. */
+  const referrersReady = new LRUCache<string, Promise<void>>({ max: directoriesRemembered })
+  const ensureReferrers = async (repository: string): Promise<void> => {
+    const known = referrersReady.get(repository)
+    if (known) return known
+    const ready = makeReferrers(repository)
+    referrersReady.set(repository, ready)
+    ready.catch(() => referrersReady.delete(repository))
+    return ready
+  }
+
+  /** Makes the marks of a repository from before there were any. They come into sight all at once. */
+  const makeReferrers = async (repository: string): Promise<void> => {
+    const final = paths.referrers(repository)
+    if (!(await exists(final))) {
+      const aside = `${final}.new`
+      await rm(aside, { recursive: true, force: true })
+      for (const digest of await listManifests(repository)) {
+        const manifest = await readManifest(repository, digest)
+        const subject = manifest && subjectIn(manifest.bytes)
+        if (subject !== undefined) await putMark(join(aside, digestHex(subject), digestHex(digest)))
+      }
+      await mkdir(aside, { recursive: true, mode: 0o700 })
+      await rename(aside, final)
+    }
+    await ensureDirectory(final)
+  }
+
   const readTag = async (repository: string, tag: string): Promise<Tag | undefined> => {
-    const file = join(paths.repository(repository), '_tags', tag)
+    const file = paths.tag(repository, tag)
     const text = await readFile(file, 'utf8').catch(ignoreMissing)
     if (text === undefined) return undefined
     const { digest, updatedAt } = JSON.parse(text) as { digest: Digest; updatedAt: string }
@@ -200,9 +277,10 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       await checkRoom()
       const id = randomUUID()
       const saved = { repository, length: lengthHint }
+      // Nothing is promised of an upload that is under way when the power goes: no sync.
       const session = await openSession(id, saved, async () => {
-        await makeDirectory(paths.upload(id), 0o700)
-        await writeFileAtomic(join(paths.upload(id), 'session'), JSON.stringify(saved))
+        await mkdir(paths.upload(id), { mode: 0o700 })
+        await writeFile(join(paths.upload(id), 'session'), JSON.stringify(saved))
       }).catch(mapDiskFull)
       return wrap(session)
     },
@@ -211,9 +289,8 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       const open = sessions.get(id)
       if (open) return open.repository === repository ? wrap(open) : undefined
       const text = await readFile(join(paths.upload(id), 'session'), 'utf8').catch(ignoreMissing)
-      if (text === undefined) return undefined
-      const saved = JSON.parse(text) as { repository: string; length?: number }
-      if (saved.repository !== repository) return undefined
+      const saved = text === undefined ? undefined : parseSession(text)
+      if (saved?.repository !== repository) return undefined
       return wrap(await openSession(id, saved))
     },
     statBlob: async (repository, digest) => {
@@ -224,9 +301,13 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     readBlob: (digest, { start, end }, signal) => readRange(paths.blobData(digest), start, end, signal),
     mountBlob: async (repository, digest, from) => {
       if (!(await exists(paths.link(from, digest)))) return false
-      await link(paths, repository, digest)
+      await putMark(paths.link(repository, digest))
       return true
     },
+    repositoriesWith: async (digest) =>
+      (await exists(paths.blobData(digest)))
+        ? findRepositories(paths.repositories, '', join('_blobs', digestHex(digest)))
+        : [],
     torrentOf: async (digest) => {
       const info = await readFile(join(paths.blob(digest), 'info')).catch(ignoreMissing)
       return info && { ...parseTorrent(writeTorrent(info, {})), info }
@@ -239,31 +320,59 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
         ? undefined
         : { digest: digest as Digest, sizeBytes }
     },
-    putManifest: async (repository, { digest, mediaType, bytes }) => {
-      await makeDirectory(join(paths.repository(repository), '_manifests'), 0o700)
-      await writeFileAtomic(
-        paths.manifest(repository, digest),
-        Buffer.concat([Buffer.from(`${mediaType}\n`), bytes]),
-      ).catch(mapDiskFull)
+    putManifest: (repository, { digest, mediaType, bytes }) =>
+      inTurn(repository, async () => {
+        const file = paths.manifest(repository, digest)
+        const subject = subjectIn(bytes)
+        const content = Buffer.concat([Buffer.from(`${mediaType}\n`), bytes])
+        const write = async () => {
+          await ensureDirectory(dirname(file))
+          // The blobs that it names were found here, and must be found again after it.
+          await syncDirectory(dirname(paths.link(repository, digest))).catch(ignoreMissing)
+          if (subject !== undefined) {
+            await ensureReferrers(repository)
+            await putMark(paths.referrer(repository, subject, digest))
+          }
+          await writeFileAtomic(file, content)
+        }
+        await write().catch(mapDiskFull)
+        manifests.forget(manifestKey(repository, digest))
+      }),
+    getManifest: (repository, digest) =>
+      manifests.get(manifestKey(repository, digest), () => readManifest(repository, digest)),
+    listManifests,
+    listReferrers: async (repository, subject) => {
+      if (!(await exists(join(paths.repository(repository), '_manifests')))) return []
+      await ensureReferrers(repository)
+      return digestsOf(await list(join(paths.referrers(repository), digestHex(subject)))).sort()
     },
-    getManifest: async (repository, digest): Promise<Manifest | undefined> => {
-      const content = await readFile(paths.manifest(repository, digest)).catch(ignoreMissing)
-      if (!content) return undefined
-      const newline = content.indexOf(0x0a)
-      return { digest, mediaType: content.toString('utf8', 0, newline), bytes: content.subarray(newline + 1) }
-    },
-    listManifests: async (repository) =>
-      (await list(join(paths.repository(repository), '_manifests')))
-        .filter((name) => /^[0-9a-f]{64}$/.test(name))
-        .map(digestFromHex),
-    deleteManifest: (repository, digest) => removeFile(paths.manifest(repository, digest)),
+    deleteManifest: (repository, digest) =>
+      inTurn(repository, async () => {
+        const manifest = await readManifest(repository, digest)
+        const subject = manifest && subjectIn(manifest.bytes)
+        const removed = await removeFile(paths.manifest(repository, digest))
+        manifests.forget(manifestKey(repository, digest))
+        // A mark without its manifest says nothing, so this need not be on disk.
+        if (subject !== undefined)
+          await unlink(paths.referrer(repository, subject, digest)).catch(ignoreMissing)
+        return removed
+      }),
     putTag: async (repository, tag, digest) => {
-      await makeDirectory(join(paths.repository(repository), '_tags'), 0o700)
+      const file = paths.tag(repository, tag)
       const text = JSON.stringify({ digest, updatedAt: new Date(now()).toISOString() })
-      await writeFileAtomic(join(paths.repository(repository), '_tags', tag), text).catch(mapDiskFull)
+      const write = async () => {
+        await ensureDirectory(dirname(file))
+        await writeFileAtomic(file, text)
+      }
+      await write().catch(mapDiskFull)
+      tags.forget(`${repository}:${tag}`)
     },
-    getTag: readTag,
-    deleteTag: (repository, tag) => removeFile(join(paths.repository(repository), '_tags', tag)),
+    getTag: (repository, tag) => tags.get(`${repository}:${tag}`, () => readTag(repository, tag)),
+    deleteTag: async (repository, tag) => {
+      const removed = await removeFile(paths.tag(repository, tag))
+      tags.forget(`${repository}:${tag}`)
+      return removed
+    },
     listTags: async (repository) => {
       const names = (await list(join(paths.repository(repository), '_tags')))
         .filter((name) => !name.startsWith('.'))
@@ -272,7 +381,11 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
         (tag) => tag !== undefined,
       )
     },
-    listRepositories: async () => (await findRepositories(paths.repositories, '')).sort(),
+    hasRepository: async (repository) => {
+      const kinds = ['_manifests', '_blobs'].map((kind) => exists(join(paths.repository(repository), kind)))
+      return (await Promise.all(kinds)).includes(true)
+    },
+    listRepositories: async () => (await findRepositories(paths.repositories, '', '_manifests')).sort(),
     [Symbol.asyncDispose]: async () => {
       clearInterval(sweeper)
       await pool[Symbol.asyncDispose]()
@@ -283,21 +396,58 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
 type StorePaths = ReturnType<typeof storePaths>
 
 function storePaths(directory: string) {
-  const blobs = join(directory, 'blobs', 'sha256')
   const repositories = join(directory, 'repositories')
-  const blob = (digest: Digest) => join(blobs, digestHex(digest).slice(0, 2), digestHex(digest))
+  const blob = (digest: ContentDigest) => {
+    const [algorithm = ''] = digest.split(':')
+    return join(directory, 'blobs', algorithm, digestHex(digest).slice(0, 2), digestHex(digest))
+  }
   const repository = (name: string) => join(repositories, name)
+  const referrers = (name: string) => join(repository(name), '_referrers')
   return {
-    blobs,
+    blobs: join(directory, 'blobs', 'sha256'),
     repositories,
     uploads: join(directory, 'uploads'),
     infoHashes: join(directory, 'infohashes'),
     blob,
-    blobData: (digest: Digest) => join(blob(digest), 'data'),
+    blobData: (digest: ContentDigest) => join(blob(digest), 'data'),
     upload: (id: string) => join(directory, 'uploads', id),
     repository,
-    link: (name: string, digest: Digest) => join(repository(name), '_blobs', digestHex(digest)),
-    manifest: (name: string, digest: Digest) => join(repository(name), '_manifests', digestHex(digest)),
+    link: (name: string, digest: ContentDigest) => join(repository(name), '_blobs', digestHex(digest)),
+    manifest: (name: string, digest: ContentDigest) =>
+      join(repository(name), '_manifests', digestHex(digest)),
+    referrers,
+    referrer: (name: string, subject: ContentDigest, digest: ContentDigest) =>
+      join(referrers(name), digestHex(subject), digestHex(digest)),
+    tag: (name: string, tag: string) => join(repository(name), '_tags', tag),
+  }
+}
+
+/**
+ * Makes directories with their parents, and sees that each is on disk below `root` before anything in it is acknowledged:
+ * once, also where it was there before.
+ */
+function createDirectories(root: string): (...directories: string[]) => Promise<void> {
+  const onDisk = new LRUCache<string, Promise<void>>({ max: directoriesRemembered })
+  const levels = (from: string, to: string) => {
+    const found: string[] = []
+    for (let level = from; level !== to; level = dirname(level)) found.push(level)
+    return found
+  }
+  return async (...directories) => {
+    for (const directory of directories) {
+      const first = await mkdir(directory, { recursive: true, mode: 0o700 })
+      if (first !== undefined) for (const made of levels(directory, dirname(first))) onDisk.delete(made)
+    }
+    const wanted = new Set(directories.flatMap((directory) => levels(directory, root)))
+    const unknown = [...wanted].filter((level) => !onDisk.has(level))
+    for (const [parent, children] of Map.groupBy(unknown, dirname)) {
+      const synced = syncDirectory(parent)
+      for (const child of children) {
+        onDisk.set(child, synced)
+        synced.catch(() => onDisk.delete(child))
+      }
+    }
+    await Promise.all([...wanted].flatMap((level) => onDisk.get(level) ?? []))
   }
 }
 
@@ -310,15 +460,14 @@ async function moveIntoPlace(
 ): Promise<void> {
   const from = paths.upload(uploadId)
   const to = paths.blob(blob.digest)
-  if (blob.sizeBytes > swarmLengthMin) {
+  if (isSha256(blob.digest) && blob.sizeBytes > swarmLengthMin) {
     const info = writeBlobInfo({ sha256Hex: digestHex(blob.digest), length: blob.sizeBytes, pieces })
-    await writeFileAtomic(join(from, 'info'), info)
+    await writeSynced(join(from, 'info'), info)
     // Before the blob, so that a crash in between leaves a name without a blob, never a blob that its swarm cannot find.
     await writeFileAtomic(join(paths.infoHashes, infoHashOf(info)), blob.digest)
   }
   await unlink(join(from, 'session')).catch(ignoreMissing)
   await syncDirectory(from)
-  await makeDirectory(dirname(to), 0o700)
   try {
     await rename(from, to)
   } catch (error) {
@@ -326,16 +475,30 @@ async function moveIntoPlace(
     if (errorCode(error) !== 'ENOTEMPTY' && errorCode(error) !== 'EEXIST') throw error
     await rm(from, { recursive: true, force: true })
   }
-  await syncDirectory(dirname(to))
 }
 
-async function link(paths: StorePaths, repository: string, digest: Digest): Promise<void> {
-  const file = paths.link(repository, digest)
-  if (await exists(file)) return
-  await makeDirectory(dirname(file), 0o700)
-  await using handle = await open(file, 'a', 0o600)
-  await handle.close()
-  await syncDirectory(dirname(file))
+/** For a directory that nobody sees yet, and that is synced as a whole. */
+async function writeSynced(file: string, bytes: Uint8Array): Promise<void> {
+  await using handle = await open(file, 'w', 0o600)
+  await handle.writeFile(bytes)
+  await handle.sync()
+}
+
+/** What was known of an upload before a restart; after a power failure it may be cut short. */
+function parseSession(text: string): { repository: string; length?: number } | undefined {
+  try {
+    return JSON.parse(text) as { repository: string; length?: number }
+  } catch {
+    return undefined
+  }
+}
+
+function manifestKey(repository: string, digest: ContentDigest): string {
+  return `${repository}@${digest}`
+}
+
+function digestsOf(names: readonly string[]): ContentDigest[] {
+  return names.map(contentDigestFromHex).filter((digest) => digest !== undefined)
 }
 
 async function* readRange(
@@ -353,16 +516,18 @@ async function* readRange(
   }) as AsyncIterable<Uint8Array>
 }
 
-/** Repositories are the directories that have tags, manifests or blobs; their names may hold slashes. */
-async function findRepositories(directory: string, name: string): Promise<string[]> {
+/** The repositories in whose directory `what` is; their names may hold slashes. */
+async function findRepositories(directory: string, name: string, what: string): Promise<string[]> {
   const entries = await readdir(directory, { withFileTypes: true }).catch(ignoreMissing)
   const children = (entries ?? []).filter((entry) => entry.isDirectory()).map((entry) => entry.name)
   const below = await Promise.all(
     children
       .filter((child) => !child.startsWith('_'))
-      .map((child) => findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`)),
+      .map((child) =>
+        findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`, what),
+      ),
   )
-  return [...(children.includes('_manifests') ? [name] : []), ...below.flat()]
+  return [...((await exists(join(directory, what))) ? [name] : []), ...below.flat()]
 }
 
 async function list(directory: string): Promise<string[]> {

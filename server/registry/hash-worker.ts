@@ -21,14 +21,15 @@ export type HashCall =
       readonly at: number
       readonly bytes: Uint8Array<ArrayBuffer>
     }
-  /** Syncs and closes; the hashes are of all that was appended. */
-  | { readonly op: 'finish'; readonly upload: string }
+  /** Syncs and closes; the hashes are of all that was appended. SHA-512 is asked for at the end alone, and costs a pass of its own. */
+  | { readonly op: 'finish'; readonly upload: string; readonly sha512: boolean }
   | { readonly op: 'drop'; readonly upload: string }
 
 export interface HashAnswer {
   /** Bytes in the file. */
   readonly offset: number
   readonly sha256Hex?: string
+  readonly sha512Hex?: string | undefined
   /** SHA-1 of each piece, joined. */
   readonly pieces?: Uint8Array<ArrayBuffer>
   /** What was appended, for its sender to use again. */
@@ -78,7 +79,13 @@ function run(call: HashCall): HashAnswer {
       upload.pieces && upload.length === upload.offset
         ? upload.pieces
         : hashPieces(upload.descriptor, upload.offset)
-    return { offset: upload.offset, sha256Hex: upload.sha256.digest('hex'), pieces: pieces.finish() }
+    const sha512Hex = call.sha512 ? hashSha512(upload.descriptor, upload.offset) : undefined
+    return {
+      offset: upload.offset,
+      sha256Hex: upload.sha256.digest('hex'),
+      sha512Hex,
+      pieces: pieces.finish(),
+    }
   } finally {
     closeSync(upload.descriptor)
   }
@@ -126,6 +133,14 @@ function hashPieces(descriptor: number, length: number): PieceHasher {
     pieces.update(bytes)
   })
   return pieces
+}
+
+function hashSha512(descriptor: number, length: number): string {
+  const hash = createHash('sha512')
+  readAll(descriptor, length, (bytes) => {
+    hash.update(bytes)
+  })
+  return hash.digest('hex')
 }
 
 function readAll(descriptor: number, length: number, each: (bytes: Uint8Array) => void): void {

@@ -5,8 +5,9 @@ export interface ByteRange {
 }
 
 /**
- * Reads a `Range` header against a length (RFC 9110 section 14): one range is served, `unsatisfiable` answers 416, and
- * what is malformed or asks for several ranges is ignored, as the RFC allows: the whole is served.
+ * Reads a `Range` header against a length (RFC 9110 section 14): one range is served, `unsatisfiable` answers 416, as does one
+ * that ends before it begins, and what is malformed or asks for several ranges is ignored: the whole is served. The RFC
+ * allows either.
  */
 export function parseRange(
   header: string | undefined,
@@ -22,6 +23,5 @@ export function parseRange(
   }
   const start = Number(match[1])
   const last = match[2] === '' ? length - 1 : Number(match[2])
-  if (last < start && match[2] !== '') return undefined
-  return start >= length ? 'unsatisfiable' : { start, end: Math.min(length, last + 1) }
+  return start >= length || last < start ? 'unsatisfiable' : { start, end: Math.min(length, last + 1) }
 }

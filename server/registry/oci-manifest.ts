@@ -1,8 +1,19 @@
 import { z } from 'zod'
-import type { Digest } from '../../lib/protocol/digest.ts'
-import { parseDigest } from '../../lib/protocol/digest.ts'
+import type { ContentDigest } from '../../lib/protocol/digest.ts'
+import { parseContentDigest } from '../../lib/protocol/digest.ts'
+import { ClientError } from '../../lib/protocol/errors.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
+
+export const imageManifestType = 'application/vnd.oci.image.manifest.v1+json'
+export const imageIndexType = 'application/vnd.oci.image.index.v1+json'
+/** Media types whose manifests must say `schemaVersion: 2`; those of others may have any members besides the ones below. */
+const versionedTypes = new Set([
+  imageManifestType,
+  imageIndexType,
+  'application/vnd.docker.distribution.manifest.v2+json',
+  'application/vnd.docker.distribution.manifest.list.v2+json',
+])
 
 const descriptor = z.looseObject({
   mediaType: z.string(),
@@ -12,13 +23,17 @@ const descriptor = z.looseObject({
   annotations: z.record(z.string(), z.string()).optional(),
 })
 
-/** An image or artifact manifest, or an index; what the image-spec's and docker's schema 2 have in common. */
+/**
+ * An image or artifact manifest, or an index; what the image-spec's, docker's schema 2 and artifacts of other media types have
+ * in common. `blobs` are those of the artifact manifest that the image-spec had for a while.
+ */
 const ManifestShape = z.looseObject({
-  schemaVersion: z.literal(2),
+  schemaVersion: z.literal(2).optional(),
   mediaType: z.string().optional(),
   artifactType: z.string().optional(),
   config: descriptor.optional(),
   layers: z.array(descriptor).max(10_000).optional(),
+  blobs: z.array(descriptor).max(10_000).optional(),
   manifests: z.array(descriptor).max(10_000).optional(),
   subject: descriptor.optional(),
   annotations: z.record(z.string(), z.string()).optional(),
@@ -45,47 +60,56 @@ export function parseManifest(bytes: Uint8Array): ManifestContent {
 }
 
 /** Blobs that a manifest needs; layers with `urls` live elsewhere (image-spec, non-distributable layers). */
-export function blobsOf({ config, layers }: ManifestContent): Descriptor[] {
-  return [...(config ? [config] : []), ...(layers ?? [])].filter(
+export function blobsOf({ config, layers, blobs }: ManifestContent): Descriptor[] {
+  return [...(config ? [config] : []), ...(layers ?? []), ...(blobs ?? [])].filter(
     ({ urls }) => urls === undefined || urls.length === 0,
   )
 }
 
-/** The digest that a manifest refers to as its subject; undefined where it has none or cannot be read. */
-export function subjectOf(bytes: Uint8Array): Digest | undefined {
-  const { subject } = parseManifest(bytes)
-  return subject && parseDigest(subject.digest)
+/** The digest that a manifest refers to as its subject. @throws ClientError `DIGEST_INVALID` */
+export function subjectOf({ subject }: ManifestContent): ContentDigest | undefined {
+  return subject && parseContentDigest(subject.digest)
 }
 
-/** All that a manifest names must be in the repository before it. @throws ApiError `MANIFEST_INVALID`, `MANIFEST_BLOB_UNKNOWN` */
-export async function checkManifest({
-  repository,
-  mediaType,
-  bytes,
-  store,
-}: {
-  repository: string
-  mediaType: string
-  bytes: Uint8Array
-  store: BlobStore
-}): Promise<void> {
-  if (!/^[\w.+-]+\/[\w.+-]+$/.test(mediaType)) {
-    throw new ApiError(
-      400,
-      'MANIFEST_INVALID',
-      `Cannot store manifest: Content-Type ${JSON.stringify(mediaType.slice(0, 100))} is not a media type without parameters`,
-    )
+/** The subject in the bytes of a manifest; undefined also where they cannot be read. */
+export function subjectIn(bytes: Uint8Array): ContentDigest | undefined {
+  try {
+    return subjectOf(parseManifest(bytes))
+  } catch (error) {
+    if (error instanceof ApiError || error instanceof ClientError) return undefined
+    throw error
   }
-  const manifest = parseManifest(bytes)
-  if (manifest.mediaType !== undefined && manifest.mediaType !== mediaType) {
-    throw new ApiError(
-      400,
-      'MANIFEST_INVALID',
-      `Cannot store manifest: it says ${manifest.mediaType}, Content-Type says ${mediaType}`,
-    )
-  }
-  for (const { digest, size } of blobsOf(manifest)) {
-    const found = await store.statBlob(repository, parseDigest(digest))
+}
+
+/**
+ * Reads what a client pushes. Parameters of the Content-Type are ignored, and without one the manifest's own word counts.
+ *
+ * @throws ApiError `MANIFEST_INVALID`
+ */
+export function readManifest(
+  contentType: string | undefined,
+  bytes: Uint8Array,
+): { mediaType: string; content: ManifestContent } {
+  const content = parseManifest(bytes)
+  const mediaType = contentType?.split(';')[0]?.trim() ?? content.mediaType ?? ''
+  const invalid = (why: string) => new ApiError(400, 'MANIFEST_INVALID', `Cannot store manifest: ${why}`)
+  if (!/^[\w.+-]+\/[\w.+-]+$/.test(mediaType))
+    throw invalid(`Content-Type ${JSON.stringify(mediaType.slice(0, 100))} is not a media type`)
+  if (content.mediaType !== undefined && content.mediaType !== mediaType)
+    throw invalid(`it says ${content.mediaType}, Content-Type says ${mediaType}`)
+  if (versionedTypes.has(mediaType) && content.schemaVersion === undefined)
+    throw invalid(`schemaVersion is missing, and ${mediaType} has 2`)
+  return { mediaType, content }
+}
+
+/** All that a manifest names must be in the repository before it, but its subject. @throws ApiError `MANIFEST_INVALID`, `MANIFEST_BLOB_UNKNOWN` */
+export async function checkReferences(
+  repository: string,
+  content: ManifestContent,
+  store: BlobStore,
+): Promise<void> {
+  for (const { digest, size } of blobsOf(content)) {
+    const found = await store.statBlob(repository, parseContentDigest(digest))
     if (!found)
       throw new ApiError(
         404,
@@ -100,8 +124,8 @@ export async function checkManifest({
       )
     }
   }
-  for (const { digest } of manifest.manifests ?? []) {
-    if (!(await store.getManifest(repository, parseDigest(digest)))) {
+  for (const { digest } of content.manifests ?? []) {
+    if (!(await store.getManifest(repository, parseContentDigest(digest)))) {
       throw new ApiError(
         404,
         'MANIFEST_BLOB_UNKNOWN',

@@ -1,34 +1,27 @@
-import type { Digest } from '../../lib/protocol/digest.ts'
-import type { BlobStore } from './blob-store.ts'
+import type { ContentDigest } from '../../lib/protocol/digest.ts'
+import type { Manifest } from './blob-store.ts'
 import { parseManifest } from './oci-manifest.ts'
 
 export interface ReferrerDescriptor {
   readonly mediaType: string
-  readonly digest: Digest
+  readonly digest: ContentDigest
   readonly size: number
   readonly artifactType: string | undefined
   readonly annotations: Record<string, string> | undefined
 }
 
-/** Manifests of a repository whose subject is `subject` (distribution-spec 1.1, "Listing Referrers"). */
-export async function referrersOf(
-  store: BlobStore,
-  repository: string,
-  subject: Digest,
-): Promise<ReferrerDescriptor[]> {
-  const found: ReferrerDescriptor[] = []
-  for (const digest of await store.listManifests(repository)) {
-    const manifest = await store.getManifest(repository, digest)
-    if (!manifest) continue
-    const content = parseManifest(manifest.bytes)
-    if (content.subject?.digest !== subject) continue
-    found.push({
-      mediaType: manifest.mediaType,
-      digest,
-      size: manifest.bytes.length,
-      artifactType: content.artifactType ?? content.config?.mediaType,
-      annotations: content.annotations,
-    })
+/**
+ * How a manifest stands in a list of referrers (distribution-spec 1.1, "Listing Referrers"): an artifact type that is missing or
+ * empty is that of the config, which an index does not have.
+ */
+export function describeReferrer(manifest: Manifest | undefined): ReferrerDescriptor | undefined {
+  if (!manifest) return undefined
+  const { artifactType = '', config, annotations } = parseManifest(manifest.bytes)
+  return {
+    mediaType: manifest.mediaType,
+    digest: manifest.digest,
+    size: manifest.bytes.length,
+    artifactType: artifactType === '' ? config?.mediaType : artifactType,
+    annotations,
   }
-  return found
 }

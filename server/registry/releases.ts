@@ -1,7 +1,7 @@
 import type { FastifyInstance } from 'fastify'
 import { LRUCache } from 'lru-cache'
 import type { Release, ReleaseList } from '../../lib/client/api.ts'
-import { parseDigest } from '../../lib/protocol/digest.ts'
+import { parseContentDigest } from '../../lib/protocol/digest.ts'
 import type { AccessControl } from './access.ts'
 import type { BlobStore, Tag } from './blob-store.ts'
 import { blobsOf, parseManifest } from './oci-manifest.ts'
@@ -62,7 +62,7 @@ async function describeBlobs(store: BlobStore, manifest: Buffer): Promise<Releas
   return Promise.all(
     blobs.map(async ({ digest, size, annotations }) => {
       const title = annotations?.['org.opencontainers.image.title']
-      const torrent = await store.torrentOf(parseDigest(digest))
+      const torrent = await store.torrentOf(parseContentDigest(digest))
       return {
         digest,
         sizeBytes: size,

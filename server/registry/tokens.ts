@@ -252,7 +252,7 @@ async function askedInfoHash(asked: AnnounceTokenRequest, caller: Caller, store:
   return torrent.infoHash
 }
 
-/** `repository:NAME:pull,push` as far as the caller may; what it may not is left out, as the flow wants. */
+/** `repository:NAME:pull,push` as far as the caller may: without actions where it may nothing, so that it need not ask again. */
 function grantedOf(scope: string, caller: Caller): { type: string; name: string; actions: string[] }[] {
   const match = /^repository:([^:]+):([a-z,*]+)$/.exec(scope)
   const name = match?.[1]
@@ -265,5 +265,5 @@ function grantedOf(scope: string, caller: Caller): { type: string; name: string;
   )
   // Who may publish may delete; this registry does not tell the two apart.
   if (actions.includes('delete') && !actions.includes('push')) actions.push('push')
-  return actions.length === 0 ? [] : [{ type: 'repository', name, actions }]
+  return [{ type: 'repository', name, actions }]
 }

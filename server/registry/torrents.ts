@@ -1,12 +1,14 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import type { Digest } from '../../lib/protocol/digest.ts'
+import type { ContentDigest } from '../../lib/protocol/digest.ts'
 import { digestHex, parseDigest } from '../../lib/protocol/digest.ts'
 import { writeTorrent } from '../../lib/protocol/metainfo.ts'
 import { isRepository } from '../../lib/protocol/reference.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
 import type { TokenMinter } from '../../lib/token/token-authority.ts'
 import type { AccessControl, Caller } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
+import { sendError } from './oci/send-error.ts'
 
 export interface TorrentDeps {
   readonly store: BlobStore
@@ -24,17 +26,78 @@ export interface TorrentDeps {
 /** An announce token asked for with a longer life than this many usual ones gets this. */
 const ttlFactorMax = 30
 
-/** Quay's `GET /c1/torrent/<name>/blobs/<digest>`: a .torrent with a signed announce URL. */
-export function registerTorrentRoutes(app: FastifyInstance, deps: TorrentDeps): void {
-  app.get<{ Params: { '*': string } }>('/c1/torrent/*', async (request, reply) => {
-    const match = /^(.+)\/blobs\/([^/]+)$/.exec(request.params['*'])
-    const [, repository = '', digest = ''] = match ?? []
-    if (!isRepository(repository)) throw new ApiError(404, 'NAME_UNKNOWN', 'There is no such repository')
-    const caller = await deps.access.callerOf(request.headers)
-    if (!caller.may('pull', repository))
-      throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
-    return sendTorrent(request, reply, { repository, digest: parseDigest(digest), caller }, deps)
+/**
+ * Quay's `GET /c1/torrent/<name>/blobs/<digest>`: a .torrent with a signed announce URL. Statuses are Quay's: 404 for what is not
+ * there or has no torrent, 403 for who may not pull, with a credential or without, 405 for what cannot be a torrent's, 406 for
+ * who does not take one.
+ */
+export function registerTorrentRoutes(app: FastifyInstance, deps: TorrentDeps & { log: Logger }): void {
+  void app.register((scope, _options, done) => {
+    scope.removeAllContentTypeParsers()
+    scope.addContentTypeParser('*', (_request, _payload, parsed) => {
+      parsed(null)
+    })
+    scope.setErrorHandler((error, _request, reply) => sendError(error, reply, deps.log))
+    scope.route<{ Params: { '*': string } }>({
+      method: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
+      url: '/c1/torrent/*',
+      handler: async (request, reply) => {
+        if (request.method !== 'GET' && request.method !== 'HEAD')
+          throw new ApiError(405, 'UNSUPPORTED', `${request.method} is not supported here`, {
+            headers: { allow: 'GET, HEAD' },
+          })
+        const match = /^(.+)\/blobs\/([^/]+)$/.exec(request.params['*'])
+        const [, repository = '', digest = ''] = match ?? []
+        if (!isRepository(repository)) throw new ApiError(404, 'NAME_UNKNOWN', 'There is no such repository')
+        const caller = await callerOf(request, deps.access)
+        if (!caller.may('pull', repository))
+          throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
+        const { accept } = request.headers
+        if (accept !== undefined && !torrentTaken(accept))
+          throw new ApiError(406, 'UNSUPPORTED', 'Only application/x-bittorrent is to be had here')
+        return sendTorrent(request, reply, { repository, digest: parseDigest(digest), caller }, deps)
+      },
+    })
+    done()
   })
+}
+
+/** Quay knew no challenge here: who shows nothing is forbidden what is not public. */
+async function callerOf(request: FastifyRequest, access: AccessControl): Promise<Caller> {
+  try {
+    return await access.callerOf(request.headers)
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status !== 401 || request.headers.authorization !== undefined)
+      throw error
+    throw new ApiError(403, 'DENIED', error.message, {
+      cause: error,
+      ...(error.hint && { hint: error.hint }),
+    })
+  }
+}
+
+export const torrentType = 'application/x-bittorrent'
+
+/** Whether an Accept header names a torrent, and whether it takes the bytes of a blob as well (RFC 9110 section 12.5.1). */
+export function torrentAccepted(accept: string | undefined): { torrent: boolean; bytes: boolean } {
+  const ranges = mediaRanges(accept ?? '*/*')
+  return {
+    torrent: ranges.includes(torrentType),
+    bytes: ranges.some((range) => ['*/*', 'application/*', 'application/octet-stream'].includes(range)),
+  }
+}
+
+function torrentTaken(accept: string): boolean {
+  return mediaRanges(accept).some((range) => ['*/*', 'application/*', torrentType].includes(range))
+}
+
+/** The media ranges of an Accept header but those with a weight of 0, in lower case and without parameters. */
+function mediaRanges(accept: string): string[] {
+  return accept
+    .split(',')
+    .map((range) => range.split(';').map((part) => part.trim().toLowerCase()))
+    .filter(([, ...parameters]) => !parameters.some((parameter) => /^q=0(\.0{0,3})?$/.test(parameter)))
+    .map(([range = '']) => range)
 }
 
 /**
@@ -45,7 +108,7 @@ export function registerTorrentRoutes(app: FastifyInstance, deps: TorrentDeps): 
 export async function sendTorrent(
   request: FastifyRequest,
   reply: FastifyReply,
-  { repository, digest, caller }: { repository: string; digest: Digest; caller: Caller },
+  { repository, digest, caller }: { repository: string; digest: ContentDigest; caller: Caller },
   { store, minter, publicUrl, torrentTtlMs, agentTtlMs, cidrOf, now }: Omit<TorrentDeps, 'access'>,
 ): Promise<FastifyReply> {
   const torrent = (await store.statBlob(repository, digest)) && (await store.torrentOf(digest))
@@ -53,7 +116,7 @@ export async function sendTorrent(
   const query = new URL(request.raw.url ?? '/', 'http://registry').searchParams
   const ttl = query.get('ttl')
   if (ttl !== null && !/^[1-9]\d{0,8}$/.test(ttl))
-    throw new ApiError(400, 'BAD_REQUEST', `Cannot use ttl ${JSON.stringify(ttl.slice(0, 20))}: need seconds`)
+    throw new ApiError(400, 'UNSUPPORTED', `Cannot use ttl ${JSON.stringify(ttl.slice(0, 20))}: need seconds`)
   const askedMs = ttl === null ? undefined : Number(ttl) * 1000
   const ttlMs = announceTtlMs({
     askedMs,
@@ -81,7 +144,7 @@ export async function sendTorrent(
   })
   return reply
     .headers({
-      'content-type': 'application/x-bittorrent',
+      'content-type': torrentType,
       'content-disposition': `attachment; filename="${torrent.name}.torrent"`,
       'cache-control': 'no-store',
       vary: 'Accept',
@@ -127,6 +190,6 @@ export function announceUrl(publicUrl: string): URL {
 }
 
 /** Token in the path: libtorrent refuses webseeds with a query in private torrents. A secret. */
-export function webseedUrl(publicUrl: string, token: string, digest: Digest): string {
+export function webseedUrl(publicUrl: string, token: string, digest: ContentDigest): string {
   return `${publicUrl}/webseed/${token}/${digestHex(digest)}`
 }

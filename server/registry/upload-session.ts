@@ -3,7 +3,7 @@ import type { HashPool } from './hash-pool.ts'
 import type { HashAnswer } from './hash-worker.ts'
 
 /** What the worker knows of a whole blob. */
-type Hashes = Required<Pick<HashAnswer, 'offset' | 'sha256Hex' | 'pieces'>>
+type Hashes = Required<Pick<HashAnswer, 'offset' | 'sha256Hex' | 'pieces'>> & Pick<HashAnswer, 'sha512Hex'>
 
 /** One blob on its way in: bytes go in batches to a worker that hashes and writes them. */
 export interface UploadSession {
@@ -15,7 +15,8 @@ export interface UploadSession {
   /** A request is using it. */
   readonly busy: boolean
   append(bytes: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void>
-  finish(): Promise<Hashes>
+  /** @param sha512 whether the SHA-512 is needed as well */
+  finish(sha512: boolean): Promise<Hashes>
   drop(): Promise<void>
 }
 
@@ -116,12 +117,13 @@ export async function startUploadSession(options: {
       return busy
     },
     append: (bytes, signal) => exclusively(() => write(bytes, signal)),
-    finish: () =>
+    finish: (sha512) =>
       exclusively(async () => {
-        const { sha256Hex, pieces, offset: length } = await pool.call({ op: 'finish', upload: id })
+        const answer = await pool.call({ op: 'finish', upload: id, sha512 })
+        const { sha256Hex, sha512Hex, pieces, offset: length } = answer
         if (sha256Hex === undefined || pieces === undefined)
           throw new Error('Cannot finish upload: the worker gave no hashes')
-        return { offset: length, sha256Hex, pieces }
+        return { offset: length, sha256Hex, sha512Hex, pieces }
       }),
     drop: async () => {
       await pool.call({ op: 'drop', upload: id })

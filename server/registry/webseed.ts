@@ -7,7 +7,7 @@ import { TokenError } from '../../lib/token/claims.ts'
 import { ApiError, tooBusy } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
 import { parseRange } from './http-range.ts'
-import { sendBytes } from './oci-routes.ts'
+import { sendBytes } from './oci/send-bytes.ts'
 import { createRateLimiter } from './rate-limiter.ts'
 
 export interface WebseedDeps {

@@ -10,6 +10,7 @@ const files = {
   skopeo: '/usr/bin/skopeo',
   'docker-registry': '/usr/bin/docker-registry',
   openssl: '/usr/bin/openssl',
+  strace: '/usr/bin/strace',
   udpcast: '/usr/bin/udp-sender',
   'python3-libtorrent': '/usr/lib/python3/dist-packages/libtorrent.*.so',
 }

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import type { Digest } from '../../../lib/protocol/digest.ts'
-import { digestHex, digestOf } from '../../../lib/protocol/digest.ts'
+import type { ContentDigest, Digest } from '../../../lib/protocol/digest.ts'
+import { digestHex, digestOf, parseContentDigest } from '../../../lib/protocol/digest.ts'
 import { infoHashToHex } from '../../../lib/protocol/infohash.ts'
 import { pieceLengthFor, swarmLengthMin } from '../../../lib/protocol/metainfo.ts'
 import type { BlobStore, BlobUpload } from '../../../server/registry/blob-store.ts'
@@ -60,6 +60,67 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     )
     for (let i = 0; i < 8; i++) assert.ok(await store.statBlob(`repo${i}`, digestOf(bytes)))
     assert.ok((await read(store, digestOf(bytes), 0, bytes.length)).equals(bytes))
+  })
+
+  test(`${name}: a blob that is named by SHA-512 is found by that name alone, and has no torrent`, async (t) => {
+    const { store, ...underTest } = await start(t)
+    const bytes = randomBytes(600_000)
+    const digest = parseContentDigest(`sha512:${createHash('sha512').update(bytes).digest('hex')}`)
+    for (const repository of ['web', 'again']) {
+      const upload = await store.startUpload(repository, bytes.length)
+      await append(upload, bytes)
+      assert.deepEqual(await upload.commit(digest), { digest, sizeBytes: bytes.length })
+    }
+    const after = await underTest.reopen()
+    assert.equal((await after.statBlob('web', digest))?.sizeBytes, bytes.length)
+    assert.ok((await read(after, digest, 0, bytes.length)).equals(bytes))
+    assert.equal(await after.statBlob('web', digestOf(bytes)), undefined)
+    assert.equal(await after.torrentOf(digest), undefined)
+    const wrong = await after.startUpload('web', undefined)
+    await append(wrong, Buffer.from('other bytes'))
+    await assert.rejects(wrong.commit(digest), { code: 'DIGEST_INVALID' })
+  })
+
+  test(`${name}: referrers are the manifests whose subject it is, before it is there, after a crash, and until they go`, async (t) => {
+    const { store, ...underTest } = await start(t)
+    const subject = digestOf(Buffer.from('subject'))
+    const referrer = (round: number) => {
+      const bytes = Buffer.from(
+        JSON.stringify({ round, subject: { mediaType: 'a/b', digest: subject, size: 7 } }),
+      )
+      return { digest: digestOf(bytes), mediaType: 'a/b', bytes }
+    }
+    const all = [1, 2, 3].map(referrer)
+    assert.deepEqual(await store.listReferrers('web', subject), [])
+    await Promise.all(all.map((manifest) => store.putManifest('web', manifest)))
+    await store.putManifest('web', { digest: subject, mediaType: 'a/b', bytes: Buffer.from('subject') })
+    const digests = all.map(({ digest }) => digest).sort()
+    assert.deepEqual(await store.listReferrers('web', subject), digests)
+    assert.deepEqual(await store.listReferrers('other', subject), [])
+    const after = await underTest.reopen()
+    assert.deepEqual(await after.listReferrers('web', subject), digests)
+    const [first, second] = digests
+    assert.ok(first && second)
+    assert.equal(await after.deleteManifest('web', first), true)
+    assert.deepEqual(await after.listReferrers('web', subject), digests.slice(1))
+    // At once, and over and over: a manifest that is there is among them.
+    const again = all.find(({ digest }) => digest === second)
+    assert.ok(again)
+    for (let round = 0; round < 20; round++)
+      await Promise.all([after.deleteManifest('web', second), after.putManifest('web', again)])
+    const there = (await after.getManifest('web', second)) !== undefined
+    assert.equal((await after.listReferrers('web', subject)).includes(second), there)
+  })
+
+  test(`${name}: repositories are there from the first push, and those that hold a blob are found`, async (t) => {
+    const { store } = await start(t)
+    assert.equal(await store.hasRepository('team/app'), false)
+    const digest = await push(store, 'team/app', Buffer.from('layer'))
+    assert.equal(await store.hasRepository('team/app'), true)
+    assert.equal(await store.hasRepository('team'), false)
+    await store.mountBlob('other', digest, 'team/app')
+    assert.deepEqual((await store.repositoriesWith(digest)).sort(), ['other', 'team/app'])
+    assert.deepEqual(await store.repositoriesWith(digestOf(Buffer.from('nothing'))), [])
   })
 
   test(`${name}: a blob is readable only where it was pushed or mounted`, async (t) => {
@@ -193,7 +254,8 @@ async function assertTorrent(store: BlobStore, bytes: Buffer): Promise<void> {
 export async function push(store: BlobStore, repository: string, bytes: Buffer): Promise<Digest> {
   const upload = await store.startUpload(repository, bytes.length)
   await append(upload, bytes)
-  return (await upload.commit(digestOf(bytes))).digest
+  await upload.commit(digestOf(bytes))
+  return digestOf(bytes)
 }
 
 export async function append(upload: BlobUpload, bytes: Buffer): Promise<void> {
@@ -216,7 +278,7 @@ async function* slowly(until: Promise<unknown>): AsyncGenerator<Uint8Array> {
   yield Buffer.from('a')
 }
 
-async function read(store: BlobStore, digest: Digest, start: number, end: number): Promise<Buffer> {
+async function read(store: BlobStore, digest: ContentDigest, start: number, end: number): Promise<Buffer> {
   const parts: Uint8Array[] = []
   for await (const part of store.readBlob(digest, { start, end }, new AbortController().signal))
     parts.push(part)

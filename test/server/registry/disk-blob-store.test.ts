@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict'
-import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, rm, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
+import { digestOf } from '../../../lib/protocol/digest.ts'
 import { silentLog } from '../../../lib/runtime/log.ts'
 import type { BlobStore } from '../../../server/registry/blob-store.ts'
 import { startDiskBlobStore } from '../../../server/registry/disk-blob-store.ts'
@@ -37,6 +38,43 @@ test('disk: of many uploads that start at once no more are accepted than may be 
   assert.equal(starts.length - refused.length, 5)
   for (const { reason } of refused) assert.equal((reason as { status?: number }).status, 429)
   assert.equal(store.uploadsOpen, 5)
+})
+
+test('disk: the referrers of a repository from before they were marked are found among its manifests', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const before = await start(t, directory)
+  const subject = digestOf(Buffer.from('subject'))
+  const put = async (store: BlobStore, round: number) => {
+    const bytes = Buffer.from(
+      JSON.stringify({ round, subject: { mediaType: 'a/b', digest: subject, size: 7 } }),
+    )
+    await store.putManifest('web', { digest: digestOf(bytes), mediaType: 'a/b', bytes })
+    return digestOf(bytes)
+  }
+  const old = [await put(before, 1), await put(before, 2)]
+  await before.putManifest('web', {
+    digest: subject,
+    mediaType: 'text/plain',
+    bytes: Buffer.from('not JSON'),
+  })
+  const marks = join(directory, 'repositories', 'web', '_referrers')
+  await rm(marks, { recursive: true })
+  // What a server leaves that was killed while it made them.
+  await mkdir(join(`${marks}.new`, 'half'), { recursive: true })
+  const listing = await start(t, directory)
+  assert.deepEqual(await listing.listReferrers('web', subject), old.toSorted())
+  await rm(marks, { recursive: true })
+  const pushing = await start(t, directory)
+  const fresh = await put(pushing, 3)
+  assert.deepEqual(await pushing.listReferrers('web', subject), [...old, fresh].sort())
+})
+
+test('disk: an upload whose session was cut short by a power failure is one that is not there', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const before = await start(t, directory)
+  const { id } = await before.startUpload('web', undefined)
+  await truncate(join(directory, 'uploads', id, 'session'), 5)
+  assert.equal(await (await start(t, directory)).resumeUpload('web', id), undefined)
 })
 
 test('disk: a blob beyond the largest is refused, declared or not, and an upload that is left is dropped in time', async (t) => {

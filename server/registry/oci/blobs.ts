@@ -1,0 +1,55 @@
+import type { FastifyReply } from 'fastify'
+import type { ContentDigest } from '../../../lib/protocol/digest.ts'
+import { ApiError } from '../api-error.ts'
+import { parseRange } from '../http-range.ts'
+import { torrentAccepted } from '../torrents.ts'
+import type { Context } from './context.ts'
+import { unchanged } from './context.ts'
+import { sendBytes } from './send-bytes.ts'
+
+/** GET and HEAD of a blob, whole or one range of it (spec: "Pulling blobs"), or its torrent where Accept names one. */
+export async function getBlob(
+  repository: string,
+  digest: ContentDigest,
+  context: Context,
+): Promise<FastifyReply> {
+  const { request, reply, store, torrents, caller } = context
+  reply.header('vary', 'Accept')
+  const found = await store.statBlob(repository, digest)
+  // A torrent that is a layer of a referrer of ours: small, and made when it is asked for.
+  const made = found ? undefined : await torrents.blob(repository, digest)
+  const sizeBytes = found?.sizeBytes ?? made?.length
+  if (sizeBytes === undefined)
+    throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
+  const accepted = torrentAccepted(request.headers.accept)
+  if (accepted.torrent) {
+    if (await store.torrentOf(digest))
+      return context.torrentReply(request, reply, { repository, digest, caller })
+    if (!accepted.bytes)
+      throw new ApiError(406, 'UNSUPPORTED', `${digest} has no torrent: it is too small for one`, {
+        hint: 'Ask for it without Accept: application/x-bittorrent.',
+      })
+  }
+  const etag = `"${digest}"`
+  reply.headers({
+    'docker-content-digest': digest,
+    'accept-ranges': 'bytes',
+    etag,
+    'content-type': 'application/octet-stream',
+  })
+  if (unchanged(request, etag)) return reply.code(304).send()
+  const ifRange = request.headers['if-range']
+  const range =
+    ifRange === undefined || ifRange === etag ? parseRange(request.headers.range, sizeBytes) : undefined
+  if (range === 'unsatisfiable') {
+    throw new ApiError(416, 'SIZE_INVALID', `Cannot serve the range: the blob has ${sizeBytes} bytes`, {
+      headers: { 'content-range': `bytes */${sizeBytes}` },
+    })
+  }
+  const { start, end } = range ?? { start: 0, end: sizeBytes }
+  if (range) reply.code(206).header('content-range', `bytes ${start}-${end - 1}/${sizeBytes}`)
+  reply.header('content-length', String(end - start))
+  if (request.method === 'HEAD') return reply.send()
+  if (made) return reply.send(made.subarray(start, end))
+  return sendBytes(reply, (signal) => store.readBlob(digest, { start, end }, signal))
+}

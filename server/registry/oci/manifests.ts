@@ -1,0 +1,181 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { ContentDigest } from '../../../lib/protocol/digest.ts'
+import { contentDigestOf, digestOf, isSha256, parseContentDigest } from '../../../lib/protocol/digest.ts'
+import { isTag } from '../../../lib/protocol/reference.ts'
+import type { Caller } from '../access.ts'
+import { ApiError } from '../api-error.ts'
+import type { Manifest } from '../blob-store.ts'
+import type { ManifestContent } from '../oci-manifest.ts'
+import { blobsOf, checkReferences, readManifest, subjectOf } from '../oci-manifest.ts'
+import type { OciTarget } from '../oci-path.ts'
+import type { Context } from './context.ts'
+import { bodyOf, checkTag, contentLength, created, queryOf, unchanged } from './context.ts'
+
+type ManifestTarget = Extract<OciTarget, { kind: 'manifest' }>
+
+/** GET and HEAD (spec: "Pulling manifests"): the bytes and the media type as they were pushed. */
+export async function getManifest(target: ManifestTarget, context: Context): Promise<FastifyReply> {
+  const { request, reply } = context
+  const manifest = await findManifest(target, context)
+  const etag = `"${manifest.digest}"`
+  reply.headers({
+    'docker-content-digest': manifest.digest,
+    // Set on the raw reply: fastify would add a charset, and clients compare the type as a whole.
+    'content-length': String(manifest.bytes.length),
+    etag,
+  })
+  if (unchanged(request, etag)) return reply.code(304).removeHeader('content-length').send()
+  reply.header('content-type', manifest.mediaType)
+  return request.method === 'HEAD' ? reply.send() : reply.send(manifest.bytes)
+}
+
+async function findManifest(
+  { repository, reference }: ManifestTarget,
+  { store, torrents }: Context,
+): Promise<Manifest> {
+  const digest = reference.includes(':')
+    ? parseContentDigest(reference)
+    : isTag(reference)
+      ? (await store.getTag(repository, reference))?.digest
+      : undefined
+  const manifest =
+    digest && ((await store.getManifest(repository, digest)) ?? (await torrents.manifest(repository, digest)))
+  if (!manifest)
+    throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+  return manifest
+}
+
+/** Tags of one push by digest; the spec wants at least ten. */
+const tagsMax = 100
+
+/** PUT (spec: "Pushing Manifests", "Pushing a manifest with a subject field"), by digest with any number of `tag` parameters. */
+export async function putManifest(
+  { repository, reference }: ManifestTarget,
+  context: Context,
+): Promise<FastifyReply> {
+  const { request, reply, store } = context
+  const byDigest = reference.includes(':') ? parseContentDigest(reference) : undefined
+  const tags = byDigest ? tagsOf(byDigest, request) : [checkTag(reference)]
+  const bytes = await readBody(request, context.manifestMaxBytes)
+  // A tag names a manifest by SHA-256, as those who follow it do.
+  const digest = byDigest ? contentDigestOf(bytes, byDigest) : digestOf(bytes)
+  if (byDigest && byDigest !== digest) {
+    throw new ApiError(
+      400,
+      'DIGEST_INVALID',
+      `Cannot store manifest: its bytes have ${digest}, not ${reference}`,
+    )
+  }
+  const { mediaType, content } = readManifest(request.headers['content-type'], bytes)
+  const subject = subjectOf(content)
+  await keepTorrents(repository, content, context)
+  await checkReferences(repository, content, store)
+  await context.inTurn(repository, async () => {
+    await store.putManifest(repository, { digest, mediaType, bytes })
+    for (const tag of tags) await store.putTag(repository, tag, digestOf(bytes))
+  })
+  for (const tag of tags) {
+    context.onTag(repository, tag)
+    context.log.info({ repository, tag, digest, by: context.caller.name }, 'tag moved')
+  }
+  if (byDigest && tags.length > 0) reply.header('oci-tag', tags)
+  if (subject !== undefined) reply.header('oci-subject', subject)
+  const warning = expiryWarning(context.caller, context.now())
+  if (warning !== undefined) reply.header('warning', warning)
+  return created(reply, `/v2/${repository}/manifests/${digest}`, digest)
+}
+
+/** The `tag` parameters of a push by digest; none where they cannot name the manifest, and then the answer has no `OCI-Tag`. */
+function tagsOf(digest: ContentDigest, request: FastifyRequest): string[] {
+  if (!isSha256(digest)) return []
+  const tags = queryOf(request).getAll('tag')
+  if (tags.length > tagsMax)
+    throw new ApiError(414, 'UNSUPPORTED', `Cannot set ${tags.length} tags at once: need at most ${tagsMax}`)
+  return tags.map(checkTag)
+}
+
+/**
+ * A client that found a torrent of ours in the repository does not push it. What it then names it in must not depend on whether
+ * the torrent can be made again, so the torrent becomes a blob like any other.
+ */
+async function keepTorrents(
+  repository: string,
+  content: ManifestContent,
+  { store, torrents }: Context,
+): Promise<void> {
+  for (const { digest: text } of blobsOf(content)) {
+    const digest = parseContentDigest(text)
+    if (await store.statBlob(repository, digest)) continue
+    const bytes = await torrents.blob(repository, digest)
+    if (!bytes) return
+    const upload = await store.startUpload(repository, bytes.length)
+    await upload.append(oneChunk(bytes), new AbortController().signal)
+    await upload.commit(digest)
+  }
+}
+
+async function* oneChunk(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield await Promise.resolve(bytes)
+}
+
+/** A token is warned of for this long before it ends, where whoever reads the log of a push can do something about it. */
+const warnedMs = 7 * 86_400_000
+
+/** A warning of the spec (RFC 7234 section 5.5), in a form that holds no quotes and little text. */
+function expiryWarning({ kind, credential }: Caller, nowMs: number): string | undefined {
+  if (credential === undefined || kind === 'host' || kind === 'anonymous') return undefined
+  if (credential.expiresAt.getTime() - nowMs > warnedMs) return undefined
+  return `299 - "The token of this push ends at ${credential.expiresAt.toISOString()}: ask an administrator for another."`
+}
+
+/** DELETE of a tag, or of a manifest with all tags that name it (spec: "Deleting tags", "Deleting Manifests"). */
+export async function deleteManifest(
+  { repository, reference }: ManifestTarget,
+  context: Context,
+): Promise<FastifyReply> {
+  const { reply } = context
+  const found = reference.includes(':')
+    ? await deleteByDigest(repository, parseContentDigest(reference), context)
+    : isTag(reference) && (await deleteTag(repository, reference, context))
+  if (!found) throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+  return reply.code(202).send()
+}
+
+async function deleteTag(
+  repository: string,
+  tag: string,
+  { store, inTurn, onTag }: Context,
+): Promise<boolean> {
+  const found = await inTurn(repository, () => store.deleteTag(repository, tag))
+  if (found) onTag(repository, tag)
+  return found
+}
+
+async function deleteByDigest(
+  repository: string,
+  digest: ContentDigest,
+  { store, inTurn, onTag }: Context,
+): Promise<boolean> {
+  return inTurn(repository, async () => {
+    for (const { tag, digest: its } of await store.listTags(repository)) {
+      if (its !== digest) continue
+      await store.deleteTag(repository, tag)
+      onTag(repository, tag)
+    }
+    return store.deleteManifest(repository, digest)
+  })
+}
+
+async function readBody(request: FastifyRequest, maxBytes: number): Promise<Buffer> {
+  const tooLarge = () =>
+    new ApiError(413, 'SIZE_INVALID', `Cannot store manifest: it is larger than ${maxBytes} bytes`)
+  if ((contentLength(request) ?? 0) > maxBytes) throw tooLarge()
+  const parts: Uint8Array[] = []
+  let total = 0
+  for await (const part of bodyOf(request)) {
+    total += part.length
+    if (total > maxBytes) throw tooLarge()
+    parts.push(Uint8Array.from(part))
+  }
+  return Buffer.concat(parts)
+}
