@@ -6,6 +6,7 @@ import { ClientError } from '../../lib/protocol/errors.ts'
 import { isRepository, isTag } from '../../lib/protocol/reference.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import type { AccessControl, Action, Caller } from './access.ts'
+import type { Audit } from './audit.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore, BlobUpload, Manifest } from './blob-store.ts'
 import { parseRange } from './http-range.ts'
@@ -18,6 +19,7 @@ export interface OciDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly manifestMaxBytes: number
+  readonly audit: Audit
   readonly log: Logger
   /** Called after a tag moved or went, durably. */
   readonly onTag: (repository: string, tag: string) => void
@@ -31,6 +33,8 @@ export interface OciDeps {
 
 const emptyIndexType = 'application/vnd.oci.image.index.v1+json'
 const pageMax = 1000
+/** In a line of the audit log. */
+const tagsTold = 20
 
 /** The OCI distribution API (distribution-spec 1.1) below /v2/. Errors have the spec's body. */
 export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
@@ -89,6 +93,7 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
       return referrers(target.repository, parseDigest(target.digest), context)
     case 'blob':
       if (method === 'DELETE') {
+        require(context, 'delete', target.repository)
         // Blobs are shared between repositories; collecting those that nobody names is the server's work.
         throw new ApiError(
           405,
@@ -100,7 +105,7 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
       require(context, 'pull', target.repository)
       return blob(target.repository, parseDigest(target.digest), context)
     case 'manifest':
-      require(context, reads ? 'pull' : 'publish', target.repository)
+      require(context, reads ? 'pull' : method === 'DELETE' ? 'delete' : 'publish', target.repository)
       if (reads) return getManifest(target, context)
       if (method === 'PUT') return putManifest(target, context)
       if (method === 'DELETE') return deleteManifest(target, context)
@@ -369,8 +374,14 @@ async function putManifest(
   const mediaType = request.headers['content-type'] ?? ''
   await checkManifest({ repository, mediaType, bytes, store })
   await context.inTurn(repository, async () => {
-    await store.putManifest(repository, { digest, mediaType, bytes })
-    if (!byDigest) await store.putTag(repository, reference, digest)
+    const was = byDigest ? undefined : (await store.getTag(repository, reference))?.digest
+    const act = byDigest
+      ? ({ action: 'manifest.put', target: `${repository}@${digest}` } as const)
+      : ({ action: 'tag.move', target: `${repository}:${reference}`, details: { digest, was } } as const)
+    await context.audit(request, context.caller, act, async () => {
+      await store.putManifest(repository, { digest, mediaType, bytes })
+      if (!byDigest) await store.putTag(repository, reference, digest)
+    })
   })
   if (!byDigest) {
     context.onTag(repository, reference)
@@ -383,24 +394,36 @@ async function putManifest(
 
 async function deleteManifest(
   { repository, reference }: Extract<OciTarget, { kind: 'manifest' }>,
-  { reply, store, inTurn, onTag }: Context,
+  { request, reply, store, caller, audit, inTurn, onTag }: Context,
 ): Promise<FastifyReply> {
   if (!reference.includes(':')) {
-    if (!(await inTurn(repository, () => store.deleteTag(repository, checkTag(reference)))))
-      throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no tag ${repository}:${reference}`)
+    await inTurn(repository, async () => {
+      const was = (await store.getTag(repository, checkTag(reference)))?.digest
+      if (was === undefined)
+        throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no tag ${repository}:${reference}`)
+      const act = { action: 'tag.delete', target: `${repository}:${reference}`, details: { was } } as const
+      await audit(request, caller, act, () => store.deleteTag(repository, reference))
+    })
     onTag(repository, reference)
     return reply.code(202).send()
   }
   const digest = parseDigest(reference)
-  const found = await inTurn(repository, async () => {
-    for (const { tag, digest: its } of await store.listTags(repository)) {
-      if (its !== digest) continue
-      await store.deleteTag(repository, tag)
-      onTag(repository, tag)
-    }
-    return store.deleteManifest(repository, digest)
+  await inTurn(repository, async () => {
+    if (!(await store.getManifest(repository, digest)))
+      throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${digest} in ${repository}`)
+    const tags = (await store.listTags(repository))
+      .filter((one) => one.digest === digest)
+      .map(({ tag }) => tag)
+    const details = { tags: tags.slice(0, tagsTold) }
+    const act = { action: 'manifest.delete', target: `${repository}@${digest}`, details } as const
+    await audit(request, caller, act, async () => {
+      for (const tag of tags) {
+        await store.deleteTag(repository, tag)
+        onTag(repository, tag)
+      }
+      await store.deleteManifest(repository, digest)
+    })
   })
-  if (!found) throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${digest} in ${repository}`)
   return reply.code(202).send()
 }
 
@@ -486,7 +509,7 @@ function require({ caller, access }: Context, action: Action, repository: string
   if (caller.may(action, repository)) return
   // A client that can get more with its credentials learns where; docker and skopeo send none before they are asked.
   if (caller.kind === 'anonymous' || caller.kind === 'access') {
-    const actions = action === 'pull' ? 'pull' : 'pull,push'
+    const actions = actionsFor[action]
     const error = caller.kind === 'access' ? ',error="insufficient_scope"' : ''
     throw new ApiError(401, 'UNAUTHORIZED', `${caller.name} may not ${action} ${repository}`, {
       headers: {
@@ -495,6 +518,14 @@ function require({ caller, access }: Context, action: Action, repository: string
     })
   }
   throw new ApiError(403, 'DENIED', `${caller.name} may not ${action} ${repository}`)
+}
+
+/** What a challenge asks a client to get a token for. Who deletes looks first: the scope names both. */
+const actionsFor: Readonly<Record<Action, string>> = {
+  pull: 'pull',
+  publish: 'pull,push',
+  delete: 'pull,delete',
+  admin: '*',
 }
 
 type InTurn = <Result>(key: string, work: () => Promise<Result>) => Promise<Result>
@@ -517,7 +548,8 @@ function createTurns(): InTurn {
 /** The challenge names what the request needed, so that docker and skopeo ask for a token with that scope. */
 function withScope(error: unknown, target: OciTarget, method: string): unknown {
   if (!(error instanceof ApiError) || error.status !== 401 || !('repository' in target)) return error
-  const actions = method === 'GET' || method === 'HEAD' ? 'pull' : 'pull,push'
+  const deletes = method === 'DELETE' && target.kind !== 'upload'
+  const actions = actionsFor[method === 'GET' || method === 'HEAD' ? 'pull' : deletes ? 'delete' : 'publish']
   const challenge = error.headers['www-authenticate']
   if (challenge === undefined) return error
   return new ApiError(401, error.code, error.message, {
