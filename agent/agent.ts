@@ -9,6 +9,7 @@ import { createServerClient } from '../lib/client/server-client.ts'
 import { isLoopback, parseIp } from '../lib/protocol/address.ts'
 import type { Digest } from '../lib/protocol/digest.ts'
 import { parseDigest } from '../lib/protocol/digest.ts'
+import type { InfoHash } from '../lib/protocol/infohash.ts'
 import { restartNeeded } from '../lib/runtime/changed-settings.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
 import { makeDirectory } from '../lib/runtime/files.ts'
@@ -31,6 +32,7 @@ import { openPins } from './pins.ts'
 import { createPrefixHasher } from './prefix-hasher.ts'
 import { createReleaseFetcher } from './release-fetcher.ts'
 import { openReleaseStore } from './releases.ts'
+import { createRevokedTorrents } from './revoked-torrents.ts'
 
 export interface AgentDeps {
   log: Logger
@@ -148,10 +150,23 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
   const identity =
     config.peer_tls === 'off' ? undefined : await openHostIdentity(join(dataDir, 'peer-identity.pem'), host)
   const hasher = started.use(createPrefixHasher())
+  const revoked = createRevokedTorrents({
+    server,
+    changed: (infoHashes, someBack) => {
+      void changeSwarms(infoHashes, someBack).catch((error: unknown) => {
+        log.warn({ err: error }, 'revoked torrents: a swarm was not left or joined in order')
+      })
+    },
+    log,
+  })
+  const changeSwarms = async (infoHashes: readonly InfoHash[], someBack: boolean) => {
+    await Promise.all(infoHashes.map((infoHash) => blobs.leaveSwarm(infoHash)))
+    if (someBack) for (const { digest } of cache.list()) await blobs.seed(digest, seedSpreadMaxMs)
+  }
   const peerTokens = started.use(
     createPeerTokens(
       { server: config.server, ca, cacheFile: join(dataDir, 'server-keys.json') },
-      { now, random, log, refused: metrics.peerRefused },
+      { now, random, log, refused: metrics.peerRefused, isRevoked: (infoHash) => revoked.has(infoHash) },
     ),
   )
   const engine = started.use(
@@ -200,6 +215,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       server,
       peerTokens,
       certificate: identity?.thumbprint,
+      revoked,
       registry,
       fetchesMax: config.limits.fetches_max,
       stallMs: config.stall_timeout,
@@ -260,6 +276,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       replied: (reply) => {
         reportedPlace = reply.place
         announcer.noteEpoch(reply.epoch)
+        revoked.heard(reply.revokedTorrents)
       },
       now,
       random,

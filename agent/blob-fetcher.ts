@@ -7,6 +7,7 @@ import type { RegistryClient } from '../lib/client/registry-client.ts'
 import type { ServerClient } from '../lib/client/server-client.ts'
 import type { Digest } from '../lib/protocol/digest.ts'
 import { digestHex } from '../lib/protocol/digest.ts'
+import type { InfoHash } from '../lib/protocol/infohash.ts'
 import { infoHashFromHex, infoHashToHex } from '../lib/protocol/infohash.ts'
 import type { Metainfo } from '../lib/protocol/metainfo.ts'
 import { parseTorrent, pieceCount, pieceSize, swarmLengthMin } from '../lib/protocol/metainfo.ts'
@@ -19,6 +20,7 @@ import { NoSpaceError } from './blob-cache.ts'
 import type { Engine, EngineHandle, PeerTraffic, Webseed } from './engine/engine.ts'
 import { RateMeter } from './engine/rate-meter.ts'
 import type { PeerTokens } from './peer-admission.ts'
+import type { RevokedTorrents } from './revoked-torrents.ts'
 import type { PrefixHash, PrefixHasher } from './prefix-hasher.ts'
 import type { WatchdogStep } from './watchdog.ts'
 import { createWatchdog } from './watchdog.ts'
@@ -61,6 +63,8 @@ export interface BlobFetcherDeps {
   peerTokens: Pick<PeerTokens, 'tokenFor' | 'keep' | 'forget'>
   /** The thumbprint of this host's certificate, which they are to name. */
   certificate: string | undefined
+  /** Torrents that are not shared any more; `look` is called where the server says so of one. */
+  revoked: Pick<RevokedTorrents, 'has' | 'look'>
   registry: Pick<RegistryClient, 'pullBlob'>
   fetchesMax: number
   stallMs: number
@@ -92,6 +96,8 @@ export interface BlobFetcher extends AsyncDisposable {
   /** Offers a cached blob to the swarm, from what is stored beside it. */
   seed(digest: Digest, spreadMs: number): Promise<void>
   stopSeeding(digest: Digest): Promise<void>
+  /** Leaves the swarm, whether it was fetched or seeded; what is on disk stays. */
+  leaveSwarm(infoHash: InfoHash): Promise<void>
 }
 
 /** The bytes of a blob have another SHA-256 than its name. */
@@ -121,6 +127,7 @@ interface Job {
   waiters: number
   state: 'waiting' | 'fetching'
   reason: string | undefined
+  infohash: string | undefined
   handle: EngineHandle | undefined
   announcement: Announcement | undefined
   /** Of handles that were closed, and of plain HTTP. */
@@ -156,6 +163,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       waiters: 0,
       state: 'waiting',
       reason: 'other fetches are under way',
+      infohash: undefined,
       handle: undefined,
       announcement: undefined,
       past: { ownRack: 0, otherRacks: 0, webseed: 0 },
@@ -300,6 +308,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
 
   const fetchFromSwarm = async (job: Job, metainfo: Metainfo, first: SwarmGrant): Promise<void> => {
     const { want } = job
+    job.infohash = infoHashToHex(metainfo.infoHash)
     const announcement = announcer.add({
       infoHash: metainfo.infoHash,
       grant: announceGrantOf(first),
@@ -522,7 +531,10 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 
   const renewGrant = async (...asked: Parameters<typeof askGrant>): Promise<SwarmGrant> => {
-    const grant = await askGrant(...asked)
+    const grant = await askGrant(...asked).catch((error: unknown) => {
+      if (error instanceof RequestError && error.code === 'TORRENT_REVOKED') deps.revoked.look()
+      throw error
+    })
     if (deps.peerTokens.tokenFor(infoHashFromHex(grant.infohash)) !== grant.peerToken)
       await keepGrant(asked[0], grant)
     return grant
@@ -641,7 +653,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       if (seeds.has(digest) || jobs.has(digest) || closed) return
       const stored = await cache.getTorrent(digest)
       const blob = await cache.find(digest, stored?.metainfo.length)
-      if (!stored || !blob) return
+      if (!stored || !blob || deps.revoked.has(stored.metainfo.infoHash)) return
       const want: BlobWant = { repository: stored.repository, digest, sizeBytes: blob.sizeBytes }
       if (stored.peerToken !== undefined) deps.peerTokens.keep(stored.metainfo.infoHash, stored.peerToken)
       const announcement = announcer.add({
@@ -661,6 +673,16 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       seeds.set(digest, { want, handle, announcement, infohash: infoHashToHex(stored.metainfo.infoHash) })
     },
     stopSeeding,
+    leaveSwarm: async (infoHash) => {
+      const infohash = infoHashToHex(infoHash)
+      for (const job of jobs.values())
+        if (job.infohash === infohash)
+          job.abort.abort(
+            new RequestError(403, 'TORRENT_REVOKED', `the server has revoked the torrent ${infohash}`),
+          )
+      const seeded = [...seeds.values()].filter((seed) => seed.infohash === infohash)
+      await Promise.all(seeded.map(({ want }) => stopSeeding(want.digest)))
+    },
     [Symbol.asyncDispose]: async () => {
       closed = true
       clearInterval(meter)

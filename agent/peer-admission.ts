@@ -28,6 +28,8 @@ export interface PeerTokenDeps {
   readonly random: () => number
   readonly log: Logger
   readonly refused: (fault: TokenFault) => void
+  /** Torrents that nobody is let into any more. */
+  readonly isRevoked: (infoHash: InfoHash) => boolean
 }
 
 /**
@@ -36,7 +38,7 @@ export interface PeerTokenDeps {
  */
 export function createPeerTokens(
   source: { readonly server: string; readonly ca: string | undefined; readonly cacheFile: string },
-  { now, random, log, refused }: PeerTokenDeps,
+  { now, random, log, refused, isRevoked }: PeerTokenDeps,
 ): PeerTokens {
   const tokens = new Map<InfoHash, string>()
   let opening: Promise<KeySetVerifier> | undefined
@@ -57,6 +59,7 @@ export function createPeerTokens(
       pool: createSmallVerifyPool(checksMax),
       rememberedMax,
       clockToleranceMs,
+      isTorrentRevoked: isRevoked,
       now,
       random,
       log,

@@ -15,12 +15,15 @@ import { isMissing } from '../lib/runtime/files.ts'
 import { defaultPaths } from '../lib/runtime/paths.ts'
 import { version } from '../lib/runtime/version.ts'
 import { Failure, exitCodes } from './failure.ts'
+import type { Exchanged, IdTokenSource } from './id-token.ts'
+import { audienceFor, exchangeIdToken, findIdToken } from './id-token.ts'
 import type { Output } from './output.ts'
 
 /** Options that every command takes. */
 export interface GlobalOptions {
   readonly server?: string
   readonly tokenFile?: string
+  readonly idTokenFile?: string
   readonly ca?: string
   readonly socket?: string
 }
@@ -30,6 +33,8 @@ export interface Connection {
   readonly server: string
   /** A secret. */
   readonly token: string | undefined
+  /** What is exchanged for a token where there is none. */
+  readonly idToken?: IdTokenSource | undefined
   readonly ca: string | undefined
   /** Where the pieces came from, for `doctor`. */
   readonly source: string
@@ -86,7 +91,20 @@ export function createContext(
     resolve,
     connect: async ({ anonymous = false } = {}) => {
       const connection = await resolve()
-      const { server, token, ca } = connection
+      const { server, ca, idToken } = connection
+      await using started = new AsyncDisposableStack()
+      let { token } = connection
+      if (token === undefined && idToken && !anonymous) {
+        const exchange = () =>
+          exchangeIdToken(idToken, { server, ca, audience: audienceFor(server, env) }, base.signal)
+        const first = await exchange()
+        ;({ token } = first)
+        started.use(
+          keepExchanged(first, exchange, (next) => {
+            token = next
+          }),
+        )
+      }
       if (token === undefined && !anonymous) {
         throw new Failure(exitCodes.auth, `Cannot use ${server}: there is no token`, {
           hint: 'Run `deployctl login URL`, or set DEPLOYCTL_TOKEN_FILE.',
@@ -99,17 +117,51 @@ export function createContext(
         userAgent: `deployctl/${version}`,
         idleTimeoutMs: 120_000,
       })
+      started.use(http)
+      const owned = started.move()
       return {
         http,
         api: createServerClient(http),
         registry: createRegistryClient(http),
-        connection,
-        [Symbol.asyncDispose]: () => http[Symbol.asyncDispose](),
+        connection: { ...connection, token },
+        [Symbol.asyncDispose]: () => owned.disposeAsync(),
       }
     },
     agent: () => createAgentClient({ socketPath }),
   }
 }
+
+/** A publish may last longer than a token that was exchanged: another one is got at two thirds of its life. */
+function keepExchanged(
+  first: Exchanged,
+  exchange: () => Promise<Exchanged>,
+  use: (token: string) => void,
+): Disposable {
+  let timer: NodeJS.Timeout
+  const later = (seconds: number) => {
+    timer = setTimeout(() => {
+      exchange().then(
+        ({ token, ttlSeconds }) => {
+          use(token)
+          later((ttlSeconds * 2) / 3)
+        },
+        // The old one counts for a while; what it is used for then says what is wrong.
+        () => {
+          later(renewRetrySeconds)
+        },
+      )
+    }, seconds * 1000)
+    timer.unref()
+  }
+  later((first.ttlSeconds * 2) / 3)
+  return {
+    [Symbol.dispose]: () => {
+      clearTimeout(timer)
+    },
+  }
+}
+
+const renewRetrySeconds = 15
 
 async function resolveConnection(
   options: GlobalOptions,
@@ -122,14 +174,26 @@ async function resolveConnection(
   const caFile = options.ca ?? env['DEPLOYCTL_CA']
   const ca = caFile === undefined ? stored?.ca : await readFile(caFile, 'utf8')
   const tokenFile = options.tokenFile ?? env['DEPLOYCTL_TOKEN_FILE']
-  const given = tokenFile === undefined ? env['DEPLOYCTL_TOKEN'] : await readTokenFile(tokenFile)
+  if (options.tokenFile !== undefined && options.idTokenFile !== undefined)
+    throw new Failure(
+      exitCodes.usage,
+      'Cannot use --token-file and --id-token-file together: leave one of them out',
+    )
+  // A flag wins over a variable.
+  const given =
+    options.idTokenFile !== undefined
+      ? undefined
+      : tokenFile === undefined
+        ? env['DEPLOYCTL_TOKEN']
+        : await readTokenFile(tokenFile)
   if (server !== undefined) {
     const url = parseServerUrl(server)
     // A stored token is for the server it was stored with, and for no other.
-    const token = given ?? (stored && parseServerUrl(stored.server) === url ? stored.token : undefined)
+    const isStored = options.idTokenFile === undefined && stored && parseServerUrl(stored.server) === url
     return {
       server: url,
-      token,
+      token: given ?? (isStored ? stored.token : undefined),
+      idToken: findIdToken(options, env),
       ca,
       source: options.server
         ? '--server'

@@ -1,9 +1,11 @@
 import { Command, CommanderError } from 'commander'
 import { inspect } from 'node:util'
 import { version } from '../lib/runtime/version.ts'
+import { registerAudit } from './commands/audit.ts'
 import { registerDoctor } from './commands/doctor.ts'
 import { registerFetch } from './commands/fetch.ts'
 import { registerHosts } from './commands/hosts.ts'
+import { registerKeys } from './commands/keys.ts'
 import { registerLogin } from './commands/login.ts'
 import { registerPublish } from './commands/publish.ts'
 import { registerReleases } from './commands/releases.ts'
@@ -59,6 +61,10 @@ export function createProgram(signal: AbortSignal): Command {
     .version(version, '-V, --version')
     .option('--server <url>', 'the server (DEPLOYCTL_SERVER)')
     .option('--token-file <file>', 'file with the token (DEPLOYCTL_TOKEN_FILE, or DEPLOYCTL_TOKEN)')
+    .option(
+      '--id-token-file <file>',
+      'file with a token of an issuer that the server trusts, to be exchanged (DEPLOYCTL_ID_TOKEN_FILE)',
+    )
     .option('--ca <file>', 'authority that signed the certificate of the server (DEPLOYCTL_CA)')
     .option('--socket <path>', 'socket of the agent on this host (DEPLOYCTL_SOCKET)')
     .option('-q, --quiet', 'only results and errors')
@@ -73,7 +79,8 @@ export function createProgram(signal: AbortSignal): Command {
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some hosts failed, 4 not allowed, 5 not found, 6 conflict,
             7 wrong bytes, 8 timed out, 78 unfit Node, 130 interrupted.
 Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCTL_CA, DEPLOYCTL_SOCKET; NO_COLOR, FORCE_COLOR. A flag
-             wins over a variable, that over what \`deployctl login\` stored.`,
+             wins over a variable, that over what \`deployctl login\` stored. Without any of them a CI job uses the identity that its
+             platform gives it: DEPLOYCTL_ID_TOKEN_FILE, DEPLOYCTL_ID_TOKEN (GitLab), or ACTIONS_ID_TOKEN_REQUEST_URL (GitHub).`,
     )
   const contextOf: WithContext = (command) => {
     const options = command.optsWithGlobals<
@@ -98,6 +105,8 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerTorrent,
     registerToken,
     registerHosts,
+    registerKeys,
+    registerAudit,
     registerLogin,
     registerDoctor,
     registerTopology,

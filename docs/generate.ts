@@ -39,6 +39,12 @@ const programs = [
     examples: new Map([
       ['storage.config', [writeFlow(defaultsOf(memory))]],
       [
+        'registry.trust',
+        [
+          "- { name: ci, issuer: 'https://token.actions.githubusercontent.com', claims: { repository_id: '123' }, grants: ['publish:web'] }",
+        ],
+      ],
+      [
         'prehooks',
         [
           '- { name: network approval, options: { whitelist: [10.0.0.0/8] } }',

@@ -2,6 +2,7 @@ import { z } from 'zod'
 import { parseCidr } from '../lib/protocol/cidr.ts'
 import { parseIp, isLoopback } from '../lib/protocol/address.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
+import { Scope } from '../lib/client/api.ts'
 import { duration, parsed, rate, size } from '../lib/runtime/config.ts'
 import { builtInPreHooks } from './tracker/hooks/built-in.ts'
 import { isModulePath } from './tracker/load-module.ts'
@@ -317,6 +318,16 @@ const tokens = z
       .prefault('90d')
       .describe('Life of a token of `deployctl token create`, unless asked otherwise.'),
     clock_tolerance: duration().prefault('120s').describe('How far clocks may differ.'),
+    key_lead: duration()
+      .prefault('10m')
+      .describe(
+        'How long a new signing key is published before it signs: twice what verifiers elsewhere take to look again (`keys_refresh`, 5m).',
+      ),
+    key_rotation: duration()
+      .optional()
+      .describe(
+        'A signing key of this age is followed by a new one. Default: only `deployctl keys rotate` does it.',
+      ),
     bind_address: z
       .boolean()
       .default(true)
@@ -353,6 +364,41 @@ const tokens = z
   .prefault({})
   .describe('Signed tokens.')
 
+/** What a claim of a token must say. */
+const claim = z.union(
+  [
+    z.string(),
+    z.array(z.string()).min(1),
+    z.strictObject({ prefix: z.string().min(1) }),
+    z.strictObject({ glob: z.string().min(1).max(300) }),
+  ],
+  { error: "need text, a list of texts, { prefix: … } or { glob: … }; put numbers in quotes: '123'" },
+)
+
+const trusted = z.strictObject({
+  name: z
+    .string()
+    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'need up to 64 of A-Z a-z 0-9 . _ -')
+    .describe('Shows in logs and as the name of the tokens.'),
+  issuer: z.url({ protocol: /^https?$/ }).describe('The `iss` of its tokens, letter for letter.'),
+  audience: z.string().min(1).optional().describe('The `aud` of its tokens. Default: `public_url`.'),
+  jwks_url: z
+    .url({ protocol: /^https?$/ })
+    .optional()
+    .describe('Where its keys are. Default: what its OpenID configuration says.'),
+  jwks_file: z.string().optional().describe('A JWKS file with its keys instead, read again when it changes.'),
+  ca: z.string().optional().describe('PEM file with the authority of these URLs, if it is your own.'),
+  claims: z
+    .record(z.string(), claim)
+    .refine(
+      (claims) => Object.keys(claims).length > 0,
+      'need at least one: else every token of the issuer would do',
+    )
+    .describe('What its tokens must say: text, a list of which one fits, `{ prefix: … }` or `{ glob: … }`.'),
+  grants: z.array(Scope).min(1).max(50).describe('Scopes that the bearer gets.'),
+  ttl: duration().prefault('10m').describe('For how long.'),
+})
+
 const registry = z
   .strictObject({
     anonymous_pull: z.boolean().default(false).describe('Lets anyone pull anything without a token.'),
@@ -365,6 +411,22 @@ const registry = z
     disk_reserve: size()
       .prefault('1GiB')
       .describe('Uploads are refused while less than this is free on the disk.'),
+    trust: z
+      .array(trusted)
+      .max(1000)
+      .default([])
+      .describe(
+        'OpenID Connect issuers whose tokens can be exchanged for short-lived ones of this server: CI jobs publish without a secret. Entries that fit the same token add up. Examples: docs/security.md.',
+      ),
+    audit: z
+      .strictObject({
+        file_max: size()
+          .prefault('32MiB')
+          .describe('A larger `audit.log` is put aside, and a new one begun.'),
+        files_max: z.int().min(1).max(10_000).default(8).describe('Files kept; the oldest goes.'),
+      })
+      .prefault({})
+      .describe('The log of who did what, in `data_dir`.'),
     webseed: z
       .strictObject({
         replies_max: z
@@ -518,6 +580,25 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
     fault(['min_announce_interval'], 'is longer than announce_interval')
   if (tokens.keys_file !== undefined && tokens.keys_url !== undefined)
     fault(['tokens', 'keys_url'], 'the keys come from tokens.keys_file already: leave one of them out')
+  for (const [i, entry] of config.registry.trust.entries()) {
+    const at = ['registry', 'trust', i]
+    if (entry.jwks_url !== undefined && entry.jwks_file !== undefined)
+      fault([...at, 'jwks_file'], 'the keys come from jwks_url already: leave one of them out')
+    if (entry.ttl < 60_000 || entry.ttl > 3_600_000) fault([...at, 'ttl'], 'need 1m to 1h; renewing is cheap')
+    // `sub` changed its form once, and a name that was given up can be taken by another: ids stay.
+    if (
+      entry.issuer === 'https://token.actions.githubusercontent.com' &&
+      !['repository_id', 'repository_owner_id'].some((id) => isExact(entry.claims[id]))
+    )
+      fault(
+        [...at, 'claims'],
+        'need repository_id (or repository_owner_id): names on GitHub can change hands',
+      )
+    const first = config.registry.trust.find(({ issuer }) => issuer === entry.issuer)
+    for (const key of ['jwks_url', 'jwks_file', 'ca'] as const)
+      if (first && first[key] !== entry[key])
+        fault([...at, key], `is another one than that of ${first.name}, which has the same issuer`)
+  }
   const nested = (path: (string | number)[], schema: z.ZodType, value: unknown) => {
     for (const issue of schema.safeParse(value).error?.issues ?? [])
       for (const { at, message } of flattened(issue)) fault([...path, ...at], message)
@@ -564,6 +645,10 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
   }
   if (config.workers > 1 && roles.includes('registry'))
     fault(['workers'], 'more than one needs roles: [tracker]; run the registry as a server of its own')
+}
+
+function isExact(claim: z.output<typeof trusted>['claims'][string] | undefined): boolean {
+  return typeof claim === 'string' || Array.isArray(claim)
 }
 
 /** An unknown key is named by itself, as the reader of the file does it. */

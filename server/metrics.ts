@@ -1,6 +1,7 @@
 import type { Metric } from 'prom-client'
 import { Counter, Gauge, Registry, collectDefaultMetrics } from 'prom-client'
 import type { TokenAuthority } from '../lib/token/token-authority.ts'
+import type { AuditLog } from './registry/audit-log.ts'
 import type { BlobStore } from './registry/blob-store.ts'
 import type { Fleet } from './registry/fleet.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
@@ -13,7 +14,7 @@ export interface ServerMetrics {
   readonly registry: Registry
   readonly webseed: WebseedObserver
   watchTracker(tracker: TrackerService): void
-  watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority }): void
+  watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority; auditLog: AuditLog }): void
   watchFleet(fleet: Fleet): void
 }
 
@@ -147,7 +148,17 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
         )
       }
     },
-    watchRegistry: ({ blobs, authority }) => {
+    watchRegistry: ({ blobs, authority, auditLog }) => {
+      gauge(
+        'rackswarm_audit_waiting',
+        'Entries of the audit log that wait for the disk; at most 2,000.',
+        () => auditLog.waiting,
+      )
+      counted(
+        'rackswarm_audit_failures_total',
+        'Entries of the audit log that could not be written; what they were of was refused.',
+        () => new Map([['', auditLog.failures]]),
+      )
       gauge(
         'rackswarm_registry_uploads_open',
         'Uploads that hold an open file; bounded by registry.uploads_max.',

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { access, constants, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyRequest } from 'fastify'
@@ -28,18 +28,25 @@ import { openTopology, watchTopologyTable } from './open-topology.ts'
 import { liveSettings } from './live-settings.ts'
 import type { ServerMetrics } from './metrics.ts'
 import { createServerMetrics } from './metrics.ts'
+import { openIdTokenVerifier } from '../lib/token/id-token.ts'
 import { createAccessControl, requireAdmin, requireCredential } from './registry/access-control.ts'
 import type { Caller } from './registry/access.ts'
+import { createAudit, registerAuditRoutes } from './registry/audit.ts'
+import { openAuditLog } from './registry/audit-log.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
 import { createFleet, createTagCache, registerFleetRoutes } from './registry/fleet.ts'
 import { registerGrantRoutes } from './registry/grants.ts'
+import { registerKeyRoutes } from './registry/keys.ts'
 import { registerOciRoutes } from './registry/oci-routes.ts'
 import { registerReleaseRoutes } from './registry/releases.ts'
 import { loadRevocations } from './registry/revocations.ts'
+import type { RevokedTorrents } from './registry/revoked-torrents.ts'
+import { loadRevokedTorrents, registerRevokedTorrentRoutes } from './registry/revoked-torrents.ts'
 import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
 import { createTorrentReferrers } from './registry/torrent-referrers.ts'
 import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
+import { registerTokenExchange } from './registry/trust.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
@@ -48,6 +55,7 @@ import { openTrackerSecrets, storageSettings, trackerSettings } from './tracker-
 import { readCounters } from './tracker/counters.ts'
 import type { OpenStore } from './tracker/create-store.ts'
 import { registerTrackerRoutes } from './tracker/http-frontend.ts'
+import { refuseRevokedTorrents } from './tracker/hooks/revoked-torrents.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
 import type { TrackerService } from './tracker/tracker-service.ts'
 import { startTrackerService } from './tracker/tracker-service.ts'
@@ -159,7 +167,7 @@ export async function startServer(config: ServerConfig, deps: ServerDeps): Promi
         storage: embedded?.openStore
           ? { name: 'given', open: embedded.openStore }
           : storageSettings(config, directory),
-        given: embedded?.hooks,
+        given: registry ? withRevoked(embedded?.hooks, registry.revokedTorrents) : embedded?.hooks,
         verifier: registry?.verifier,
       }),
     )
@@ -280,10 +288,38 @@ async function keySetOf(
   }
 }
 
-async function readAuthority(file: string): Promise<string> {
+function withRevoked(given: GivenHooks | undefined, revoked: RevokedTorrents): GivenHooks {
+  return {
+    prehooks: [refuseRevokedTorrents((infoHash) => revoked.has(infoHash)), ...(given?.prehooks ?? [])],
+    posthooks: given?.posthooks ?? [],
+  }
+}
+
+async function readAuthority(file: string, setting = 'tokens.keys_ca'): Promise<string> {
   return readFile(file, 'utf8').catch((cause: unknown) => {
-    throw new ConfigError([`tokens.keys_ca: cannot read ${file}: ${(cause as Error).message}`], { cause })
+    throw new ConfigError([`${setting}: cannot read ${file}: ${(cause as Error).message}`], { cause })
   })
+}
+
+/** Where the keys of each issuer of `registry.trust` are. */
+async function issuersOf(
+  { registry, tokens }: ServerConfig,
+  directory: string,
+): Promise<ReadonlyMap<string, KeySetSource>> {
+  const issuers = new Map<string, KeySetSource>()
+  for (const [i, { issuer, jwks_url, jwks_file, ca }] of registry.trust.entries()) {
+    if (issuers.has(issuer)) continue
+    const name = createHash('sha256').update(issuer).digest('hex').slice(0, 16)
+    const fetched = {
+      url: jwks_url ?? `${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`,
+      issuer: jwks_url === undefined ? issuer : undefined,
+      refreshIntervalMs: tokens.keys_refresh,
+      cacheFile: join(directory, `issuer-keys-${name}.json`),
+      ca: ca === undefined ? undefined : await readAuthority(ca, `registry.trust.${i}.ca`),
+    }
+    issuers.set(issuer, jwks_file === undefined ? fetched : { file: jwks_file })
+  }
+  return issuers
 }
 
 /** What /stats.json shows. */
@@ -348,6 +384,16 @@ async function startRegistry(
   const revocations = started.use(
     await loadRevocations({ state, clockToleranceMs: trust.clockToleranceMs, now, log }),
   )
+  const revokedTorrents = started.use(await loadRevokedTorrents({ state, epoch, now, log }))
+  const auditLog = started.use(
+    await openAuditLog({
+      directory,
+      fileMaxBytes: config.registry.audit.file_max,
+      filesMax: config.registry.audit.files_max,
+      now,
+      log,
+    }),
+  )
   const authority = started.use(
     await openTokenAuthority({
       ...trust,
@@ -356,6 +402,15 @@ async function startRegistry(
       tickets: createTickets(secrets.ticketSecret),
       acceptChihaya: config.tokens.compat === 'chihaya',
       isRevoked: (id) => revocations.isRevoked(id),
+      isTorrentRevoked: (infoHash) => revokedTorrents.has(infoHash),
+      leadMs: config.tokens.key_lead,
+      rotationMs: config.tokens.key_rotation,
+      log,
+      aroundChange: ({ kind, kid }, work) =>
+        auditLog.around(
+          { who: { kind: 'server', name: 'key rotation' }, action: `key.${kind}`, target: kid },
+          work,
+        ),
     }),
   )
   const { minter, verifier } = authority
@@ -370,7 +425,15 @@ async function startRegistry(
       log,
     }),
   )
-  await ensureFirstTokens({ directory, minter, state, places: config.enrolment.first_token_places, now, log })
+  await ensureFirstTokens({
+    directory,
+    minter,
+    state,
+    places: config.enrolment.first_token_places,
+    auditLog,
+    now,
+    log,
+  })
 
   const controlled = createAccessControl({
     verifier,
@@ -380,7 +443,7 @@ async function startRegistry(
   const fleet = createFleet({ hostsMax: config.enrolment.hosts_max, now })
   const tags = createTagCache({ store, now })
   metrics.watchFleet(fleet)
-  metrics.watchRegistry({ blobs: store, authority })
+  metrics.watchRegistry({ blobs: store, authority, auditLog })
   /** Agents announce from where they ask; a .torrent is made to be used elsewhere. */
   const cidrOf = (request: FastifyRequest) => {
     if (!config.tokens.bind_address) return undefined
@@ -392,13 +455,15 @@ async function startRegistry(
   const torrents = {
     store,
     minter,
+    revokedTorrents,
     publicUrl,
     torrentTtlMs: config.tokens.torrent_ttl,
     agentTtlMs: config.tokens.agent_ttl,
     cidrOf: hostCidrOf,
     now,
   }
-  const shared = { store, access: controlled, minter, publicUrl, sourceOf, now, log }
+  const audit = createAudit(auditLog, sourceOf)
+  const shared = { store, access: controlled, minter, audit, revokedTorrents, publicUrl, sourceOf, now, log }
   registerOciRoutes(app, {
     ...shared,
     manifestMaxBytes: config.registry.manifest_max,
@@ -420,6 +485,23 @@ async function startRegistry(
     agentTtlMs: config.tokens.agent_ttl,
     cidrOf: hostCidrOf,
   })
+  const trusted = config.registry.trust.map(({ audience = publicUrl, ttl, ...entry }) => ({
+    ...entry,
+    audience,
+    ttlMs: ttl,
+  }))
+  const idTokens = started.use(
+    await openIdTokenVerifier({
+      ...trust,
+      issuers: await issuersOf(config, directory),
+      random: deps.random,
+      log,
+    }),
+  )
+  registerTokenExchange(app, { ...shared, trust: trusted, idTokens })
+  registerKeyRoutes(app, { ...shared, keys: authority.keys })
+  registerRevokedTorrentRoutes(app, shared)
+  registerAuditRoutes(app, { ...shared, auditLog })
   registerEnrolmentRoutes(app, {
     ...shared,
     state,
@@ -465,6 +547,7 @@ async function startRegistry(
   checks['blobs'] = async () => describeFailure(access(directory, constants.W_OK))
   return {
     verifier,
+    revokedTorrents,
     hostsPresent: () => fleet.present().length,
     replaceTopology: (next: OpenedTopology) => {
       topology = next

@@ -25,7 +25,12 @@ export function registerToken(program: Command, contextOf: WithContext): void {
     .command('create')
     .description('make an API token')
     .requiredOption('--name <name>', 'who holds it')
-    .requiredOption('--scope <scope>', 'admin, publish:PREFIX or pull:PREFIX; again for more', collect, [])
+    .requiredOption(
+      '--scope <scope>',
+      'admin, publish:PREFIX, delete:PREFIX or pull:PREFIX; again for more',
+      collect,
+      [],
+    )
     .option('--ttl <duration>', 'how long it lives; default: what the server says, 90d')
     .option('-o, --output <file>', 'write it to a file (0600) instead of stdout')
     .option('--json', 'print JSON')

@@ -6,8 +6,9 @@ import type { Command } from 'commander'
 import createTorrent from 'create-torrent'
 import { parseDigest } from '../../lib/protocol/digest.ts'
 import { parseTorrent, pieceLengthFor, swarmLengthMin } from '../../lib/protocol/metainfo.ts'
+import { parseReference } from '../../lib/protocol/reference.ts'
 import { writeFileAtomic } from '../../lib/runtime/files.ts'
-import type { Context, WithContext } from '../context.ts'
+import type { Context, ServerConnection, WithContext } from '../context.ts'
 import { Failure, exitCodes } from '../failure.ts'
 import { parseDurationMs } from '../words.ts'
 import { findRelease } from './releases.ts'
@@ -56,6 +57,39 @@ export function registerTorrent(program: Command, contextOf: WithContext): void 
         )
       },
     )
+  torrent
+    .command('revoke')
+    .description('stop sharing: no host gets or gives it any more; what hosts have on disk stays')
+    .argument('<what>', 'INFOHASH, NAME:TAG, or NAME@DIGEST of a release or of one of its files')
+    .option('--reason <text>', 'why, for the list and the audit log')
+    .option('--json', 'print JSON')
+    .action(async (what: string, _options: unknown, command: Command) => {
+      const { reason } = command.optsWithGlobals<{ reason?: string }>()
+      await runRevoke({ what, reason }, contextOf(command))
+    })
+  torrent
+    .command('unrevoke')
+    .description('share what was revoked again')
+    .argument('<what>', 'as for revoke')
+    .option('--json', 'print JSON')
+    .action(async (what: string, _options: unknown, command: Command) => {
+      await runUnrevoke({ what }, contextOf(command))
+    })
+  torrent
+    .command('revoked')
+    .description('list torrents that were revoked')
+    .option('--json', 'print JSON')
+    .action(async (_options: unknown, command: Command) => {
+      const context = contextOf(command)
+      await using connection = await context.connect()
+      const { torrents } = await connection.api.revokedTorrents()
+      context.out.result({ torrents }, () =>
+        context.out.table(
+          ['INFOHASH', 'REVOKED', 'REASON'],
+          torrents.map(({ infohash, revokedAt, reason }) => [infohash, revokedAt, reason ?? '']),
+        ),
+      )
+    })
   torrent
     .command('create')
     .description('make a .torrent of a file, offline; its infohash is the one the server would compute')
@@ -132,4 +166,34 @@ export async function runCreate(
     { output, infohash: infoHash, sizeBytes: size, file: basename(file) },
     () => `${output}\ninfohash ${infoHash}\n`,
   )
+}
+
+export async function runRevoke(
+  { what, reason }: { what: string; reason: string | undefined },
+  context: Context,
+): Promise<void> {
+  await using connection = await context.connect()
+  const infohashes = await infoHashesOf(connection, what)
+  for (const infohash of infohashes)
+    await connection.api.revokeTorrent(infohash, reason === undefined ? {} : { reason })
+  context.out.done({ infohashes, revoked: true }, `Revoked ${infohashes.join(', ')}`)
+}
+
+export async function runUnrevoke({ what }: { what: string }, context: Context): Promise<void> {
+  await using connection = await context.connect()
+  const infohashes = await infoHashesOf(connection, what)
+  for (const infohash of infohashes) await connection.api.unrevokeTorrent(infohash)
+  context.out.done({ infohashes, revoked: false }, `${infohashes.join(', ')} may be shared again`)
+}
+
+/** The torrents of all files of a release, or the one that is named. @throws Failure `notFound` */
+async function infoHashesOf(connection: ServerConnection, what: string): Promise<string[]> {
+  if (/^[0-9a-fA-F]{40}$/.test(what)) return [what.toLowerCase()]
+  const { repository, digest } = parseReference(what)
+  const { releases } = await connection.api.releases(repository)
+  const file = releases.flatMap(({ blobs }) => blobs).find((blob) => blob.digest === digest)
+  const blobs = file ? [file] : (await findRelease(connection, what)).blobs
+  const infohashes = [...new Set(blobs.flatMap(({ infohash }) => infohash ?? []))]
+  if (infohashes.length > 0) return infohashes
+  throw new Failure(exitCodes.notFound, `${what} has no torrent: its files are too small to have one`)
 }

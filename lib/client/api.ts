@@ -74,6 +74,8 @@ export const ReportReply = z.object({
   place: z.string(),
   /** When to report next, before jitter. */
   reportIntervalSeconds: z.number().positive(),
+  /** That of RevokedTorrentList; older servers say none. */
+  revokedTorrents: z.string().optional(),
   serverTime: time,
 })
 
@@ -127,11 +129,14 @@ export const AnnounceTokenReply = z.object({
   expiresAt: time,
 })
 
-/** A scope: `admin`, or `pull:PREFIX`, `publish:PREFIX` where PREFIX is a repository, `team/*`, or `*`. */
+/** A scope: `admin`, or `pull:PREFIX`, `publish:PREFIX`, `delete:PREFIX` where PREFIX is a repository, `team/*`, or `*`. */
 export const Scope = z
   .string()
   .max(300)
-  .regex(/^(admin|(pull|publish):(\*|[a-z0-9._/-]+(\/\*)?))$/, 'need admin, pull:PREFIX or publish:PREFIX')
+  .regex(
+    /^(admin|(pull|publish|delete):(\*|[a-z0-9._/-]+(\/\*)?))$/,
+    'need admin, pull:PREFIX, publish:PREFIX or delete:PREFIX',
+  )
 
 /** POST /api/v1/tokens (admin). */
 export const CreateTokenRequest = z.strictObject({
@@ -153,6 +158,85 @@ export const TokenList = z.object({
       revoked: z.boolean(),
     }),
   ),
+})
+
+/**
+ * Answer of POST /api/v1/token-exchange (RFC 8693), a form with `grant_type`, `subject_token` and `subject_token_type`: no
+ * Authorization, the token of an issuer in `registry.trust` is the proof.
+ */
+export const TokenExchangeReply = z.object({
+  access_token: z.string(),
+  issued_token_type: z.string(),
+  token_type: z.string(),
+  /** Seconds. */
+  expires_in: count,
+  /** Separated by spaces. */
+  scope: z.string(),
+})
+
+/** GET /api/v1/audit (admin): lines of the audit log after line `after` and not before `since`. */
+export const AuditQuery = z.strictObject({
+  after: z.coerce.number().pipe(count).optional(),
+  since: time.optional(),
+  limit: z.coerce.number().pipe(count.min(1)).optional(),
+})
+export const AuditReply = z.object({
+  /** As they stand in the file, for whoever checks their chain; each is an AuditLine. */
+  lines: z.array(z.string()),
+  /** `after` of the next page; absent on the last. */
+  next: count.optional(),
+})
+export const AuditLine = z.object({
+  seq: count,
+  time,
+  /** SHA-256 of the line before. */
+  prev: z.string(),
+  who: z.object({ kind: z.string(), name: z.string(), credential: z.string().optional() }),
+  address: z.string().optional(),
+  action: z.string(),
+  target: z.string(),
+  /** A line is written before the act: `allowed`; one that failed then has a second line that names the first. */
+  outcome: z.enum(['allowed', 'failed']),
+  of: count.optional(),
+  details: z.record(z.string(), z.unknown()).optional(),
+})
+
+/** GET /api/v1/keys (admin): the signing keys, without their private parts. */
+export const KeyInfo = z.object({
+  kid: z.string(),
+  algorithm: z.string(),
+  /** `next` is published and signs later, `retiring` verifies what it has signed. */
+  state: z.enum(['next', 'active', 'retiring']),
+  createdAt: time,
+  since: time,
+  /** When a next key becomes active, and a retiring one goes. */
+  dueAt: time.optional(),
+})
+export const KeyList = z.object({ keys: z.array(KeyInfo) })
+/** POST /api/v1/keys/rotate (admin). DELETE /api/v1/keys/KID revokes one. */
+export const RotateKeyRequest = z.strictObject({
+  algorithm: z.enum(['ES256', 'Ed25519', 'RS256']).optional(),
+  /** Has the new key sign at once: verifiers elsewhere learn of it when they meet it. */
+  now: z.boolean().optional(),
+})
+/** POST /api/v1/keys (admin): a private key, PEM or JWK. */
+export const ImportKeyRequest = z.strictObject({
+  key: z.string().max(32 * 1024),
+  /** Default: the name that a JWK gives itself, else its thumbprint. */
+  kid: z
+    .string()
+    .regex(/^[\w.:=-]{1,128}$/, 'need up to 128 of A-Z a-z 0-9 _ . : = -')
+    .optional(),
+  /** Never signs; only what it has signed elsewhere counts. */
+  verifyOnly: z.boolean().optional(),
+})
+
+/** PUT and DELETE /api/v1/revoked-torrents/INFOHASH (admin). */
+export const RevokeTorrentRequest = z.strictObject({ reason: z.string().max(200).optional() })
+/** GET /api/v1/revoked-torrents: torrents that are no longer shared. `version` changes with each change, and is in each ReportReply. */
+export const RevokedTorrentList = z.object({
+  version: z.string(),
+  torrents: z.array(z.object({ infohash: infoHash, revokedAt: time, reason: z.string().optional() })),
 })
 
 /** POST /api/v1/bootstrap-tokens (admin). */
@@ -394,6 +478,15 @@ export type AnnounceTokenReply = z.infer<typeof AnnounceTokenReply>
 export type CreateTokenRequest = z.infer<typeof CreateTokenRequest>
 export type CreatedToken = z.infer<typeof CreatedToken>
 export type TokenList = z.infer<typeof TokenList>
+export type TokenExchangeReply = z.infer<typeof TokenExchangeReply>
+export type AuditReply = z.infer<typeof AuditReply>
+export type AuditLine = z.infer<typeof AuditLine>
+export type KeyInfo = z.infer<typeof KeyInfo>
+export type KeyList = z.infer<typeof KeyList>
+export type RotateKeyRequest = z.infer<typeof RotateKeyRequest>
+export type ImportKeyRequest = z.infer<typeof ImportKeyRequest>
+export type RevokeTorrentRequest = z.infer<typeof RevokeTorrentRequest>
+export type RevokedTorrentList = z.infer<typeof RevokedTorrentList>
 export type CreateBootstrapTokenRequest = z.infer<typeof CreateBootstrapTokenRequest>
 export type CreatedBootstrapToken = z.infer<typeof CreatedBootstrapToken>
 export type BootstrapTokenList = z.infer<typeof BootstrapTokenList>

@@ -6,23 +6,32 @@ import type {
   EnrollRequest,
   GrantRequest,
   HostReport,
+  ImportKeyRequest,
+  RevokeTorrentRequest,
+  RotateKeyRequest,
 } from './api.ts'
 import {
   AnnounceTokenReply,
+  AuditReply,
   BootstrapTokenList,
   CreatedBootstrapToken,
   CreatedToken,
   HostCredential,
   HostList,
+  KeyInfo,
+  KeyList,
   ReleaseList,
   ReleaseStatus,
   ReportReply,
+  RevokedTorrentList,
   ServerInfo,
   SwarmGrant,
+  TokenExchangeReply,
   TokenList,
   TopologyExplanation,
 } from './api.ts'
 import type { HttpClient } from './http.ts'
+import { UnreachableError } from './http.ts'
 
 /** The calls of /api/v1, and the two of the tracker that are no announce loop. All reject with RequestError or UnreachableError. */
 export type ServerClient = ReturnType<typeof createServerClient>
@@ -51,6 +60,46 @@ export function createServerClient(http: HttpClient) {
     createToken: (request: CreateTokenRequest) => post(CreatedToken, '/tokens', request),
     listTokens: () => get(TokenList, '/tokens'),
     revokeToken: (id: string) => remove(`/tokens/${encodeURIComponent(id)}`),
+    /** A short-lived API token for a token of an issuer that the server trusts (RFC 8693); call it without a credential. */
+    exchangeToken: async (subjectToken: string, signal?: AbortSignal) => {
+      const form = new URLSearchParams({
+        grant_type: 'urn:ietf:params:oauth:grant-type:token-exchange',
+        subject_token: subjectToken,
+        subject_token_type: 'urn:ietf:params:oauth:token-type:jwt',
+      })
+      const answer = await http.ok({
+        method: 'POST',
+        path: '/api/v1/token-exchange',
+        headers: { 'content-type': 'application/x-www-form-urlencoded' },
+        body: form.toString(),
+        signal,
+      })
+      const parsed = TokenExchangeReply.safeParse(parseJson(await answer.bytes(64 * 1024)))
+      if (parsed.success) return parsed.data
+      throw new UnreachableError('Cannot understand the answer to the token exchange')
+    },
+    /** Lines of the audit log, oldest first. */
+    audit: ({ after, since }: { after: number; since: string | undefined }) =>
+      get(
+        AuditReply,
+        `/audit?after=${after}${since === undefined ? '' : `&since=${encodeURIComponent(since)}`}`,
+      ),
+    keys: () => get(KeyList, '/keys'),
+    rotateKey: (request: RotateKeyRequest) => post(KeyInfo, '/keys/rotate', request),
+    importKey: (request: ImportKeyRequest) => post(KeyInfo, '/keys', request),
+    revokeKey: (kid: string) => remove(`/keys/${encodeURIComponent(kid)}`),
+    revokedTorrents: (signal?: AbortSignal) =>
+      http.json(RevokedTorrentList, { path: '/api/v1/revoked-torrents', signal }),
+    revokeTorrent: async (infohash: string, request: RevokeTorrentRequest) => {
+      const answer = await http.ok({
+        method: 'PUT',
+        path: `/api/v1/revoked-torrents/${infohash}`,
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(request),
+      })
+      await answer.discard()
+    },
+    unrevokeTorrent: (infohash: string) => remove(`/revoked-torrents/${infohash}`),
     createBootstrapToken: (request: CreateBootstrapTokenRequest) =>
       post(CreatedBootstrapToken, '/bootstrap-tokens', request),
     listBootstrapTokens: () => get(BootstrapTokenList, '/bootstrap-tokens'),
@@ -80,5 +129,13 @@ export function createServerClient(http: HttpClient) {
       const answer = await http.ok({ path: `/announce?${rawQuery}`, signal })
       return answer.bytes(1024 * 1024)
     },
+  }
+}
+
+function parseJson(bytes: Buffer): unknown {
+  try {
+    return JSON.parse(bytes.toString())
+  } catch {
+    return undefined
   }
 }

@@ -68,7 +68,7 @@ export interface HostClaims {
 export interface ApiClaims {
   readonly kind: 'api'
   readonly name: string
-  /** `admin`, `pull:PREFIX`, `publish:PREFIX`. */
+  /** `admin`, `pull:PREFIX`, `publish:PREFIX`, `delete:PREFIX`. */
   readonly scopes: readonly string[]
   readonly id: string
   readonly expiresAt: Date

@@ -17,9 +17,15 @@ export interface KeySetFetcher extends AsyncDisposable {
 export const keySetBytesMax = 1024 * 1024
 const redirectsMax = 3
 
-/** GETs a JWK Set, bounded in time and size. @throws Error when the URL is none that can be fetched */
+/**
+ * GETs a JWK Set, bounded in time and size. With `issuer` the URL is that of its OpenID configuration (OpenID Connect
+ * Discovery 1.0 section 4), which says where the set is.
+ *
+ * @throws Error when the URL is none that can be fetched
+ */
 export function createKeySetFetcher(options: {
   url: string
+  issuer?: string | undefined
   timeoutMs: number
   ca?: string | undefined
 }): KeySetFetcher {
@@ -30,8 +36,8 @@ export function createKeySetFetcher(options: {
     connect: options.ca === undefined ? {} : { ca: options.ca },
     connectTimeout: options.timeoutMs,
   })
-  const get = async (etag: string | undefined, signal: AbortSignal): Promise<KeySetReply> => {
-    let at = url
+  const get = async (from: URL, etag: string | undefined, signal: AbortSignal): Promise<KeySetReply> => {
+    let at = from
     for (let redirects = 0; redirects <= redirectsMax; redirects++) {
       const { statusCode, headers, body } = await request(at, {
         dispatcher: agent,
@@ -60,12 +66,23 @@ export function createKeySetFetcher(options: {
     }
     throw new Error(`more than ${redirectsMax} redirects`)
   }
+  /** Where the set was the last time: its `etag` says nothing of another one. */
+  let last = options.issuer === undefined ? url.href : undefined
+  const find = async (issuer: string | undefined, signal: AbortSignal): Promise<URL> => {
+    if (issuer === undefined) return url
+    const reply = await get(url, undefined, signal)
+    return keySetUrlOf(reply.kind === 'fresh' ? reply.json : undefined, issuer, url)
+  }
   return {
     name: `${url.origin}${url.pathname}`,
     fetch: async (etag, signal) => {
       const timeout = AbortSignal.timeout(options.timeoutMs)
       try {
-        return await get(etag, AbortSignal.any([signal, timeout]))
+        const within = AbortSignal.any([signal, timeout])
+        const at = await find(options.issuer, within)
+        const reply = await get(at, at.href === last ? etag : undefined, within)
+        last = at.href
+        return reply
       } catch (error) {
         if (timeout.aborted) throw new Error(`no answer within ${options.timeoutMs} ms`, { cause: error })
         throw error
@@ -79,6 +96,17 @@ function parseUrl(text: string): URL {
   const url = URL.parse(text)
   if (!url || (url.protocol !== 'https:' && url.protocol !== 'http:'))
     throw new Error('Cannot use the URL of the key set: need https://HOST/PATH or http://HOST/PATH')
+  return url
+}
+
+/** @throws Error saying what is wrong with the OpenID configuration */
+function keySetUrlOf(configuration: unknown, issuer: string, from: URL): URL {
+  const { issuer: its, jwks_uri } = (configuration ?? {}) as { issuer?: unknown; jwks_uri?: unknown }
+  // Section 4.3: else one issuer could speak for another.
+  if (its !== issuer) throw new Error('its OpenID configuration is that of another issuer')
+  const url = typeof jwks_uri === 'string' ? URL.parse(jwks_uri) : null
+  if (!url || (url.protocol !== 'https:' && url.protocol !== from.protocol))
+    throw new Error('its OpenID configuration has no jwks_uri that can be used')
   return url
 }
 

@@ -9,6 +9,8 @@ import { parseKeySet } from './verification-key.ts'
 export interface KeySetUrl {
   /** `https:`, or `http:` on a network that is trusted with the keys. */
   readonly url: string
+  /** The URL is that of the OpenID configuration of this issuer, which says where the set is. */
+  readonly issuer?: string | undefined
   /** How often it is fetched, unless its `Cache-Control: max-age` asks otherwise within bounds. Default 5 min. */
   readonly refreshIntervalMs?: number | undefined
   /** For one fetch, all of it. Default 5 s. */

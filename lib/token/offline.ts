@@ -1,22 +1,22 @@
-import { createPrivateKey, randomUUID } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
-import type { JWK } from 'jose'
 import { SignJWT, calculateJwkThumbprint, decodeJwt, decodeProtectedHeader, importJWK } from 'jose'
 import type { InfoHash } from '../protocol/infohash.ts'
 import { infoHashToHex } from '../protocol/infohash.ts'
-import { algorithmOf } from './algorithms.ts'
 import type { AnnounceScope } from './claims.ts'
+import type { PrivateKey } from './private-key.ts'
+import { readPrivateKey } from './private-key.ts'
 import { types } from './read-claims.ts'
 import type { Minted } from './token-authority.ts'
 
 /**
- * Signs an announce token without a server, with a key file of ours, a private JWK, or a PKCS #8 PEM.
+ * Signs an announce token without a server, with a key file of ours, a private JWK, or a PEM.
  *
  * @throws Error when the file holds no usable private key
  */
 export async function mintOffline(options: {
   keyFile: string
-  /** Default: the key's thumbprint (RFC 7638), as our servers name keys. */
+  /** Default: the name that the file gives it, else its thumbprint (RFC 7638), as our servers name keys. */
   kid?: string
   issuer: string
   audience: string
@@ -28,10 +28,8 @@ export async function mintOffline(options: {
   ttlMs: number
   now: () => number
 }): Promise<Minted> {
-  const jwk = await readPrivateJwk(options.keyFile)
-  const algorithm = algorithmOf(jwk)
-  if (algorithm === undefined)
-    throw new Error(`Cannot sign with ${options.keyFile}: need an EC P-256, Ed25519 or RSA key`)
+  const { jwk, algorithm, ...key } = await readKeyFile(options.keyFile)
+  const kid = options.kid ?? key.kid ?? (await calculateJwkThumbprint(jwk))
   const id = randomUUID()
   const nowSeconds = Math.floor(options.now() / 1000)
   const exp = nowSeconds + Math.max(1, Math.floor(options.ttlMs / 1000))
@@ -48,13 +46,9 @@ export async function mintOffline(options: {
     rack: options.rack,
     cidr: options.cidr,
   })
-    .setProtectedHeader({
-      alg: algorithm,
-      kid: options.kid ?? (await calculateJwkThumbprint(jwk)),
-      typ: types.announce,
-    })
+    .setProtectedHeader({ alg: algorithm, kid, typ: types.announce })
     .sign(await importJWK(jwk, algorithm))
-  return { token, id, expiresAt: new Date(exp * 1000) }
+  return { token, id, kid, expiresAt: new Date(exp * 1000) }
 }
 
 /** What a token says, unproven: for a person who must find out why it was refused. @throws Error if it is no JWT */
@@ -69,14 +63,10 @@ export function inspectToken(token: string): {
   }
 }
 
-async function readPrivateJwk(file: string): Promise<JWK> {
+async function readKeyFile(file: string): Promise<PrivateKey> {
   const text = await readFile(file, 'utf8')
   try {
-    if (text.trimStart().startsWith('-----')) return createPrivateKey(text).export({ format: 'jwk' })
-    const json = JSON.parse(text) as { jwk?: JWK } & JWK
-    const jwk = json.jwk ?? json
-    if (typeof jwk.d !== 'string') throw new Error('it has no private part')
-    return jwk
+    return readPrivateKey(text)
   } catch (cause) {
     throw new Error(`Cannot read private key ${file}: ${(cause as Error).message}`, { cause })
   }

@@ -1,9 +1,9 @@
-import { mkdir, readFile, readdir, stat } from 'node:fs/promises'
+import { readFile, readdir, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { JWK } from 'jose'
 import { calculateJwkThumbprint, exportJWK, generateKeyPair } from 'jose'
 import { z } from 'zod'
-import { makeDirectory, writeFileAtomic } from '../runtime/files.ts'
+import { ignoreMissing, makeDirectory, syncDirectory, writeFileAtomic } from '../runtime/files.ts'
 import type { Algorithm } from './algorithms.ts'
 import { algorithms } from './algorithms.ts'
 
@@ -11,11 +11,16 @@ import { algorithms } from './algorithms.ts'
 export type KeyState = 'next' | 'active' | 'retiring'
 
 export interface SigningKey {
-  /** RFC 7638 thumbprint. */
+  /** RFC 7638 thumbprint, unless it was imported with a name of its own. */
   readonly kid: string
+  readonly thumbprint: string
   readonly algorithm: Algorithm
   readonly state: KeyState
   readonly createdAt: Date
+  /** When it came into this state. */
+  readonly since: Date
+  /** No token that it signed expires later. */
+  readonly signedUntil: Date
   /** With its private part: never leaves lib/token. */
   readonly privateJwk: JWK
 }
@@ -24,49 +29,41 @@ export interface PublicJwk extends JWK {
   readonly kid: string
 }
 
+/** Of a key of which nobody knows what it has signed: as long as the longest token that a server makes by itself. */
+export const signedUnknownMs = 10 * 365 * 86_400_000
+
 const KeyFile = z.strictObject({
   algorithm: z.enum(algorithms),
   state: z.enum(['next', 'active', 'retiring']),
   createdAt: z.iso.datetime(),
+  kid: z.string().min(1).optional(),
+  since: z.iso.datetime().optional(),
+  signedUntil: z.iso.datetime().optional(),
   jwk: z.looseObject({ kty: z.string() }),
 })
 
 /**
- * Opens the key files of a directory (0700, files 0600), and makes the first key where there is none.
+ * Reads the key files of a directory (0700, files 0600).
  *
- * @throws Error naming the file that others can read, that is damaged, or that no key is active
+ * @throws Error naming the file that others can read, or that is damaged
  */
-export async function openSigningKeys(options: {
-  directory: string
-  algorithm: Algorithm
-  now: () => number
-}): Promise<SigningKey[]> {
-  await makeDirectory(options.directory, 0o700)
-  const files = (await readdir(options.directory)).filter(
-    (name) => name.endsWith('.json') && !name.startsWith('.'),
-  )
-  if (files.length === 0) return [await createKey(options)]
-  const keys = await Promise.all(files.map((name) => readKey(join(options.directory, name))))
-  if (!keys.some(({ state }) => state === 'active')) {
-    throw new Error(`Cannot sign: none of the ${keys.length} keys in ${options.directory} is active`)
-  }
-  return keys
+export async function readSigningKeys(directory: string): Promise<SigningKey[]> {
+  await makeDirectory(directory, 0o700)
+  const files = (await readdir(directory)).filter((name) => name.endsWith('.json') && !name.startsWith('.'))
+  return Promise.all(files.map((name) => readKey(join(directory, name))))
 }
 
-/** The key that signs: the newest that is active. */
-export function activeKey(keys: readonly SigningKey[]): SigningKey {
-  const [newest] = keys
+/** The key that signs: of those that are active the last that became it. */
+export function activeKey(keys: readonly SigningKey[]): SigningKey | undefined {
+  return keys
     .filter(({ state }) => state === 'active')
-    .sort((a, b) => b.createdAt.getTime() - a.createdAt.getTime())
-  if (!newest) throw new Error('Cannot sign: no key is active')
-  return newest
+    .sort((a, b) => b.since.getTime() - a.since.getTime() || b.createdAt.getTime() - a.createdAt.getTime())[0]
 }
 
 /** What `/.well-known/jwks.json` shows of a key. */
 export function publicJwk({ kid, algorithm, privateJwk }: SigningKey): PublicJwk {
   const { kty, crv, x, y, n, e } = privateJwk
   const members = Object.entries({ kty, crv, x, y, n, e }).filter(([, value]) => value !== undefined)
-  // Verifiers match `alg` by its spelling, and Ed25519 has two (RFC 9864 renames EdDSA); without it either matches.
   return {
     ...(Object.fromEntries(members) as JWK),
     kid,
@@ -75,25 +72,51 @@ export function publicJwk({ kid, algorithm, privateJwk }: SigningKey): PublicJwk
   }
 }
 
-async function createKey({
-  directory,
-  algorithm,
-  now,
-}: {
-  directory: string
-  algorithm: Algorithm
-  now: () => number
-}): Promise<SigningKey> {
+/** A new key; it is in no file yet. */
+export async function makeSigningKey(
+  algorithm: Algorithm,
+  state: KeyState,
+  nowMs: number,
+): Promise<SigningKey> {
   const { privateKey } = await generateKeyPair(algorithm, { extractable: true })
   const privateJwk = await exportJWK(privateKey)
-  const kid = await calculateJwkThumbprint(privateJwk)
-  const createdAt = new Date(now())
-  await mkdir(directory, { recursive: true, mode: 0o700 })
-  const content = { algorithm, state: 'active', createdAt: createdAt.toISOString(), jwk: privateJwk }
-  await writeFileAtomic(join(directory, `${kid}.json`), `${JSON.stringify(content, null, 2)}\n`, {
-    mode: 0o600,
-  })
-  return { kid, algorithm, state: 'active', createdAt, privateJwk }
+  const thumbprint = await calculateJwkThumbprint(privateJwk)
+  const at = new Date(nowMs)
+  return {
+    kid: thumbprint,
+    thumbprint,
+    algorithm,
+    state,
+    createdAt: at,
+    since: at,
+    signedUntil: at,
+    privateJwk,
+  }
+}
+
+/** Durable when it returns. */
+export async function writeSigningKey(directory: string, key: SigningKey): Promise<void> {
+  const { kid, thumbprint, algorithm, state, createdAt, since, signedUntil, privateJwk } = key
+  const content = {
+    algorithm,
+    state,
+    createdAt: createdAt.toISOString(),
+    ...(kid === thumbprint ? {} : { kid }),
+    since: since.toISOString(),
+    signedUntil: signedUntil.toISOString(),
+    jwk: privateJwk,
+  }
+  await writeFileAtomic(fileOf(directory, key), `${JSON.stringify(content, null, 2)}\n`, { mode: 0o600 })
+}
+
+/** Durable when it returns. */
+export async function removeSigningKey(directory: string, key: SigningKey): Promise<void> {
+  await unlink(fileOf(directory, key)).catch(ignoreMissing)
+  await syncDirectory(directory)
+}
+
+function fileOf(directory: string, { thumbprint }: SigningKey): string {
+  return join(directory, `${thumbprint}.json`)
 }
 
 async function readKey(file: string): Promise<SigningKey> {
@@ -104,13 +127,18 @@ async function readKey(file: string): Promise<SigningKey> {
     )
   const parsed = KeyFile.safeParse(parseJson(await readFile(file, 'utf8')))
   if (!parsed.success) throw new Error(`Cannot use key ${file}: ${z.prettifyError(parsed.error)}`)
-  const { algorithm, state, createdAt, jwk } = parsed.data
+  const { algorithm, state, jwk, kid, since, signedUntil } = parsed.data
   const privateJwk = jwk as JWK
+  const thumbprint = await calculateJwkThumbprint(privateJwk)
+  const createdAt = new Date(parsed.data.createdAt)
   return {
-    kid: await calculateJwkThumbprint(privateJwk),
+    kid: kid ?? thumbprint,
+    thumbprint,
     algorithm,
     state,
-    createdAt: new Date(createdAt),
+    createdAt,
+    since: since === undefined ? createdAt : new Date(since),
+    signedUntil: new Date(signedUntil ?? createdAt.getTime() + signedUnknownMs),
     privateJwk,
   }
 }

@@ -1,15 +1,15 @@
 import { randomUUID } from 'node:crypto'
-import { SignJWT, importJWK } from 'jose'
+import { SignJWT } from 'jose'
 import { ClientError } from '../protocol/errors.ts'
 import type { InfoHash } from '../protocol/infohash.ts'
 import { infoHashToHex } from '../protocol/infohash.ts'
-import type { Algorithm } from './algorithms.ts'
 import type { AccessClaims, AnnounceScope, Claims, TokenVerifier } from './claims.ts'
+import type { KeyRing, KeyRingOptions } from './key-ring.ts'
+import { openKeyRing } from './key-ring.ts'
 import { readClaims, types } from './read-claims.ts'
 import type { PublicJwk } from './signing-keys.ts'
-import { activeKey, openSigningKeys, publicJwk } from './signing-keys.ts'
+import { publicJwk } from './signing-keys.ts'
 import type { Tickets } from './ticket.ts'
-import { importVerificationKey } from './verification-key.ts'
 import type { VerifierStats } from './verifier.ts'
 import { createVerifier, tokenCharactersMax } from './verifier.ts'
 import { createVerifyPool } from './verify-pool.ts'
@@ -19,11 +19,15 @@ export interface Minted {
   readonly token: string
   /** Its `jti`, by which it is revoked. */
   readonly id: string
+  /** Of the key that signed it. */
+  readonly kid: string
   readonly expiresAt: Date
 }
 
 /** Signs tokens with the active key. Rejects with ClientError `TOKEN_TOO_LONG` where the claims do not fit into a token. */
 export interface TokenMinter {
+  /** The key that signs now. */
+  readonly kid: string
   mintAnnounce(claims: {
     infoHash: InfoHash
     subject: string
@@ -53,6 +57,7 @@ export interface TokenMinter {
 export interface TokenAuthority extends AsyncDisposable {
   readonly minter: TokenMinter
   readonly verifier: TokenVerifier
+  readonly keys: KeyRing
   /** Signatures that wait or are being checked; bounded. */
   readonly verificationsWaiting: number
   verifierStats(): VerifierStats
@@ -67,6 +72,8 @@ export interface Trust {
   readonly clockToleranceMs: number
   readonly now: () => number
   readonly isRevoked?: (id: string) => boolean
+  /** Torrents whose announce, webseed and peer tokens count no longer. Default: none. */
+  readonly isTorrentRevoked?: ((infoHash: InfoHash) => boolean) | undefined
   /** Default: none are given, and none taken. */
   readonly tickets?: Tickets | undefined
   /** Takes announce tokens as Quay signed them for chihaya. */
@@ -75,24 +82,12 @@ export interface Trust {
 
 /** Opens the signing keys of a directory, making the first. @throws Error naming a key file that cannot be used */
 export async function openTokenAuthority(
-  options: Trust & { keysDirectory: string; algorithm: Algorithm },
+  options: Trust & { keysDirectory: string } & Omit<KeyRingOptions, 'directory'>,
 ): Promise<TokenAuthority> {
   const { issuer, audience, now } = options
-  const keys = await openSigningKeys({ directory: options.keysDirectory, algorithm: options.algorithm, now })
-  const signer = activeKey(keys)
-  const signingKey = await importJWK(signer.privateJwk, signer.algorithm)
+  const keys = await openKeyRing({ ...options, directory: options.keysDirectory })
   const pool = createVerifyPool()
-  const verificationKeys = new Map(
-    keys.map((key) => [key.kid, importVerificationKey(publicJwk(key))] as const),
-  )
-  const signerKey = verificationKeys.get(signer.kid)
-  if (!signerKey) throw new Error(`Cannot sign: key ${signer.kid} is not among those that verify`)
-  const verifier = createVerifier({
-    isRevoked: () => false,
-    ...options,
-    keySource: { keys: verificationKeys },
-    pool,
-  })
+  const verifier = createVerifier({ isRevoked: () => false, ...options, keySource: keys, pool })
 
   const mint = async (
     kind: Claims['kind'],
@@ -113,25 +108,32 @@ export async function openTokenAuthority(
       jti: id,
       ...own,
     }
+    const { signer } = keys
+    await keys.willSign(signer, expiresAt.getTime())
+    const { kid, algorithm } = signer.key
     const token = await new SignJWT(payload)
-      .setProtectedHeader({ alg: signer.algorithm, kid: signer.kid, typ: types[kind] })
-      .sign(signingKey)
+      .setProtectedHeader({ alg: algorithm, kid, typ: types[kind] })
+      .sign(signer.secret)
     if (token.length > tokenCharactersMax)
       throw new ClientError(
         'TOKEN_TOO_LONG',
         `Cannot make the token: it would have ${token.length} characters, at most ${tokenCharactersMax} are accepted; name fewer repositories, or a prefix such as team/*`,
       )
-    verifier.remember(token, readClaims(payload, kind, { ...options, nowMs: now() }), signerKey)
-    return { token, id, expiresAt }
+    verifier.remember(token, readClaims(payload, kind, { ...options, nowMs: now() }), signer.verification)
+    return { token, id, kid, expiresAt }
   }
 
   return {
     verifier,
+    keys,
     get verificationsWaiting() {
       return pool.waiting
     },
     verifierStats: () => verifier.stats(),
     minter: {
+      get kid() {
+        return keys.signer.key.kid
+      },
       mintAnnounce: ({ infoHash, subject, scopes, rack, cidr, certificate, ttlMs }) =>
         mint('announce', subject, ttlMs, {
           infohash: infoHashToHex(infoHash),
@@ -148,7 +150,10 @@ export async function openTokenAuthority(
           parent: parent && { jti: parent.id, exp: Math.floor(parent.expiresAt.getTime() / 1000) },
         }),
     },
-    jwks: () => ({ keys: keys.map(publicJwk) }),
-    [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose](),
+    jwks: () => ({ keys: keys.list().map(publicJwk) }),
+    [Symbol.asyncDispose]: async () => {
+      await keys[Symbol.asyncDispose]()
+      await pool[Symbol.asyncDispose]()
+    },
   }
 }

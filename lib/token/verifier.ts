@@ -1,7 +1,9 @@
 import { LRUCache } from 'lru-cache'
+import type { InfoHash } from '../protocol/infohash.ts'
 import { namesAlgorithm } from './algorithms.ts'
 import type { Admission, AnnounceClaims, Claims, ClaimsOf, TokenVerifier, VerifyHints } from './claims.ts'
 import { TokenError } from './claims.ts'
+import { readCompact } from './compact.ts'
 import type { Expected, Payload } from './read-claims.ts'
 import { readChihayaClaims, readClaims, types } from './read-claims.ts'
 import type { Tickets } from './ticket.ts'
@@ -16,6 +18,8 @@ export interface VerifierOptions {
   readonly clockToleranceMs: number
   readonly now: () => number
   readonly isRevoked: (id: string) => boolean
+  /** Torrents whose tokens count no longer, whoever has them. Default: none. */
+  readonly isTorrentRevoked?: ((infoHash: InfoHash) => boolean) | undefined
   /** Default: none are given, and none taken. */
   readonly tickets?: Tickets | undefined
   /** Accepted tokens to remember. Room for all of them is taken at once: 36 bytes each. Default: `cachedTokensMax`. */
@@ -154,6 +158,8 @@ export function createVerifier(options: VerifierOptions): CachingVerifier {
     if (now() - clockToleranceMs >= claims.expiresAt.getTime()) throw new TokenError('expired')
     if (isRevoked(claims.id) || (claims.kind === 'access' && claims.parent && isRevoked(claims.parent.id)))
       throw new TokenError('revoked')
+    if (claims.kind === 'announce' && options.isTorrentRevoked?.(claims.infoHash) === true)
+      throw new TokenError('revoked')
   }
 
   const allowed = <Kind extends Claims['kind']>(entry: Accepted, kind: Kind): ClaimsOf<Kind> => {
@@ -207,15 +213,8 @@ const kinds = new Map<unknown, Claims['kind']>(
   (Object.keys(types) as Claims['kind'][]).map((kind) => [types[kind], kind]),
 )
 
-/** Any other letter could stand for one of these in the bytes that are signed. */
-const compactForm = /^[\w-]+\.[\w-]+\.[\w-]*$/
-
 function readToken(token: string, acceptChihaya: boolean): Unproven {
-  if (!compactForm.test(token)) throw new TokenError('malformed')
-  const first = token.indexOf('.')
-  const header = readPart(token.slice(0, first))
-  // RFC 7515 section 4.1.11: what it names must be understood, and nothing is.
-  if (header['crit'] !== undefined) throw new TokenError('malformed')
+  const { header, payload } = readCompact(token)
   const { alg, kid, typ } = header
   const chihaya = acceptChihaya && alg === 'RS256' && (typ === undefined || typ === 'JWT')
   const shape = chihaya ? 'chihaya' : kinds.get(typ)
@@ -224,7 +223,7 @@ function readToken(token: string, acceptChihaya: boolean): Unproven {
     alg,
     kid: typeof kid === 'string' ? kid : undefined,
     shape,
-    payload: readPart(token.slice(first + 1, token.lastIndexOf('.'))),
+    payload,
   }
 }
 
@@ -237,16 +236,6 @@ function keyOf({ kid, alg }: Unproven, { keys }: KeySource): VerificationKey | u
 
 function claimsOf({ shape, payload }: Unproven, expected: Expected): Claims {
   return shape === 'chihaya' ? readChihayaClaims(payload, expected) : readClaims(payload, shape, expected)
-}
-
-function readPart(part: string): Payload {
-  try {
-    const value: unknown = JSON.parse(Buffer.from(part, 'base64url').toString())
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Payload
-  } catch (cause) {
-    throw new TokenError('malformed', { cause })
-  }
-  throw new TokenError('malformed')
 }
 
 /** 240 bits of a signature that was found right. */

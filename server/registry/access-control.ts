@@ -88,7 +88,7 @@ const anonymous: Caller = {
 }
 
 /** The token of an Authorization header. Docker sends a token as the password, beside any user name. */
-function readCredential(header: string): string | undefined {
+export function readCredential(header: string): string | undefined {
   const [scheme, value] = header.split(' ')
   if (value === undefined) return undefined
   if (scheme?.toLowerCase() === 'bearer') return value
@@ -143,7 +143,7 @@ async function callerOfToken(verifier: TokenVerifier, token: string): Promise<Ca
   }
 }
 
-/** `admin` allows all, `publish` allows to pull as well. Without a repository only `admin` is asked about. */
+/** `admin` allows all, `publish` allows to pull as well, `delete` nothing but that. Without a repository only `admin` is asked about. */
 function scopesAllow(scopes: readonly string[], action: Action, repository: string | undefined): boolean {
   return scopes.some((scope) => {
     if (scope === 'admin') return true

@@ -1,13 +1,13 @@
 import type { IncomingHttpHeaders } from 'node:http'
 
-export type Action = 'pull' | 'publish' | 'admin'
+export type Action = 'pull' | 'publish' | 'delete' | 'admin'
 
 /** Who makes a request, after its credential was checked. */
 export interface Caller {
   readonly kind: 'host' | 'api' | 'access' | 'anonymous'
   /** Host name, token name, or `anonymous`: for logs and audit. */
   readonly name: string
-  /** In the words of scopes: `admin`, `pull:PREFIX`, `publish:PREFIX`. */
+  /** In the words of scopes: `admin`, `pull:PREFIX`, `publish:PREFIX`, `delete:PREFIX`. */
   readonly scopes: readonly string[]
   /** Set for hosts: the operator's word on where it is. */
   readonly place: string | undefined
@@ -15,7 +15,7 @@ export interface Caller {
   readonly askedFor?: readonly string[] | undefined
   /** The credential behind the call; what is made with it must not outlive it. Undefined for `anonymous`. */
   readonly credential: { readonly id: string; readonly expiresAt: Date } | undefined
-  /** Whether the credential covers an action on a repository (`admin` covers all; `publish` covers `pull`). */
+  /** Whether the credential covers an action on a repository (`admin` covers all; `publish` covers `pull`; `delete` covers nothing else). */
   may(action: Action, repository?: string): boolean
 }
 

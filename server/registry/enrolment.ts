@@ -16,6 +16,7 @@ import type { StateEntry, StateStore } from '../state/state-store.ts'
 import { VersionConflict } from '../state/state-store.ts'
 import { requireAdmin } from './access-control.ts'
 import type { AccessControl } from './access.ts'
+import type { Actor, Audit } from './audit.ts'
 import { covers } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { Fleet } from './fleet.ts'
@@ -28,6 +29,7 @@ export interface EnrolmentDeps {
   readonly minter: TokenMinter
   readonly revocations: Revocations
   readonly fleet: Fleet
+  readonly audit: Audit
   readonly hostTtlMs: number
   readonly hostsMax: number
   readonly sourceOf: (request: FastifyRequest) => Ip
@@ -64,9 +66,12 @@ const bootstrapListed = 10_000
 /** The names stand in the host's credential, and that has a length. */
 const repositoriesBytesMax = 2000
 
+/** In a line of the audit log. */
+const repositoriesTold = 20
+
 /** How hosts join, renew, and are turned away. */
 export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDeps): void {
-  const { state, access, revocations, now, log } = deps
+  const { state, access, revocations, audit, now, log } = deps
   const failures = new LRUCache<string, { count: number; sinceMs: number }>({ max: 10_000 })
   // Hosts that are not revoked. Read once: to count what is stored at each of 10,000 enrolments would cost minutes.
   let enrolled: Promise<Set<string>> | undefined
@@ -110,9 +115,11 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
         hint: 'Raise enrolment.hosts_max, or revoke hosts that are gone: deployctl hosts revoke HOST.',
       })
     }
-    await spend(state, bootstrap, now())
     if (known) log.warn({ host, address }, 'a host that was enrolled enrols again')
-    const issued = await issue(deps, host, {
+    const id = bootstrap.key.slice('bootstrap/'.length)
+    const bearer = { kind: 'bootstrap', name: id, credential: { id } }
+    const issued = await issue(deps, host, request, bearer, {
+      first: () => spend(state, bootstrap, now()),
       place,
       repositories: record.repositories,
       address,
@@ -127,7 +134,7 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
     if (caller.kind !== 'host') throw new ApiError(403, 'DENIED', 'Only a host renews its credential')
     // The credential alone proves the enrolment and says what it covers: a database that was lost loses no host, and
     // who enrols under another's name gets nothing of what that one has.
-    return issue(deps, caller.name, {
+    return issue(deps, caller.name, request, caller, {
       place: caller.place,
       repositories: caller.scopes.map((scope) => scope.slice('pull:'.length)),
       address: formatIp(deps.sourceOf(request)),
@@ -136,7 +143,7 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
   })
 
   app.post('/api/v1/bootstrap-tokens', async (request, reply): Promise<CreatedBootstrapToken> => {
-    await requireAdmin(access, request)
+    const caller = await requireAdmin(access, request)
     const asked = validate(CreateBootstrapTokenRequest, request.body)
     const repositoriesBytes = JSON.stringify(asked.repositories ?? []).length
     if (repositoriesBytes > repositoriesBytesMax)
@@ -147,12 +154,22 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
         { hint: 'Name a prefix, such as team/*, instead of each repository.' },
       )
     void reply.code(201)
-    return createBootstrapToken(deps, {
-      places: asked.places ?? [],
-      repositories: asked.repositories,
-      usesMax: asked.usesMax,
-      ttlMs: asked.ttlSeconds === undefined ? bootstrapTtlMsDefault : asked.ttlSeconds * 1000,
-    })
+    const id = bootstrapId()
+    const { places = [], repositories, usesMax } = asked
+    const act = {
+      action: 'bootstrap.create',
+      target: id,
+      details: { places, repositories, usesMax },
+    } as const
+    return audit(request, caller, act, () =>
+      createBootstrapToken(deps, {
+        id,
+        places,
+        repositories,
+        usesMax,
+        ttlMs: asked.ttlSeconds === undefined ? bootstrapTtlMsDefault : asked.ttlSeconds * 1000,
+      }),
+    )
   })
 
   app.get('/api/v1/hosts', async (request): Promise<HostList> => {
@@ -195,12 +212,15 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
     }
   })
   app.delete<{ Params: { id: string } }>('/api/v1/bootstrap-tokens/:id', async (request, reply) => {
-    await requireAdmin(access, request)
+    const caller = await requireAdmin(access, request)
     const { id } = request.params
-    if (!(await state.delete(`bootstrap/${id}`)))
+    if (!(await state.get(`bootstrap/${id}`)))
       throw new ApiError(404, 'NOT_FOUND', `There is no bootstrap token ${id}`, {
         hint: '`deployctl token list` shows them.',
       })
+    await audit(request, caller, { action: 'bootstrap.revoke', target: id }, () =>
+      state.delete(`bootstrap/${id}`),
+    )
     log.info({ bootstrap: id }, 'bootstrap token revoked')
     return reply.code(204).send()
   })
@@ -209,10 +229,10 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
   app.delete<{ Params: { host: string }; Querystring: { forget?: string } }>(
     '/api/v1/hosts/:host',
     async (request, reply) => {
-      await requireAdmin(access, request)
+      const caller = await requireAdmin(access, request)
       const { host } = request.params
       const forget = request.query.forget === '1'
-      await changeHost(state, host, async (record, entry) => {
+      const change = async (record: HostRecord, entry: StateEntry) => {
         if (forget) {
           if (!record.revoked)
             throw new ApiError(409, 'NOT_REVOKED', `Cannot forget ${host}: its credential still counts`, {
@@ -225,7 +245,9 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
           ifVersion: entry.version,
         })
         for (const { id, expiresAt } of record.credentials) await revocations.revoke(id, new Date(expiresAt))
-      })
+      }
+      const act = { action: forget ? 'host.forget' : 'host.revoke', target: host } as const
+      await audit(request, caller, act, () => changeHost(state, host, change))
       deps.fleet.forget(host)
       ;(await enrolled)?.delete(host)
       log.info({ host }, forget ? 'host forgotten' : 'host revoked')
@@ -278,13 +300,14 @@ async function changeHost(
 export async function createBootstrapToken(
   { state, now }: Pick<EnrolmentDeps, 'state' | 'now'>,
   options: {
+    id?: string
     places: 'any' | readonly string[]
     repositories?: readonly string[] | undefined
     usesMax?: number | undefined
     ttlMs: number
   },
 ): Promise<CreatedBootstrapToken> {
-  const id = randomBytes(6).toString('hex')
+  const { id = bootstrapId() } = options
   const secret = randomBytes(24).toString('base64url')
   const expiresAt = new Date(now() + options.ttlMs).toISOString()
   const record: BootstrapRecord = {
@@ -296,6 +319,11 @@ export async function createBootstrapToken(
   }
   await state.put(`bootstrap/${id}`, record, { ifVersion: 0 })
   return { id, bootstrapToken: `rsb_${id}_${secret}`, expiresAt }
+}
+
+/** Stands in the token, and is no secret. */
+function bootstrapId(): string {
+  return randomBytes(6).toString('hex')
 }
 
 async function hostNames(state: StateStore): Promise<Set<string>> {
@@ -317,38 +345,53 @@ async function hostNames(state: StateStore): Promise<Set<string>> {
  * @throws ApiError `REVOKED` where the host was revoked, be it at this moment
  */
 async function issue(
-  { state, minter, revocations, hostTtlMs, now }: EnrolmentDeps,
+  { state, minter, revocations, audit, hostTtlMs, now }: EnrolmentDeps,
   host: string,
-  known: Pick<HostRecord, 'place' | 'repositories' | 'address'> & { enrolledAt: string | undefined },
+  request: FastifyRequest,
+  actor: Actor,
+  {
+    first,
+    ...known
+  }: Pick<HostRecord, 'place' | 'repositories' | 'address'> & {
+    enrolledAt: string | undefined
+    /** What must have been done before. */
+    first?: () => Promise<void>
+  },
 ): Promise<HostCredential> {
   const { place, repositories } = known
   const { token, id, expiresAt } = await minter.mintHost({ host, place, repositories, ttlMs: hostTtlMs })
-  for (let tries = 0; tries < casTriesMax; tries++) {
-    const entry = await state.get(`hosts/${host}`)
-    const before = entry?.value as HostRecord | undefined
-    if (before?.revoked === true) throw new ApiError(403, 'REVOKED', `${host} was revoked`)
-    const alive = (before?.credentials ?? []).filter((one) => Date.parse(one.expiresAt) > now())
-    const record: HostRecord = {
-      ...known,
-      enrolledAt: known.enrolledAt ?? before?.enrolledAt ?? new Date(now()).toISOString(),
-      credentials: [...alive, { id, expiresAt: expiresAt.toISOString() }].slice(-credentialsMax),
-      revoked: false,
-    }
-    try {
-      await state.put(`hosts/${host}`, record, { ifVersion: entry?.version ?? 0 })
-      for (const old of alive.slice(0, Math.max(0, alive.length + 1 - credentialsMax)))
-        await revocations.revoke(old.id, new Date(old.expiresAt))
-      return {
-        host,
-        credential: token,
-        expiresAt: expiresAt.toISOString(),
-        ...(place === undefined ? {} : { place }),
+  const record = async (): Promise<HostCredential> => {
+    await first?.()
+    for (let tries = 0; tries < casTriesMax; tries++) {
+      const entry = await state.get(`hosts/${host}`)
+      const before = entry?.value as HostRecord | undefined
+      if (before?.revoked === true) throw new ApiError(403, 'REVOKED', `${host} was revoked`)
+      const alive = (before?.credentials ?? []).filter((one) => Date.parse(one.expiresAt) > now())
+      const next: HostRecord = {
+        ...known,
+        enrolledAt: known.enrolledAt ?? before?.enrolledAt ?? new Date(now()).toISOString(),
+        credentials: [...alive, { id, expiresAt: expiresAt.toISOString() }].slice(-credentialsMax),
+        revoked: false,
       }
-    } catch (error) {
-      if (!(error instanceof VersionConflict)) throw error
+      try {
+        await state.put(`hosts/${host}`, next, { ifVersion: entry?.version ?? 0 })
+        for (const old of alive.slice(0, Math.max(0, alive.length + 1 - credentialsMax)))
+          await revocations.revoke(old.id, new Date(old.expiresAt))
+        return {
+          host,
+          credential: token,
+          expiresAt: expiresAt.toISOString(),
+          ...(place === undefined ? {} : { place }),
+        }
+      } catch (error) {
+        if (!(error instanceof VersionConflict)) throw error
+      }
     }
+    throw new ApiError(409, 'CONFLICT', `Cannot enrol ${host}: others are enrolling under this name`)
   }
-  throw new ApiError(409, 'CONFLICT', `Cannot enrol ${host}: others are enrolling under this name`)
+  const details = { credential: id, place, repositories: repositories.slice(0, repositoriesTold) }
+  const action = known.enrolledAt === undefined ? 'host.renew' : 'host.enrol'
+  return audit(request, actor, { action, target: host, details }, record)
 }
 
 async function findBootstrap(

@@ -83,6 +83,8 @@ export interface FleetDeps {
   readonly tags: TagCache
   readonly access: AccessControl
   readonly epoch: string
+  /** Version of the list of torrents that were revoked. */
+  readonly revokedTorrents: { readonly version: string }
   readonly reportIntervalMs: number
   readonly sourceOf: (request: FastifyRequest) => Ip
   /** The host's place: the operator's word, else the address table's. */
@@ -114,6 +116,7 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
       tags: Object.fromEntries(digests),
       place,
       reportIntervalSeconds: deps.reportIntervalMs / 1000,
+      revokedTorrents: deps.revokedTorrents.version,
       serverTime: new Date(now()).toISOString(),
     }
   })

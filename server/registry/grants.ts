@@ -11,6 +11,8 @@ import type { Minted, TokenMinter } from '../../lib/token/token-authority.ts'
 import type { AccessControl, Caller } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
+import type { RevokedTorrents } from './revoked-torrents.ts'
+import { refuseRevoked } from './revoked-torrents.ts'
 import { announceUrl, webseedUrl } from './torrents.ts'
 import { validate } from './validate.ts'
 import type { WebseedPolicy } from './webseed-policy.ts'
@@ -20,6 +22,7 @@ export interface GrantDeps {
   readonly access: AccessControl
   readonly minter: TokenMinter
   readonly webseed: WebseedPolicy
+  readonly revokedTorrents: RevokedTorrents
   readonly publicUrl: string
   readonly agentTtlMs: number
   readonly peerTtlMs: number
@@ -46,7 +49,8 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
   ): Promise<Minted> => {
     const key = [caller.kind, caller.name, caller.place, infoHash, cidr, certificate, ...scopes].join(' ')
     const known = await cache.get(key)
-    if (known && known.expiresAt.getTime() - now() > (ttlMs * 2) / 3) return known
+    // One of a key that was rotated is still good; of a key that was revoked it is not.
+    if (known?.kid === minter.kid && known.expiresAt.getTime() - now() > (ttlMs * 2) / 3) return known
     const minted = minter.mintAnnounce({
       infoHash,
       subject: caller.name,
@@ -80,6 +84,7 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
         hint: `Fetch it over HTTP: GET /v2/${repository}/blobs/${digest}`,
       })
     const { infoHash } = torrent
+    refuseRevoked(deps.revokedTorrents, infoHash, `${digest} of ${repository}`)
     const cidr = deps.cidrOf(request)
     const announce = await tokenFor(caller, infoHash, cidr, ['announce', 'scrape'])
     // Peers see it, so it opens nothing but their doors.

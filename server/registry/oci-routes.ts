@@ -63,6 +63,7 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
       return listReferrers(target.repository, parseContentDigest(target.digest), context)
     case 'blob':
       if (method === 'DELETE') {
+        require(context, 'delete', target.repository)
         // Blobs are shared between repositories; collecting those that nobody names is the server's work.
         throw new ApiError(
           405,
@@ -74,7 +75,7 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
       require(context, 'pull', target.repository)
       return getBlob(target.repository, parseContentDigest(target.digest), context)
     case 'manifest':
-      require(context, reads ? 'pull' : 'publish', target.repository)
+      require(context, reads ? 'pull' : method === 'DELETE' ? 'delete' : 'publish', target.repository)
       if (reads) return getManifest(target, context)
       if (method === 'PUT') return putManifest(target, context)
       if (method === 'DELETE') return deleteManifest(target, context)

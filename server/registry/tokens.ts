@@ -13,10 +13,14 @@ import type { TokenAuthority, TokenMinter } from '../../lib/token/token-authorit
 import type { StateStore } from '../state/state-store.ts'
 import { requireAdmin, requireCredential } from './access-control.ts'
 import type { AccessControl, Caller } from './access.ts'
+import type { Audit } from './audit.ts'
+import type { AuditLog } from './audit-log.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
 import { createBootstrapToken } from './enrolment.ts'
 import type { Revocations } from './revocations.ts'
+import type { RevokedTorrents } from './revoked-torrents.ts'
+import { refuseRevoked } from './revoked-torrents.ts'
 import { announceTtlMs, signedAnnounceUrl } from './torrents.ts'
 import { validate } from './validate.ts'
 
@@ -26,6 +30,8 @@ export interface TokenDeps {
   readonly state: StateStore
   readonly store: BlobStore
   readonly revocations: Revocations
+  readonly revokedTorrents: RevokedTorrents
+  readonly audit: Audit
   readonly publicUrl: string
   readonly apiTtlMs: number
   readonly torrentTtlMs: number
@@ -48,14 +54,14 @@ interface TokenRecord {
 
 /** Public keys, API tokens, signed announce URLs, and the registry token flow (distribution's token authentication). */
 export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void {
-  const { authority, access, state, revocations, now } = deps
+  const { authority, access, state, revocations, audit, now } = deps
 
   app.get('/.well-known/jwks.json', (_request, reply) =>
     reply.header('cache-control', 'public, max-age=300').send(authority.jwks()),
   )
 
   app.post('/api/v1/tokens', async (request, reply): Promise<CreatedToken> => {
-    await requireAdmin(access, request)
+    const caller = await requireAdmin(access, request)
     const { name, scopes, ttlSeconds } = validate(CreateTokenRequest, request.body)
     const minted = await authority.minter.mintApi({
       name,
@@ -68,7 +74,10 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
       createdAt: new Date(now()).toISOString(),
       expiresAt: minted.expiresAt.toISOString(),
     }
-    await state.put(`tokens/${minted.id}`, record)
+    const details = { name, scopes, expiresAt: record.expiresAt }
+    await audit(request, caller, { action: 'token.create', target: minted.id, details }, () =>
+      state.put(`tokens/${minted.id}`, record),
+    )
     void reply.code(201)
     return { id: minted.id, token: minted.token, expiresAt: record.expiresAt }
   })
@@ -83,13 +92,15 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
     }
   })
   app.delete<{ Params: { id: string } }>('/api/v1/tokens/:id', async (request, reply) => {
-    await requireAdmin(access, request)
+    const caller = await requireAdmin(access, request)
     const entry = await state.get(`tokens/${request.params.id}`)
     if (!entry)
       throw new ApiError(404, 'NOT_FOUND', `There is no token ${request.params.id}`, {
         hint: '`deployctl token list` shows them.',
       })
-    await revocations.revoke(request.params.id, new Date((entry.value as TokenRecord).expiresAt))
+    const { name, expiresAt } = entry.value as TokenRecord
+    const act = { action: 'token.revoke', target: request.params.id, details: { name } } as const
+    await audit(request, caller, act, () => revocations.revoke(request.params.id, new Date(expiresAt)))
     return reply.code(204).send()
   })
 
@@ -102,8 +113,9 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
         hint: 'Where a peer is, is the word of an administrator; without --rack its address decides.',
       })
     const infoHash = await askedInfoHash(asked, caller, deps.store)
+    refuseRevoked(deps.revokedTorrents, infoHash, infoHash)
     const askedMs = asked.ttlSeconds === undefined ? undefined : asked.ttlSeconds * 1000
-    const { token, expiresAt } = await authority.minter.mintAnnounce({
+    const { token, id, expiresAt } = await authority.minter.mintAnnounce({
       infoHash,
       subject: caller.name,
       ttlMs: announceTtlMs({
@@ -116,12 +128,15 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
       rack: asked.rack ?? caller.place,
       cidr: asked.cidr ?? deps.cidrOf(caller, request),
     })
-    return {
+    const made = {
       infohash: infoHash,
       announceUrl: signedAnnounceUrl(deps.publicUrl, token),
       token,
       expiresAt: expiresAt.toISOString(),
     }
+    const details = { token: id, rack: asked.rack, cidr: asked.cidr, expiresAt: made.expiresAt }
+    const act = { action: 'announce-token.create', target: infoHash, details } as const
+    return audit(request, caller, act, async () => made)
   })
 
   const flow = async (request: FastifyRequest, scopes: readonly string[]) => {
@@ -184,14 +199,18 @@ export async function ensureFirstTokens(options: {
   minter: TokenMinter
   state: StateStore
   places: 'any' | readonly string[]
+  auditLog: AuditLog
   now: () => number
   log: Logger
 }): Promise<void> {
-  const { directory, minter, state, places, now, log } = options
-  const ensure = async (name: string, make: () => Promise<string>) => {
+  const { directory, minter, state, places, auditLog, now, log } = options
+  const ensure = async (name: 'admin-token' | 'bootstrap-token', make: () => Promise<string>) => {
     const file = join(directory, name)
     if (await isThere(file)) return
-    await writeFileAtomic(file, `${await make()}\n`, { mode: 0o600 })
+    const action = name === 'admin-token' ? 'token.create' : 'bootstrap.create'
+    const who = { kind: 'server', name: 'first start' }
+    const text = await auditLog.around({ who, action, target: name }, make)
+    await writeFileAtomic(file, `${text}\n`, { mode: 0o600 })
     log.info({ file }, 'first credential written')
   }
   const marker = join(directory, 'first-tokens-written')
@@ -258,12 +277,9 @@ function grantedOf(scope: string, caller: Caller): { type: string; name: string;
   const name = match?.[1]
   if (name === undefined || !isRepository(name)) return []
   const asked = match?.[2] === '*' ? ['pull', 'push', 'delete'] : (match?.[2]?.split(',') ?? [])
-  const actions = asked.filter((action) =>
-    action === 'pull'
-      ? caller.may('pull', name)
-      : (action === 'push' || action === 'delete') && caller.may('publish', name),
-  )
-  // Who may publish may delete; this registry does not tell the two apart.
-  if (actions.includes('delete') && !actions.includes('push')) actions.push('push')
+  const actions = asked.filter((action) => {
+    if (action === 'push') return caller.may('publish', name)
+    return (action === 'pull' || action === 'delete') && caller.may(action, name)
+  })
   return [{ type: 'repository', name, actions }]
 }

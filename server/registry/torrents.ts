@@ -9,11 +9,14 @@ import type { AccessControl, Caller } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
 import { sendError } from './oci/send-error.ts'
+import type { RevokedTorrents } from './revoked-torrents.ts'
+import { refuseRevoked } from './revoked-torrents.ts'
 
 export interface TorrentDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly minter: TokenMinter
+  readonly revokedTorrents: RevokedTorrents
   readonly publicUrl: string
   readonly torrentTtlMs: number
   /** Life of an announce token of a host. */
@@ -109,10 +112,20 @@ export async function sendTorrent(
   request: FastifyRequest,
   reply: FastifyReply,
   { repository, digest, caller }: { repository: string; digest: ContentDigest; caller: Caller },
-  { store, minter, publicUrl, torrentTtlMs, agentTtlMs, cidrOf, now }: Omit<TorrentDeps, 'access'>,
+  {
+    store,
+    minter,
+    revokedTorrents,
+    publicUrl,
+    torrentTtlMs,
+    agentTtlMs,
+    cidrOf,
+    now,
+  }: Omit<TorrentDeps, 'access'>,
 ): Promise<FastifyReply> {
   const torrent = (await store.statBlob(repository, digest)) && (await store.torrentOf(digest))
   if (!torrent) throw new ApiError(404, 'BLOB_UNKNOWN', `There is no torrent for ${digest} in ${repository}`)
+  refuseRevoked(revokedTorrents, torrent.infoHash, `${digest} of ${repository}`)
   const query = new URL(request.raw.url ?? '/', 'http://registry').searchParams
   const ttl = query.get('ttl')
   if (ttl !== null && !/^[1-9]\d{0,8}$/.test(ttl))

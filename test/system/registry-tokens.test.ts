@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
+import { promisify } from 'node:util'
 import { deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
 import { skopeoCopy, writeAuthFile, writeImage } from './oci-image.ts'
 
@@ -38,8 +40,36 @@ test('a registry token ends with the API token it was made with', async (t) => {
   assert.equal((await call('/v2/token?scope=repository:web:pull', { token })).status, 401)
 })
 
-test('the token flow grants pull,delete to who may publish, and a manifest is deleted with it', async (t) => {
-  const { call, admin, registryToken } = await startedServer(t)
+test('the token flow tells push and delete apart, and a manifest is deleted only with delete', async (t) => {
+  const { server, call, admin, registryToken } = await startedServer(t)
+  const make = async (...scopes: string[]) =>
+    (
+      await deployctlOk(server, ['token', 'create', '--name', 'x', ...scopes.flatMap((s) => ['--scope', s])])
+    ).trim()
+  const actionsOf = async (scope: string, token: string) => {
+    const [, payload = ''] = (await registryToken(scope, token)).split('.')
+    const { access } = JSON.parse(Buffer.from(payload, 'base64url').toString()) as {
+      access: { actions: string[] }[]
+    }
+    return access.flatMap(({ actions }) => actions)
+  }
+  const [publisher, cleaner] = [await make('publish:web'), await make('delete:web')]
+  for (const scope of ['repository:web:*', 'repository:web:pull,push,delete']) {
+    assert.deepEqual(await actionsOf(scope, publisher), ['pull', 'push'])
+    assert.deepEqual(await actionsOf(scope, cleaner), ['delete'])
+    assert.deepEqual(await actionsOf(scope, admin), ['pull', 'push', 'delete'])
+  }
+  assert.deepEqual(await actionsOf('repository:db:*', cleaner), [])
+  // With the tokens themselves, as deployctl sends them.
+  const statusOf = async (path: string, method: string, token: string) =>
+    (await call(path, { method, token })).status
+  for (const path of ['/v2/web/manifests/1', `/v2/web/blobs/sha256:${'0'.repeat(64)}`])
+    assert.equal(await statusOf(path, 'DELETE', publisher), 403, path)
+  assert.equal(await statusOf('/v2/web/manifests/1', 'GET', cleaner), 403)
+  assert.equal(await statusOf('/v2/web/blobs/uploads/', 'POST', cleaner), 403)
+  assert.equal(await statusOf('/v2/web/manifests/latest', 'DELETE', cleaner), 202)
+  const anonymous = await call('/v2/web/manifests/1', { method: 'DELETE' })
+  assert.match(anonymous.headers.get('www-authenticate') ?? '', /scope="repository:web:pull,delete"$/)
   const digest = (await call('/v2/web/manifests/1', { token: admin })).headers.get('docker-content-digest')
   const path = `/v2/web/manifests/${digest ?? ''}`
   const pullOnly = await registryToken('repository:web:pull', admin)
@@ -47,6 +77,28 @@ test('the token flow grants pull,delete to who may publish, and a manifest is de
   const token = await registryToken('repository:web:pull,delete', admin)
   assert.equal((await call(path, { method: 'DELETE', token })).status, 202)
   assert.equal((await call(path, { token })).status, 404)
+})
+
+test('skopeo deletes an image with a token that may, and not with one that may only publish', async (t) => {
+  const { server, directory, admin, call } = await startedServer(t)
+  const image = join(directory, 'image')
+  await writeImage(image)
+  const authFile = join(directory, 'auth.json')
+  const reference = `docker://${new URL(server.publicUrl).host}/team/app:1`
+  await writeAuthFile(authFile, server.publicUrl, admin)
+  await skopeoCopy(authFile, '--dest-tls-verify=false', `oci:${image}:1`, reference)
+  const scoped = async (...scopes: string[]) => {
+    const args = ['token', 'create', '--name', 'x', ...scopes.flatMap((scope) => ['--scope', scope])]
+    await writeAuthFile(authFile, server.publicUrl, (await deployctlOk(server, args)).trim())
+  }
+  const remove = () =>
+    promisify(execFile)('skopeo', ['delete', '--tls-verify=false', '--authfile', authFile, reference])
+  await scoped('publish:team/*')
+  await assert.rejects(remove())
+  assert.equal((await call('/v2/team/app/manifests/1', { token: admin })).status, 200)
+  await scoped('pull:team/*', 'delete:team/*')
+  await remove()
+  assert.equal((await call('/v2/team/app/manifests/1', { token: admin })).status, 404)
 })
 
 test('anonymous_pull opens pulls to anyone, and nothing else', async (t) => {

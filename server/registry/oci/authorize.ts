@@ -6,12 +6,20 @@ import type { OciTarget } from '../oci-path.ts'
 import type { Context } from './context.ts'
 import { queryOf } from './context.ts'
 
+/** What a challenge asks a client to get a token for. Who deletes looks first: the scope names both. */
+const actionsFor: Readonly<Record<Action, string>> = {
+  pull: 'pull',
+  publish: 'pull,push',
+  delete: 'pull,delete',
+  admin: '*',
+}
+
 /** @throws ApiError 401 where other credentials may help, else 403 */
 export function require({ caller, access, request }: Context, action: Action, repository: string): void {
   if (caller.may(action, repository)) return
   // A client that can get more with its credentials learns where; docker and skopeo send none before they are asked.
   if (caller.kind === 'anonymous' || caller.kind === 'access') {
-    const actions = action === 'pull' ? 'pull' : 'pull,push'
+    const actions = actionsFor[action]
     const error = caller.kind === 'access' ? ',error="insufficient_scope"' : ''
     throw new ApiError(401, 'UNAUTHORIZED', `${caller.name} may not ${action} ${repository}`, {
       headers: {
@@ -42,7 +50,9 @@ export function mayMountFrom(context: Context, repository: string, from: string)
 /** The challenge names what the request needed, so that docker and skopeo ask for a token with that scope. */
 export function withScope(error: unknown, target: OciTarget, request: FastifyRequest): unknown {
   if (!(error instanceof ApiError) || error.status !== 401 || !('repository' in target)) return error
-  const actions = request.method === 'GET' || request.method === 'HEAD' ? 'pull' : 'pull,push'
+  const { method } = request
+  const deletes = method === 'DELETE' && target.kind !== 'upload'
+  const actions = actionsFor[method === 'GET' || method === 'HEAD' ? 'pull' : deletes ? 'delete' : 'publish']
   const challenge = error.headers['www-authenticate']
   if (challenge === undefined) return error
   return new ApiError(401, error.code, error.message, {

@@ -5,6 +5,7 @@ import type { Logger } from '../../../lib/runtime/log.ts'
 import type { InTurn } from '../../../lib/runtime/turn.ts'
 import type { AccessControl, Caller } from '../access.ts'
 import { ApiError } from '../api-error.ts'
+import type { Audit } from '../audit.ts'
 import type { BlobStore } from '../blob-store.ts'
 import type { TorrentReferrers } from '../torrent-referrers.ts'
 
@@ -12,6 +13,7 @@ export interface OciDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly manifestMaxBytes: number
+  readonly audit: Audit
   readonly log: Logger
   readonly now: () => number
   /** Called after a tag moved or went, durably. */

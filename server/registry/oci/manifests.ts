@@ -45,6 +45,8 @@ async function findManifest(
   return manifest
 }
 
+/** In a line of the audit log. */
+const tagsTold = 20
 /** Tags of one push by digest; the spec wants at least ten. */
 const tagsMax = 100
 
@@ -53,7 +55,7 @@ export async function putManifest(
   { repository, reference }: ManifestTarget,
   context: Context,
 ): Promise<FastifyReply> {
-  const { request, reply, store } = context
+  const { request, reply, store, caller, audit } = context
   const byDigest = reference.includes(':') ? parseContentDigest(reference) : undefined
   const tags = byDigest ? tagsOf(byDigest, request) : [checkTag(reference)]
   const bytes = await readBody(request, context.manifestMaxBytes)
@@ -71,8 +73,17 @@ export async function putManifest(
   await keepTorrents(repository, content, context)
   await checkReferences(repository, content, store)
   await context.inTurn(repository, async () => {
-    await store.putManifest(repository, { digest, mediaType, bytes })
-    for (const tag of tags) await store.putTag(repository, tag, digestOf(bytes))
+    const put = () => store.putManifest(repository, { digest, mediaType, bytes })
+    if (byDigest)
+      await audit(request, caller, { action: 'manifest.put', target: `${repository}@${digest}` }, put)
+    for (const tag of tags) {
+      const was = (await store.getTag(repository, tag))?.digest
+      const act = { action: 'tag.move', target: `${repository}:${tag}`, details: { digest, was } } as const
+      await audit(request, caller, act, async () => {
+        if (!byDigest) await put()
+        await store.putTag(repository, tag, digestOf(bytes))
+      })
+    }
   })
   for (const tag of tags) {
     context.onTag(repository, tag)
@@ -144,9 +155,14 @@ export async function deleteManifest(
 async function deleteTag(
   repository: string,
   tag: string,
-  { store, inTurn, onTag }: Context,
+  { request, store, caller, audit, inTurn, onTag }: Context,
 ): Promise<boolean> {
-  const found = await inTurn(repository, () => store.deleteTag(repository, tag))
+  const found = await inTurn(repository, async () => {
+    const was = (await store.getTag(repository, tag))?.digest
+    if (was === undefined) return false
+    const act = { action: 'tag.delete', target: `${repository}:${tag}`, details: { was } } as const
+    return audit(request, caller, act, () => store.deleteTag(repository, tag))
+  })
   if (found) onTag(repository, tag)
   return found
 }
@@ -154,15 +170,22 @@ async function deleteTag(
 async function deleteByDigest(
   repository: string,
   digest: ContentDigest,
-  { store, inTurn, onTag }: Context,
+  { request, store, caller, audit, inTurn, onTag }: Context,
 ): Promise<boolean> {
   return inTurn(repository, async () => {
-    for (const { tag, digest: its } of await store.listTags(repository)) {
-      if (its !== digest) continue
-      await store.deleteTag(repository, tag)
-      onTag(repository, tag)
-    }
-    return store.deleteManifest(repository, digest)
+    if (!(await store.getManifest(repository, digest))) return false
+    const tags = (await store.listTags(repository))
+      .filter((one) => one.digest === digest)
+      .map(({ tag }) => tag)
+    const details = { tags: tags.slice(0, tagsTold) }
+    const act = { action: 'manifest.delete', target: `${repository}@${digest}`, details } as const
+    return audit(request, caller, act, async () => {
+      for (const tag of tags) {
+        await store.deleteTag(repository, tag)
+        onTag(repository, tag)
+      }
+      return store.deleteManifest(repository, digest)
+    })
   })
 }
 

@@ -1,0 +1,278 @@
+import { calculateJwkThumbprint, importJWK } from 'jose'
+import { ClientError } from '../protocol/errors.ts'
+import type { Logger } from '../runtime/log.ts'
+import { silentLog } from '../runtime/log.ts'
+import { createTurn } from '../runtime/turn.ts'
+import type { Algorithm } from './algorithms.ts'
+import { readPrivateKey } from './private-key.ts'
+import type { SigningKey } from './signing-keys.ts'
+import {
+  activeKey,
+  makeSigningKey,
+  publicJwk,
+  readSigningKeys,
+  removeSigningKey,
+  signedUnknownMs,
+  writeSigningKey,
+} from './signing-keys.ts'
+import type { KeySource, VerificationKey } from './verification-key.ts'
+import { importVerificationKey } from './verification-key.ts'
+
+/** What happens to a key without anybody asking for it. */
+export interface KeyChange {
+  readonly kind: 'create' | 'activate' | 'remove'
+  readonly kid: string
+}
+
+export interface KeyRingOptions {
+  readonly directory: string
+  /** Of keys that are made. */
+  readonly algorithm: Algorithm
+  /** How long a new key is published before it signs. Default: 10 min. */
+  readonly leadMs?: number | undefined
+  /** An active key of this age is followed by a new one. Default: never. */
+  readonly rotationMs?: number | undefined
+  /** Tokens are accepted for so long after they expired. */
+  readonly clockToleranceMs: number
+  readonly now: () => number
+  readonly log?: Logger | undefined
+  /** Lets somebody write down a change before it happens; one that rejects keeps it from happening. */
+  readonly aroundChange?: ((change: KeyChange, work: () => Promise<void>) => Promise<void>) | undefined
+}
+
+/** The key that signs now. */
+export interface Signer {
+  readonly key: SigningKey
+  readonly secret: Awaited<ReturnType<typeof importJWK>>
+  readonly verification: VerificationKey
+}
+
+/**
+ * The signing keys of a server: next → active → retiring → removed, each step in the key files before it is in force.
+ *
+ * - A next key is published for `leadMs` of running time before it signs: whoever fetches the key set knows it by then.
+ * - A retiring key verifies until the last token that it signed has expired.
+ */
+export interface KeyRing extends KeySource, AsyncDisposable {
+  readonly signer: Signer
+  /** In the order in which they were made. */
+  list(): SigningKey[]
+  /** When a next key becomes active, and a retiring one goes; undefined for the active one. */
+  dueAt(key: SigningKey): Date | undefined
+  /** Call before a token is signed: that it was, and until when, must be known to later starts. Undefined where it is known. */
+  willSign(signer: Signer, expiresAtMs: number): Promise<void> | undefined
+  /** Makes the next key; `atOnce` also has it sign, and takes the one that waits already. Rejects with ClientError `ROTATION_UNDER_WAY`. */
+  rotate(options: { algorithm?: Algorithm | undefined; atOnce: boolean }): Promise<SigningKey>
+  /** Takes a key from elsewhere (see readPrivateKey): as the next one, or only to verify. Rejects with ClientError. */
+  add(options: { text: string; kid?: string | undefined; verifyOnly: boolean }): Promise<SigningKey>
+  /** Ends a key and all that it signed, at once; another one signs then. @returns undefined where there is none of that name */
+  revoke(kid: string): Promise<SigningKey | undefined>
+  /** Does what is due; it is also done by itself, every second. */
+  turnOver(): Promise<void>
+}
+
+/** Twice what a verifier may take to look again, by the `max-age` of our own key set. */
+const leadMsDefault = 600_000
+const lookMs = 1000
+/** A few of each state are many. */
+const keysMax = 50
+/** The mark of `signedUntil` is set ahead, so that it is written now and then and not for each token. */
+const markAheadMinMs = 3_600_000
+const markAheadMaxMs = 7 * 86_400_000
+
+/** Opens the key files, and makes the first key where there is none. @throws Error naming a key file that cannot be used, or saying that no key is active */
+export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
+  const { directory, algorithm, now, clockToleranceMs, leadMs = leadMsDefault, rotationMs } = options
+  const log = options.log ?? silentLog()
+  const around = options.aroundChange ?? ((_change, work) => work())
+  const turn = createTurn()
+  const keys = new Map<string, SigningKey>()
+  const verification = new Map<string, VerificationKey>()
+  /** Time that the server was away nobody could see a new key in. */
+  const publishedAtMs = new Map<string, number>()
+
+  const put = (key: SigningKey) => {
+    keys.set(key.kid, key)
+    if (verification.has(key.kid)) return
+    verification.set(key.kid, importVerificationKey(publicJwk(key)))
+    publishedAtMs.set(key.kid, now())
+  }
+  const write = async (key: SigningKey): Promise<SigningKey> => {
+    await writeSigningKey(directory, key)
+    put(key)
+    return key
+  }
+  const remove = async (key: SigningKey): Promise<void> => {
+    await removeSigningKey(directory, key)
+    keys.delete(key.kid)
+    verification.delete(key.kid)
+    publishedAtMs.delete(key.kid)
+  }
+  const list = () => [...keys.values()].sort((a, b) => a.createdAt.getTime() - b.createdAt.getTime())
+  const inState = (state: SigningKey['state']) => list().filter((key) => key.state === state)
+
+  const found = await readSigningKeys(directory)
+  if (found.length === 0) {
+    const first = await makeSigningKey(algorithm, 'active', now())
+    await around({ kind: 'create', kid: first.kid }, async () => {
+      await write(first)
+    })
+  }
+  for (const key of found) put(key)
+  const first = activeKey(list())
+  if (!first) throw new Error(`Cannot sign: none of the ${keys.size} keys in ${directory} is active`)
+  let signer = await signerOf(first, verification)
+
+  const activate = async (key: SigningKey): Promise<void> => {
+    // First the new one: a crash in between leaves two that are active, of which the later one signs.
+    const active = await write({ ...key, state: 'active', since: new Date(now()) })
+    signer = await signerOf(active, verification)
+    await retireOthers()
+  }
+  const retireOthers = async (): Promise<void> => {
+    for (const key of inState('active'))
+      if (key.kid !== signer.key.kid) await write({ ...key, state: 'retiring', since: new Date(now()) })
+  }
+
+  const dueAtMs = (key: SigningKey): number => {
+    switch (key.state) {
+      case 'next':
+        return (publishedAtMs.get(key.kid) ?? now()) + leadMs
+      case 'active':
+        return Infinity
+      case 'retiring':
+        return key.signedUntil.getTime() + clockToleranceMs
+    }
+  }
+  const create = async (wanted: Algorithm): Promise<SigningKey> => {
+    checkRoom(keys.size)
+    return write(await makeSigningKey(wanted, 'next', now()))
+  }
+  const turnOver = async (): Promise<void> => {
+    await retireOthers()
+    for (const key of inState('next'))
+      if (dueAtMs(key) <= now()) {
+        await around({ kind: 'activate', kid: key.kid }, () => activate(key))
+        log.info({ kid: key.kid }, 'signing key is active')
+      }
+    for (const key of inState('retiring'))
+      if (dueAtMs(key) <= now()) {
+        await around({ kind: 'remove', kid: key.kid }, () => remove(key))
+        log.info({ kid: key.kid }, 'signing key has retired')
+      }
+    const ageMs = now() - signer.key.since.getTime()
+    if (rotationMs === undefined || ageMs < rotationMs - leadMs || inState('next').length > 0) return
+    const fresh = await makeSigningKey(algorithm, 'next', now())
+    await around({ kind: 'create', kid: fresh.kid }, async () => {
+      await write(fresh)
+    })
+    log.info({ kid: fresh.kid }, 'signing key was made: it signs once it is known')
+  }
+  let failed = ''
+  const looking = setInterval(() => {
+    turn(turnOver).then(
+      () => {
+        failed = ''
+      },
+      (error: unknown) => {
+        const reason = error instanceof Error ? error.message : String(error)
+        if (reason !== failed)
+          log.error({ err: error }, 'signing keys could not be turned over: trying again')
+        failed = reason
+      },
+    )
+  }, lookMs)
+  looking.unref()
+
+  return {
+    keys: verification,
+    get signer() {
+      return signer
+    },
+    list,
+    dueAt: (key) => (key.state === 'active' ? undefined : new Date(dueAtMs(key))),
+    willSign: ({ key: { kid } }, expiresAtMs) => {
+      const known = keys.get(kid)
+      if (!known || known.signedUntil.getTime() >= expiresAtMs) return undefined
+      return turn(async () => {
+        const current = keys.get(kid)
+        if (!current || current.signedUntil.getTime() >= expiresAtMs) return
+        const aheadMs = Math.min(markAheadMaxMs, Math.max(markAheadMinMs, (expiresAtMs - now()) / 4))
+        await write({ ...current, signedUntil: new Date(expiresAtMs + aheadMs) })
+      })
+    },
+    rotate: ({ algorithm: wanted = algorithm, atOnce }) =>
+      turn(async () => {
+        const [waiting] = inState('next')
+        if (waiting && !atOnce)
+          throw new ClientError(
+            'ROTATION_UNDER_WAY',
+            `Cannot rotate: key ${waiting.kid} becomes active at ${new Date(dueAtMs(waiting)).toISOString()} already`,
+          )
+        const next = waiting ?? (await create(wanted))
+        if (atOnce) await activate(next)
+        return keys.get(next.kid) ?? next
+      }),
+    add: ({ text, kid, verifyOnly }) =>
+      turn(async () => {
+        checkRoom(keys.size)
+        const read = readForeign(text)
+        const thumbprint = await calculateJwkThumbprint(read.jwk)
+        const name = kid ?? read.kid ?? thumbprint
+        if (list().some((known) => known.kid === name || known.thumbprint === thumbprint))
+          throw new ClientError('KEY_EXISTS', `Cannot import key ${name}: it is there already`)
+        const at = new Date(now())
+        return write({
+          kid: name,
+          thumbprint,
+          algorithm: read.algorithm,
+          state: verifyOnly ? 'retiring' : 'next',
+          createdAt: at,
+          since: at,
+          signedUntil: new Date(now() + signedUnknownMs),
+          privateJwk: read.jwk,
+        })
+      }),
+    revoke: (kid) =>
+      turn(async () => {
+        const key = keys.get(kid)
+        if (!key) return undefined
+        if (key.kid === signer.key.kid) {
+          const other = inState('next')[0] ?? (await create(algorithm))
+          await activate(other)
+        }
+        await remove(keys.get(kid) ?? key)
+        return key
+      }),
+    turnOver: () => turn(turnOver),
+    [Symbol.asyncDispose]: async () => {
+      clearInterval(looking)
+      await turn(async () => undefined)
+    },
+  }
+}
+
+async function signerOf(
+  key: SigningKey,
+  verification: ReadonlyMap<string, VerificationKey>,
+): Promise<Signer> {
+  const known = verification.get(key.kid)
+  if (!known) throw new Error(`Cannot sign: key ${key.kid} is not among those that verify`)
+  return { key, secret: await importJWK(key.privateJwk, key.algorithm), verification: known }
+}
+
+function readForeign(text: string) {
+  try {
+    return readPrivateKey(text)
+  } catch (cause) {
+    throw new ClientError('BAD_KEY', `Cannot import key: ${(cause as Error).message}`, { cause })
+  }
+}
+
+function checkRoom(count: number): void {
+  if (count >= keysMax)
+    throw new ClientError(
+      'TOO_MANY_KEYS',
+      `Cannot add a key: there are ${count}, revoke some that are not needed`,
+    )
+}
