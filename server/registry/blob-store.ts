@@ -20,6 +20,8 @@ export interface BlobUpload extends AsyncDisposable {
    * @throws ClientError `DIGEST_INVALID` when the bytes have another SHA-256; the session and its bytes are dropped
    */
   commit(expected: Digest): Promise<BlobStat>
+  /** Bytes `[start, end)` of what was received so far, while more come. Once it is committed or cancelled rejects with ENOENT. */
+  read(range: { start: number; end: number }, signal: AbortSignal): AsyncIterable<Uint8Array>
   /** Forgets the session and its bytes. */
   cancel(): Promise<void>
 }

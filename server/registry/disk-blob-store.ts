@@ -89,6 +89,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       await session.append(bytes, signal).catch(mapDiskFull)
     },
     commit: (expected) => commit(session, expected).catch(mapDiskFull),
+    read: ({ start, end }, signal) => readRange(join(paths.upload(session.id), 'data'), start, end, signal),
     cancel: async () => {
       sessions.delete(session.id)
       await session.drop()
