@@ -32,13 +32,14 @@ import { createAccessControl, requireAdmin, requireCredential } from './registry
 import type { Caller } from './registry/access.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
-import { createFleet, createTagCache, registerFleetRoutes } from './registry/fleet.ts'
+import { createFleet, createTagCache, followersOf, registerFleetRoutes } from './registry/fleet.ts'
 import { registerGrantRoutes } from './registry/grants.ts'
-import { registerOciRoutes } from './registry/oci-routes.ts'
+import { createTurns, registerOciRoutes } from './registry/oci-routes.ts'
 import { registerReleaseRoutes } from './registry/releases.ts'
 import { loadRevocations } from './registry/revocations.ts'
 import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
 import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
+import { startUpstreams } from './registry/upstream/start-upstreams.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
@@ -397,13 +398,33 @@ async function startRegistry(
     cidrOf: hostCidrOf,
     now,
   }
-  const shared = { store, access: controlled, minter, publicUrl, sourceOf, now, log }
+  const inTurn = createTurns()
+  const onTag = (repository: string, tag: string) => {
+    tags.moved(repository, tag)
+  }
+  const upstreams = started.use(
+    await startUpstreams(config.registry, {
+      store,
+      state,
+      inTurn,
+      onTag,
+      now,
+      random: deps.random,
+      log,
+      observer: metrics.upstreams,
+    }),
+  )
+  const { pullThrough } = upstreams
+  await upstreams.registerRoutes(app, {
+    access: controlled,
+    membersOf: (repository, digest) => followersOf(repository, digest, { fleet, tags }),
+  })
+  const shared = { store, access: controlled, minter, publicUrl, pullThrough, sourceOf, now, log }
   registerOciRoutes(app, {
     ...shared,
     manifestMaxBytes: config.registry.manifest_max,
-    onTag: (repository, tag) => {
-      tags.moved(repository, tag)
-    },
+    inTurn,
+    onTag,
     torrentReply: (request, reply, blob) => sendTorrent(request, reply, blob, torrents),
   })
   registerTorrentRoutes(app, { ...torrents, access: controlled })

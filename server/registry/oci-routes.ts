@@ -13,12 +13,17 @@ import { checkManifest, subjectOf } from './oci-manifest.ts'
 import type { OciTarget } from './oci-path.ts'
 import { parseOciPath } from './oci-path.ts'
 import { referrersOf } from './referrers.ts'
+import type { PullThrough, ReadableBlob } from './upstream/pull-through.ts'
 
 export interface OciDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly manifestMaxBytes: number
   readonly log: Logger
+  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
+  readonly inTurn: InTurn
+  /** Other registries, for what is not here. */
+  readonly pullThrough: PullThrough
   /** Called after a tag moved or went, durably. */
   readonly onTag: (repository: string, tag: string) => void
   /** Answers a blob request whose Accept names a torrent. */
@@ -34,7 +39,6 @@ const pageMax = 1000
 
 /** The OCI distribution API (distribution-spec 1.1) below /v2/. Errors have the spec's body. */
 export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
-  const inTurn = createTurns()
   void app.register((scope, _options, done) => {
     // Bodies are streams of any type and size; each handler reads, and bounds, its own.
     scope.removeAllContentTypeParsers()
@@ -47,7 +51,7 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
       const caller = await deps.access.callerOf(request.headers).catch((error: unknown) => {
         throw withScope(error, target, request.method)
       })
-      return dispatch(target, { request, reply, caller, inTurn, ...deps })
+      return dispatch(target, { request, reply, caller, ...deps })
     }
     for (const url of ['/v2', '/v2/', '/v2/*']) {
       scope.route({ method: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'], url, handler })
@@ -57,8 +61,6 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
 }
 
 interface Context extends OciDeps {
-  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
-  readonly inTurn: InTurn
   readonly request: FastifyRequest
   readonly reply: FastifyReply
   readonly caller: Caller
@@ -278,10 +280,10 @@ function created(reply: FastifyReply, location: string, digest: Digest): Fastify
 async function blob(repository: string, digest: Digest, context: Context): Promise<FastifyReply> {
   const { request, reply, store, caller } = context
   reply.header('vary', 'Accept')
-  const found = await store.statBlob(repository, digest)
+  const wantsTorrent = /application\/x-bittorrent/i.test(request.headers.accept ?? '')
+  const found = await findBlob(repository, digest, wantsTorrent, context)
   if (!found) throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
-  if (/application\/x-bittorrent/i.test(request.headers.accept ?? ''))
-    return context.torrentReply(request, reply, { repository, digest, caller })
+  if (wantsTorrent) return context.torrentReply(request, reply, { repository, digest, caller })
   const etag = `"${digest}"`
   reply.headers({
     'docker-content-digest': digest,
@@ -303,7 +305,27 @@ async function blob(repository: string, digest: Digest, context: Context): Promi
   reply.header('content-length', String(end - start))
   return request.method === 'HEAD'
     ? reply.send()
-    : sendBytes(reply, (signal) => store.readBlob(digest, { start, end }, signal))
+    : sendBytes(
+        reply,
+        (signal) =>
+          found.incoming?.read({ start, end }, signal) ?? store.readBlob(digest, { start, end }, signal),
+      )
+}
+
+/** A blob that is here, or else at the upstream of its repository: `whole` waits until it is here. */
+async function findBlob(
+  repository: string,
+  digest: Digest,
+  whole: boolean,
+  { request, store, pullThrough }: Context,
+): Promise<ReadableBlob | undefined> {
+  const held = await store.statBlob(repository, digest)
+  if (held || !pullThrough.upstreamOf(repository)) return held
+  return patiently(request, () => {
+    if (whole) return pullThrough.fetchBlob(repository, digest)
+    if (request.method === 'HEAD') return pullThrough.statBlob(repository, digest)
+    return pullThrough.openBlob(repository, digest)
+  })
 }
 
 /** Streams to the client, and stops reading when it goes away. */
@@ -321,9 +343,12 @@ export function sendBytes(
 
 async function getManifest(
   target: Extract<OciTarget, { kind: 'manifest' }>,
-  { request, reply, store }: Context,
+  context: Context,
 ): Promise<FastifyReply> {
-  const manifest = await findManifest(target, store)
+  const { request, reply } = context
+  const { manifest, stale } = await findManifest(target, context)
+  // RFC 7234 section 5.5.1; the RFC after it has dropped the header, and names nothing in its place.
+  if (stale) reply.header('warning', '110 - "Response is Stale"')
   const etag = `"${manifest.digest}"`
   reply.headers({
     'docker-content-digest': manifest.digest,
@@ -339,15 +364,21 @@ async function getManifest(
 
 async function findManifest(
   { repository, reference }: { repository: string; reference: string },
-  store: BlobStore,
-): Promise<Manifest> {
-  const digest = reference.includes(':')
-    ? parseDigest(reference)
-    : (await store.getTag(repository, checkTag(reference)))?.digest
+  { request, store, pullThrough }: Context,
+): Promise<{ manifest: Manifest; stale: boolean }> {
+  const named = reference.includes(':') ? parseDigest(reference) : undefined
+  if (named === undefined) checkTag(reference)
+  const unknown = () =>
+    new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+  if (pullThrough.upstreamOf(repository)) {
+    const found = await patiently(request, () => pullThrough.manifest(repository, reference))
+    if (!found) throw unknown()
+    return found
+  }
+  const digest = named ?? (await store.getTag(repository, reference))?.digest
   const manifest = digest && (await store.getManifest(repository, digest))
-  if (!manifest)
-    throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
-  return manifest
+  if (!manifest) throw unknown()
+  return { manifest, stale: false }
 }
 
 async function putManifest(
@@ -500,7 +531,7 @@ function require({ caller, access }: Context, action: Action, repository: string
 type InTurn = <Result>(key: string, work: () => Promise<Result>) => Promise<Result>
 
 /** Runs work on one key in the order of asking; on different keys at once. */
-function createTurns(): InTurn {
+export function createTurns(): InTurn {
   const last = new Map<string, Promise<unknown>>()
   return async (key, work) => {
     const mine = (last.get(key) ?? Promise.resolve()).then(work, work)
