@@ -323,6 +323,15 @@ test('the same event, sent again and replayed later, is pulled once; who may not
   assert.equal((await notify(server, puller, event)).status, 403)
   assert.equal((await notify(server, undefined, event)).status, 401)
   assert.equal((await notify(server, admin, { events: 1 })).status, 400)
+  const version2 = await fetch(`${server.publicUrl}/registry/notifications`, {
+    method: 'POST',
+    headers: {
+      'content-type': 'application/vnd.docker.distribution.events.v2+json',
+      authorization: `Bearer ${admin}`,
+    },
+    body: JSON.stringify(event),
+  })
+  assert.deepEqual(await version2.json(), { accepted: 0, duplicates: 1, ignored: [] })
   assert.equal((await fetch(`${server.publicUrl}/health`)).status, 200)
 })
 
@@ -481,6 +490,64 @@ test("Harbor's Dragonfly driver: a job pulls with its own credential and says wh
   assert.ok(!files.includes('of-the-job'), 'the credential of a job is on no disk')
 })
 
+test('a job whose credential is refused has failed, and says why', async (t) => {
+  const { server, admin, front, registry } = await startedAll(t)
+  await pushImage(registry.url, 'team/app', { tag: '1' })
+  await wantTokens(t, front, { user: 'nobody', password: 'knows' })
+  const created = await fetch(`${server.publicUrl}/oapi/v1/jobs`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${admin}`, 'content-type': 'application/json' },
+    body: JSON.stringify({
+      type: 'preheat',
+      args: { url: `${front.url}/v2/team/app/manifests/1`, headers: { authorization: 'Bearer expired' } },
+    }),
+  })
+  const { id } = (await created.json()) as Job
+  const ask = async () => (await (await get(server, admin, `/oapi/v1/jobs/${id}`)).json()) as Job
+  await until(async () => (await ask()).state === 'FAILURE')
+  assert.match((await ask()).result.job_states[0]?.error ?? '', /refuses the credential/)
+})
+
+test('a server that is told to end does so in the middle of a pull, and goes on with it when it starts again', async (t) => {
+  const { server, admin, front, registry, directory, settings } = await startedAll(t)
+  const image = await pushImage(registry.url, 'team/app', { tag: '1', sizeBytes: 5_000_000 })
+  const path = `/v2/team/app/blobs/${image.layer}`
+  front.intercept = (request, response) => {
+    if (request.url !== path) return false
+    response.writeHead(200, { 'content-length': '5000000' })
+    response.write(image.layerBytes.subarray(0, 3_000_000))
+    return true
+  }
+  await notify(server, admin, pushEvent('e1', 'team/app', image.digest, '1'))
+  await until(() => Promise.resolve(fetches(front, path) === 1))
+  server.process.kill('SIGTERM')
+  assert.equal(await server.exited, 0)
+  front.intercept = () => false
+  await using again = await startFleetServer(directory, {
+    settings,
+    http: `addr: 127.0.0.1:${new URL(server.publicUrl).port}`,
+  })
+  await until(async () => (await tagHere(again, admin, 'team/app', '1')) === image.digest)
+})
+
+test('a blob beyond the largest is refused, whether its length was said or not', async (t) => {
+  const { server, admin, front, registry } = await startedAll(t, { settings: 'blob_max: 1MiB' })
+  const image = await pushImage(registry.url, 'team/app', { tag: '1', sizeBytes: 3_000_000 })
+  const path = `/v2/team/app/blobs/${image.layer}`
+  for (const said of [true, false]) {
+    front.intercept = (request, response) => {
+      if (said || request.url !== path) return false
+      response.writeHead(200)
+      response.write(image.layerBytes)
+      response.end()
+      return true
+    }
+    const response = await get(server, admin, path)
+    assert.equal(response.status, 502)
+    assert.match(await response.text(), /larger than 1048576 bytes/)
+  }
+})
+
 test('jobs and events without a credential are taken only where the configuration says so', async (t) => {
   const { server, admin, registry } = await startedAll(t, { settings: 'anonymous_notifications: true' })
   const image = await pushImage(registry.url, 'team/app', { tag: '1' })
@@ -540,6 +607,7 @@ interface Job {
   readonly state: string
   readonly result: {
     readonly job_states: readonly {
+      readonly error: string
       readonly results: readonly { readonly success_tasks: readonly object[] }[]
     }[]
   }

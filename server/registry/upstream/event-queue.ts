@@ -74,8 +74,7 @@ export async function startEventQueue(deps: EventQueueDeps): Promise<EventQueue>
             signal: ended.signal,
           }),
         ),
-      receivedAtMs,
-      ended.signal,
+      { sinceMs: receivedAtMs, patient: true, signal: ended.signal },
       deps,
     )
 

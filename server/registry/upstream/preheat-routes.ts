@@ -87,8 +87,8 @@ export async function registerPreheatRoutes(
     try {
       const digest = await keepTrying(
         () => pullThrough.pull({ repository, reference, authorization, signal: ended.signal }),
-        job.createdAtMs,
-        ended.signal,
+        // Who posts a job waits for how it ends, and its credential does not live long.
+        { sinceMs: job.createdAtMs, patient: false, signal: ended.signal },
         deps,
       )
       log.info({ job: id, repository, reference, digest }, 'preheat job pulled')

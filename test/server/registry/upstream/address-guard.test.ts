@@ -1,9 +1,14 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import type { RequestListener } from 'node:http'
+import { createServer } from 'node:https'
+import type { AddressInfo } from 'node:net'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import { parseIp } from '../../../../lib/protocol/address.ts'
 import { createAddressGuard, reachOf } from '../../../../server/registry/upstream/address-guard.ts'
 import { createUpstreamHttp } from '../../../../server/registry/upstream/upstream-http.ts'
+import { createAuthority } from '../../../support/certificates.ts'
 import { startHttp } from '../../../support/registry-front.ts'
 
 test('reachOf() knows this machine and its link in every way of writing them', () => {
@@ -63,6 +68,37 @@ test('a redirect to this machine is not followed, by its address or by a name fo
     'the credential stays with its host',
   )
   await assert.rejects(own.send({ ...call, url: new URL('/far', upstream) }), /leads to 169\.254\.169\.254/)
+})
+
+test('an upstream with a certificate of its own authority is reached with that, and leads to https alone', async (t) => {
+  const authority = createAuthority('corporate')
+  const { url: plain, requests } = await victim(t)
+  const answer: RequestListener = (request, response) => {
+    if (request.url === '/down') response.writeHead(307, { location: plain }).end()
+    else response.end('secured')
+  }
+  const listen = async () => {
+    const server = createServer({ ...authority.issue('registry') }, answer).listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    t.after(() => {
+      server.closeAllConnections()
+      server.close()
+    })
+    return `https://127.0.0.1:${(server.address() as AddressInfo).port}`
+  }
+  const url = await listen()
+  const storage = await listen()
+  const signal = AbortSignal.timeout(10_000)
+  await using http = createUpstreamHttp(new URL(url), authority.cert.toString())
+  for (const at of [url, storage])
+    assert.equal(
+      (await (await http.send({ method: 'GET', url: new URL(at), signal })).text(100)).toString(),
+      'secured',
+    )
+  await assert.rejects(http.send({ method: 'GET', url: new URL('/down', url), signal }), /leads to http: at/)
+  assert.equal(requests.length, 0)
+  await using stranger = createUpstreamHttp(new URL(url), undefined)
+  await assert.rejects(stranger.send({ method: 'GET', url: new URL(url), signal }), { fault: 'down' })
 })
 
 test('redirects without an end, and bodies without a bound, are given up', async (t) => {
