@@ -451,8 +451,10 @@ async function catalog({ request, reply, store, caller }: Context): Promise<Fast
 async function referrers(
   repository: string,
   digest: Digest,
-  { request, reply, store }: Context,
+  { request, reply, store, pullThrough }: Context,
 ): Promise<FastifyReply> {
+  if (pullThrough.upstreamOf(repository))
+    await patiently(request, () => pullThrough.fetchReferrers(repository, digest))
   const artifactType = queryOf(request).get('artifactType')
   const all = await referrersOf(store, repository, digest)
   const manifests =

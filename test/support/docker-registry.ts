@@ -100,6 +100,35 @@ export async function pushImage(
   return { digest, config, layer, layerBytes }
 }
 
+/** Attaches an empty artifact to a manifest, and lists it under the tag that older registries know referrers by. */
+export async function pushReferrer(
+  registryUrl: string,
+  repository: string,
+  subject: Digest,
+): Promise<Digest> {
+  const empty = Buffer.from('{}')
+  const content = {
+    mediaType: 'application/vnd.oci.empty.v1+json',
+    digest: await pushBlob(registryUrl, repository, empty),
+    size: 2,
+  }
+  const bytes = Buffer.from(
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: imageType,
+      artifactType: 'application/vnd.test.signature',
+      config: content,
+      layers: [content],
+      subject: { mediaType: imageType, digest: subject, size: 1 },
+    }),
+  )
+  const digest = await pushManifest(registryUrl, repository, undefined, imageType, bytes)
+  const manifests = [{ mediaType: imageType, digest, size: bytes.length }]
+  const index = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: indexType, manifests }))
+  await pushManifest(registryUrl, repository, subject.replace(':', '-'), indexType, index)
+  return digest
+}
+
 /** Pushes an index of images that are there. */
 export async function pushIndex(
   registryUrl: string,

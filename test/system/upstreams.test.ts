@@ -12,7 +12,7 @@ import { createAgentClient } from '../../lib/client/agent-client.ts'
 import type { Digest } from '../../lib/protocol/digest.ts'
 import { digestOf } from '../../lib/protocol/digest.ts'
 import type { DockerRegistry } from '../support/docker-registry.ts'
-import { pushImage, pushIndex, startDockerRegistry } from '../support/docker-registry.ts'
+import { pushImage, pushIndex, pushReferrer, startDockerRegistry } from '../support/docker-registry.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { fetchOn, startFleetAgent, startFleetServer } from '../support/fleet.ts'
 import { freePort } from '../support/foreign.ts'
@@ -376,6 +376,29 @@ test('an index comes with its platforms, and a tag appears only when all of it i
   for (const { digest, config, layer } of images)
     for (const path of [`manifests/${digest}`, `blobs/${config}`, `blobs/${layer}`])
       assert.equal((await get(server, admin, `/v2/team/app/${path}`)).status, 200, path)
+})
+
+test('what refers to a manifest comes with it, and when somebody lists it', async (t) => {
+  const { server, admin, front, registry } = await startedAll(t)
+  const image = await pushImage(registry.url, 'team/app', { tag: '1' })
+  const signature = await pushReferrer(registry.url, 'team/app', image.digest)
+  await notify(server, admin, pushEvent('e1', 'team/app', image.digest, '1'))
+  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  const other = await pushImage(registry.url, 'team/app', { tag: '2' })
+  const late = await pushReferrer(registry.url, 'team/app', other.digest)
+  const referrersOf = async (digest: Digest) => {
+    const response = await get(server, admin, `/v2/team/app/referrers/${digest}`)
+    const { manifests } = (await response.json()) as { manifests: { digest: string; artifactType: string }[] }
+    return manifests.map((each) => [each.digest, each.artifactType])
+  }
+  const type = 'application/vnd.test.signature'
+  assert.deepEqual(await referrersOf(other.digest), [[late, type]])
+  await registry[Symbol.asyncDispose]()
+  front.intercept = (_, response) => {
+    response.destroy()
+    return true
+  }
+  assert.deepEqual(await referrersOf(image.digest), [[signature, type]])
 })
 
 test('kill -9 of the server between the 202 and the pull: it is done after the next start', async (t) => {

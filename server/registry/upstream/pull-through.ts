@@ -71,7 +71,9 @@ export interface PullThrough extends AsyncDisposable {
   openBlob(repository: string, digest: Digest): Promise<ReadableBlob | undefined>
   /** A blob of the upstream, once it is stored. */
   fetchBlob(repository: string, digest: Digest): Promise<BlobStat | undefined>
-  /** A release with all that it names, then its tag. @returns its digest. @throws UpstreamError */
+  /** Brings the manifests that refer to one, such as its signatures. What is here already is, whether the upstream answers or not. */
+  fetchReferrers(repository: string, subject: Digest): Promise<void>
+  /** A release with all that it names and that refers to it, then its tag. @returns its digest. @throws UpstreamError */
   pull(request: PullRequest): Promise<Digest>
 }
 
@@ -95,10 +97,10 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
   const { upstreams, store, state, now, log, observer } = deps
   const ended = new AbortController()
   const slots = createSlots('upstream blobs', { max: blobsMax, waitingMax: blobsWaitingMax })
-  /** Until when a tag need not be asked about, and whether it is stale meanwhile. */
+  /** Until when a tag, or who refers to a digest, need not be asked about, and whether it is stale meanwhile. */
   const known = new LRUCache<string, { untilMs: number; stale: boolean }>({ max: tagsRemembered })
-  const remember = (repository: string, tag: string, askedAtMs: number, stale = false) => {
-    known.set(`${repository}:${tag}`, { untilMs: askedAtMs + (stale ? staleMs : deps.tagTtlMs), stale })
+  const remember = (key: string, askedAtMs: number, stale = false) => {
+    known.set(key, { untilMs: askedAtMs + (stale ? staleMs : deps.tagTtlMs), stale })
   }
   const asking = new Map<string, Promise<{ manifest: Manifest; stale: boolean } | undefined>>()
   const incoming = new Map<string, Promise<IncomingBlob | undefined>>()
@@ -117,7 +119,7 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
   }
   const moveTag = async (repository: string, tag: string, digest: Digest, askedAtMs: number) => {
     const before = await store.getTag(repository, tag)
-    remember(repository, tag, askedAtMs)
+    remember(`${repository}:${tag}`, askedAtMs)
     if (before?.digest === digest && (await isPulled(repository, tag, digest))) return
     // Before the tag: after a crash in between it still has the old digest, and is known as pulled.
     const digests = [digest, ...(before && before.digest !== digest ? [before.digest] : [])]
@@ -142,7 +144,7 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
       const head = held && (await upstream.headManifest(repository, tag, options))
       if (held && !head) return undefined
       if (held && head?.digest === held.digest) {
-        remember(repository, tag, askedAtMs)
+        remember(`${repository}:${tag}`, askedAtMs)
         return { manifest: held, stale: false }
       }
       const manifest = await upstream.getManifest(repository, tag, options)
@@ -155,7 +157,7 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     } catch (error) {
       if (!held || !(error instanceof UpstreamError) || error.fault !== 'down') throw error
       log.warn({ repository, tag, upstream: upstream.name, reason: error.message }, 'tag served stale')
-      remember(repository, tag, now(), true)
+      remember(`${repository}:${tag}`, now(), true)
       return { manifest: held, stale: true }
     }
   }
@@ -260,6 +262,31 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     return found
   }
 
+  /** Those that refer to a manifest. A registry that cannot say, or is down, keeps nobody from the manifest itself: undefined. */
+  const referrers = async (
+    repository: string,
+    subject: Digest,
+    options: CallOptions,
+  ): Promise<Manifest[] | undefined> => {
+    try {
+      const digests = await required(repository).listReferrers(repository, subject, options)
+      const found = await Promise.all(digests.map((digest) => fetchManifest(repository, digest, options)))
+      return found.filter((manifest) => manifest !== undefined)
+    } catch (error) {
+      if (!(error instanceof UpstreamError)) throw error
+      log.warn({ repository, digest: subject, reason: error.message }, 'referrers were not pulled')
+      return undefined
+    }
+  }
+  /** One question for all who list them. */
+  const listing = new Map<string, Promise<void>>()
+  const storeReferrers = async (repository: string, subject: Digest): Promise<void> => {
+    const askedAtMs = now()
+    const found = await referrers(repository, subject, { signal: ended.signal })
+    for (const manifest of found ?? []) await store.putManifest(repository, manifest)
+    remember(`${repository}@${subject}`, askedAtMs, found === undefined)
+  }
+
   const pull = async ({ repository, reference, ...request }: PullRequest): Promise<Digest> => {
     const upstream = required(repository)
     const { signal, authorization } = request
@@ -282,6 +309,8 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
       throw missing(`it is ${manifest.digest}, and not yet, or no longer, ${request.expected}`)
 
     const manifests = await collect(repository, manifest, options)
+    for (const referrer of (await referrers(repository, manifest.digest, options)) ?? [])
+      await collect(repository, referrer, options, manifests)
     const blobs = new Set(
       [...manifests.values()].flatMap(({ bytes }) =>
         blobsOf(parseManifest(bytes)).map(({ digest }) => parseDigest(digest)),
@@ -343,6 +372,17 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
         return { digest, sizeBytes: blob.sizeBytes, incoming: blob }
       }),
     fetchBlob: (repository, digest) => toClient(() => fetchBlob(repository, digest)),
+    fetchReferrers: (repository, subject) =>
+      toClient(async () => {
+        const key = `${repository}@${subject}`
+        if ((known.get(key)?.untilMs ?? 0) > now()) return
+        let asked = listing.get(key)
+        if (!asked) {
+          asked = storeReferrers(repository, subject).finally(() => listing.delete(key))
+          listing.set(key, asked)
+        }
+        await asked
+      }),
     pull: async (request) => {
       const key = `${request.repository}:${request.reference}`
       const mine = (pulling.get(key) ?? Promise.resolve()).then(() => pull(request))

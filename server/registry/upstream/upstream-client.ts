@@ -78,6 +78,11 @@ export interface UpstreamClient extends AsyncDisposable {
     start: number,
     options: CallOptions,
   ): Promise<BlobStream | undefined>
+  /**
+   * Digests of the manifests whose subject a digest is (distribution-spec 1.1, "Listing Referrers"): by the API, or by the tag that stands for
+   * it in older registries.
+   */
+  listReferrers(repository: string, subject: Digest, options: CallOptions): Promise<Digest[]>
   listTags(repository: string, options: CallOptions): Promise<string[] | undefined>
   /** Undefined where it does not tell, as many do not. */
   listRepositories(options: CallOptions): Promise<string[] | undefined>
@@ -96,6 +101,8 @@ const requestsWaitingMax = 1000
 const restMs = 5_000
 const restStatuses: ReadonlySet<number> = new Set([429, 502, 503, 504])
 const pageBytesMax = 4 * 1024 * 1024
+/** Referrers of one manifest: signatures, lists of what is in it. */
+const referrersMax = 100
 /** Names taken from one listing at most. */
 const namesMax = 10_000
 
@@ -246,6 +253,19 @@ export function createUpstreamClient(options: UpstreamOptions): UpstreamClient {
         if (!answer) return undefined
         return blobStreamOf(answer, start)
       }),
+    listReferrers: async (repository, subject, callOptions) => {
+      const found = await call(`the referrers of ${repository}@${subject}`, callOptions.signal, async () => {
+        const get = (path: string) =>
+          ask('GET', `/v2/${repository}/${path}`, scopeOf(repository), {
+            ...callOptions,
+            headers: { accept: manifestTypes },
+          })
+        const answer =
+          (await get(`referrers/${subject}`)) ?? (await get(`manifests/${subject.replace(':', '-')}`))
+        return answer && referrersIn(await answer.text(pageBytesMax))
+      })
+      return found ?? []
+    },
     listTags: (repository, callOptions) =>
       call(`the tags of ${repository}`, callOptions.signal, async () => {
         const names = await list(
@@ -298,6 +318,18 @@ function blobStreamOf(answer: UpstreamAnswer, asked: number): BlobStream {
   if (!range || Number(range[1]) !== asked)
     throw new UpstreamError('broken', 'it sends another part of the blob than it was asked for')
   return { sizeBytes: Number(range[2]), start: asked, bytes, discard }
+}
+
+/** @throws UpstreamError `broken` unless it is an index */
+function referrersIn(index: Buffer): Digest[] {
+  try {
+    return (parseManifest(index).manifests ?? [])
+      .slice(0, referrersMax)
+      .flatMap(({ digest }) => readDigest(digest) ?? [])
+  } catch (cause) {
+    if (cause instanceof ApiError) throw new UpstreamError('broken', cause.message, { cause })
+    throw cause
+  }
 }
 
 function namesOf(body: Buffer, key: 'tags' | 'repositories'): string[] | undefined {
