@@ -398,6 +398,11 @@ const trusted = z.strictObject({
   grants: z.array(Scope).min(1).max(50).describe('Scopes that the bearer gets.'),
   ttl: duration().prefault('10m').describe('For how long.'),
 })
+/** A registry is at the root of its host (OCI distribution-spec, "Endpoints"). */
+function isOrigin(text: string): boolean {
+  const url = URL.parse(text)
+  return url !== null && url.href === `${url.origin}/`
+}
 
 const registry = z
   .strictObject({
@@ -427,6 +432,53 @@ const registry = z
       })
       .prefault({})
       .describe('The log of who did what, in `data_dir`.'),
+    upstreams: z
+      .array(
+        z.strictObject({
+          name: z
+            .string()
+            .regex(/^[a-z0-9][a-z0-9._-]{0,63}$/, 'need up to 64 of a-z 0-9 . _ -')
+            .describe('Its name, in logs and metrics.'),
+          url: z
+            .url({ protocol: /^https?$/ })
+            .refine(isOrigin, 'need https://HOST or https://HOST:PORT, and nothing after it')
+            .describe('Where it is: https://registry.example.com.'),
+          repositories: z
+            .array(z.string().regex(/^(\*|[a-z0-9._/-]+(\/\*)?)$/, 'need a repository, team/* or *'))
+            .min(1)
+            .max(1000)
+            .describe('What is pulled from it: names, `team/*`, or `*`. They have the same names here.'),
+          credential_file: z.string().optional().describe('A file (0600) with one line USER:PASSWORD.'),
+          ca: z
+            .string()
+            .optional()
+            .describe('PEM file with the authority of its certificate, if it is your own.'),
+          insecure_plaintext: z
+            .boolean()
+            .default(false)
+            .describe('Says that http:// to another machine is meant.'),
+        }),
+      )
+      .max(100)
+      .default([])
+      .describe(
+        'Registries that this one pulls from when it is asked for what it does not have, or told of a push: docs/registries.md. The first that has a repository is asked.',
+      ),
+    tag_ttl: duration()
+      .prefault('1m')
+      .describe('How long a tag of an upstream is taken to be what it was when the upstream was last asked.'),
+    reconcile_interval: z
+      .union([z.literal('off'), duration()])
+      .prefault('off')
+      .describe(
+        'How often all tags of the upstreams are looked at and pulled where they differ, for pushes that no notification told of.',
+      ),
+    anonymous_notifications: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Takes notifications and preheat jobs from whoever sends no credential, for Harbor instances without authentication. They can make the server pull what its upstreams have, and nothing else.',
+      ),
     webseed: z
       .strictObject({
         replies_max: z
@@ -568,6 +620,17 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
         ['udp', 'addr'],
         `${host} is reachable from outside, and UDP shows every token: set udp.insecure_plaintext: true if that is meant`,
       )
+  const { upstreams } = config.registry
+  for (const [i, { name, url, insecure_plaintext }] of upstreams.entries()) {
+    const { protocol, hostname } = new URL(url)
+    if (protocol === 'http:' && !isLocal(hostname.replace(/^\[(.*)\]$/, '$1')) && !insecure_plaintext)
+      fault(
+        ['registry', 'upstreams', i, 'url'],
+        `${hostname} is another machine, and http:// shows every credential: use https://, or set insecure_plaintext: true if that is meant`,
+      )
+    if (upstreams.findIndex((other) => other.name === name) < i)
+      fault(['registry', 'upstreams', i, 'name'], `there are two upstreams of the name ${name}`)
+  }
   if (http.tls_addr.length > 0 && http.tls === undefined)
     fault(['http', 'tls_addr'], 'needs a certificate: set http.tls')
   if (udp.private_key !== undefined && udp.private_key_file !== undefined)

@@ -4,6 +4,7 @@ import type { TokenAuthority } from '../lib/token/token-authority.ts'
 import type { AuditLog } from './registry/audit-log.ts'
 import type { BlobStore } from './registry/blob-store.ts'
 import type { Fleet } from './registry/fleet.ts'
+import type { UpstreamsDeps } from './registry/upstream/start-upstreams.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
 import type { CounterMemory } from './tracker/counters.ts'
 import { durationBuckets, readCounters } from './tracker/counters.ts'
@@ -13,6 +14,7 @@ import type { TrackerService } from './tracker/tracker-service.ts'
 export interface ServerMetrics {
   readonly registry: Registry
   readonly webseed: WebseedObserver
+  readonly upstreams: UpstreamsDeps['observer']
   watchTracker(tracker: TrackerService): void
   watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority; auditLog: AuditLog }): void
   watchFleet(fleet: Fleet): void
@@ -36,6 +38,30 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
   const webseedBusy = new Counter({
     name: 'rackswarm_webseed_busy_total',
     help: 'Webseed requests turned away because the budget was spent.',
+    registers,
+  })
+  const upstreamRequests = new Counter({
+    name: 'rackswarm_upstream_requests_total',
+    help: 'Requests to the registries of registry.upstreams, by upstream and outcome.',
+    labelNames: ['upstream', 'outcome'] as const,
+    registers,
+  })
+  const upstreamBytes = new Counter({
+    name: 'rackswarm_upstream_bytes_total',
+    help: 'Bytes of blobs pulled, by upstream.',
+    labelNames: ['upstream'] as const,
+    registers,
+  })
+  const upstreamStale = new Counter({
+    name: 'rackswarm_upstream_stale_total',
+    help: 'Manifests served by a tag that could not be checked, because its upstream was down.',
+    labelNames: ['upstream'] as const,
+    registers,
+  })
+  const upstreamEvents = new Counter({
+    name: 'rackswarm_upstream_events_total',
+    help: 'Events of other registries, by what became of them.',
+    labelNames: ['outcome'] as const,
     registers,
   })
   const gauge = (name: string, help: string, read: () => number) =>
@@ -70,6 +96,27 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
       },
       replying: (count) => {
         webseedReplies.set(count)
+      },
+    },
+    upstreams: {
+      answered: (upstream, outcome) => {
+        upstreamRequests.inc({ upstream, outcome })
+      },
+      received: (upstream, bytes) => {
+        upstreamBytes.inc({ upstream }, bytes)
+      },
+      stale: (upstream) => {
+        upstreamStale.inc({ upstream })
+      },
+      event: (outcome) => {
+        upstreamEvents.inc({ outcome })
+      },
+      watchQueue: (queue) => {
+        gauge(
+          'rackswarm_upstream_events_waiting',
+          'Events of other registries that are not pulled yet; at most 10,000.',
+          () => queue.waiting,
+        )
       },
     },
     watchTracker: ({ first, store, snapshots, counters }) => {

@@ -15,7 +15,7 @@ import { openTokenAuthority } from '../lib/token/token-authority.ts'
 import type { KeySetSource } from '../lib/token/key-set.ts'
 import { createTickets } from '../lib/token/ticket.ts'
 import { monotonicMs } from '../lib/runtime/clock.ts'
-import { createTurn } from '../lib/runtime/turn.ts'
+import { createTurn, createTurns } from '../lib/runtime/turn.ts'
 import { openCertificates, watchCertificates } from './certificates.ts'
 import type { ServerConfig } from './config.ts'
 import { explainAddresses } from './explain-topology.ts'
@@ -35,7 +35,7 @@ import { createAudit, registerAuditRoutes } from './registry/audit.ts'
 import { openAuditLog } from './registry/audit-log.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
-import { createFleet, createTagCache, registerFleetRoutes } from './registry/fleet.ts'
+import { createFleet, createTagCache, followersOf, registerFleetRoutes } from './registry/fleet.ts'
 import { registerGrantRoutes } from './registry/grants.ts'
 import { registerKeyRoutes } from './registry/keys.ts'
 import { registerOciRoutes } from './registry/oci-routes.ts'
@@ -47,6 +47,7 @@ import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
 import { createTorrentReferrers } from './registry/torrent-referrers.ts'
 import { registerTorrentRoutes, sendTorrent } from './registry/torrents.ts'
 import { registerTokenExchange } from './registry/trust.ts'
+import { startUpstreams } from './registry/upstream/start-upstreams.ts'
 import { createWebseedPolicy } from './registry/webseed-policy.ts'
 import { registerWebseedRoutes } from './registry/webseed.ts'
 import { openSqliteStateStore } from './state/sqlite-state-store.ts'
@@ -463,13 +464,34 @@ async function startRegistry(
     now,
   }
   const audit = createAudit(auditLog, sourceOf)
-  const shared = { store, access: controlled, minter, audit, revokedTorrents, publicUrl, sourceOf, now, log }
+  const inTurn = createTurns()
+  const onTag = (repository: string, tag: string) => {
+    tags.moved(repository, tag)
+  }
+  const upstreams = started.use(
+    await startUpstreams(config.registry, {
+      store,
+      state,
+      inTurn,
+      onTag,
+      now,
+      random: deps.random,
+      log,
+      observer: metrics.upstreams,
+    }),
+  )
+  const { pullThrough } = upstreams
+  await upstreams.registerRoutes(app, {
+    access: controlled,
+    membersOf: (repository, digest) => followersOf(repository, digest, { fleet, tags }),
+  })
+  const parties = { access: controlled, minter, audit, revokedTorrents }
+  const shared = { ...parties, store, pullThrough, publicUrl, sourceOf, now, log }
   registerOciRoutes(app, {
     ...shared,
     manifestMaxBytes: config.registry.manifest_max,
-    onTag: (repository, tag) => {
-      tags.moved(repository, tag)
-    },
+    inTurn,
+    onTag,
     torrents: createTorrentReferrers({ store, state, publicUrl }),
     torrentReply: (request, reply, blob) => sendTorrent(request, reply, blob, torrents),
   })

@@ -13,6 +13,7 @@ const tools = [
   'iproute2',
   'ethtool',
   'skopeo',
+  'docker-registry',
   'openssl',
   'strace',
   'python3-libtorrent',

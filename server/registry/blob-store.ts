@@ -20,12 +20,14 @@ export interface BlobUpload extends AsyncDisposable {
    * @throws ClientError `DIGEST_INVALID` when the bytes have another digest; the session and its bytes are dropped
    */
   commit(expected: ContentDigest): Promise<BlobStat>
+  /** Bytes `[start, end)` of what was received so far, while more come. Once it is committed or cancelled rejects with ENOENT. */
+  read(range: { start: number; end: number }, signal: AbortSignal): AsyncIterable<Uint8Array>
   /** Forgets the session and its bytes. */
   cancel(): Promise<void>
 }
 
-export interface Manifest {
-  readonly digest: ContentDigest
+export interface Manifest<Name extends ContentDigest = ContentDigest> {
+  readonly digest: Name
   readonly mediaType: string
   readonly bytes: Buffer
 }
@@ -72,7 +74,10 @@ export interface BlobStore extends AsyncDisposable {
   blobOfInfoHash(infoHash: string): Promise<BlobStat | undefined>
 
   putManifest(repository: string, manifest: Manifest): Promise<void>
-  getManifest(repository: string, digest: ContentDigest): Promise<Manifest | undefined>
+  getManifest<Name extends ContentDigest>(
+    repository: string,
+    digest: Name,
+  ): Promise<Manifest<Name> | undefined>
   /** Digests of all manifests of a repository, in no order. */
   listManifests(repository: string): Promise<ContentDigest[]>
   /** Digests of the manifests whose `subject` it is, sorted; whether there is such a subject or not. */

@@ -118,6 +118,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       await session.append(bytes, signal).catch(mapDiskFull)
     },
     commit: (expected) => commit(session, expected).catch(mapDiskFull),
+    read: ({ start, end }, signal) => readRange(join(paths.upload(session.id), 'data'), start, end, signal),
     cancel: async () => {
       sessions.delete(session.id)
       await session.drop()
@@ -338,8 +339,12 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
         await write().catch(mapDiskFull)
         manifests.forget(manifestKey(repository, digest))
       }),
-    getManifest: (repository, digest) =>
-      manifests.get(manifestKey(repository, digest), () => readManifest(repository, digest)),
+    getManifest: async (repository, digest) => {
+      const found = await manifests.get(manifestKey(repository, digest), () =>
+        readManifest(repository, digest),
+      )
+      return found && { ...found, digest }
+    },
     listManifests,
     listReferrers: async (repository, subject) => {
       if (!(await exists(join(paths.repository(repository), '_manifests')))) return []

@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { BytesBySource, HeldReference, ReleaseStatus, ReportReply } from '../../lib/client/api.ts'
 import { HostReport } from '../../lib/client/api.ts'
 import type { Ip } from '../../lib/protocol/address.ts'
+import { formatIp } from '../../lib/protocol/address.ts'
 import type { Digest } from '../../lib/protocol/digest.ts'
 import type { Place } from '../../lib/protocol/place.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
@@ -15,6 +16,8 @@ export interface HeardHost {
   readonly host: string
   /** Where the server takes it to be. */
   readonly place: string
+  /** Where it called from. */
+  readonly address: string
   readonly atMs: number
   readonly report: HostReport
 }
@@ -99,8 +102,9 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
     const caller = await access.callerOf(request.headers)
     if (caller.kind !== 'host') throw new ApiError(403, 'DENIED', 'Only a host reports')
     const report = validate(HostReport, request.body)
-    const place = deps.placeOf(caller.place as Place | undefined, deps.sourceOf(request))
-    fleet.hear({ host: caller.name, place, atMs: now(), report })
+    const source = deps.sourceOf(request)
+    const place = deps.placeOf(caller.place as Place | undefined, source)
+    fleet.hear({ host: caller.name, place, address: formatIp(source), atMs: now(), report })
     const digests = await Promise.all(
       report.follow.map(async (text) => {
         const { repository, tag, digest } = parseReference(text)
@@ -143,12 +147,18 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
   )
 }
 
+/** A host and how it stands with a release. */
+export interface FleetMember {
+  readonly heard: HeardHost
+  readonly held: HeldReference
+}
+
 /** Hosts that hold or fetch the digest, or follow a tag that points at it, each with its state. */
-async function followersOf(
+export async function followersOf(
   repository: string,
   digest: Digest,
-  { fleet, tags }: FleetDeps,
-): Promise<{ heard: HeardHost; held: HeldReference }[]> {
+  { fleet, tags }: Pick<FleetDeps, 'fleet' | 'tags'>,
+): Promise<FleetMember[]> {
   const pointing = new Map<string, boolean>()
   const pointsAt = async (text: string): Promise<boolean> => {
     const known = pointing.get(text)
@@ -161,7 +171,7 @@ async function followersOf(
     pointing.set(text, points)
     return points
   }
-  const members: { heard: HeardHost; held: HeldReference }[] = []
+  const members: FleetMember[] = []
   for (const heard of fleet.present()) {
     const states = heard.report.held.filter(
       (held) => held.digest === digest && parseReference(held.reference).repository === repository,
@@ -198,7 +208,7 @@ const noBytes: BytesBySource = { ownRack: 0, otherRacks: 0, webseed: 0 }
 function statusOf(
   reference: string,
   digest: Digest,
-  members: readonly { heard: HeardHost; held: HeldReference }[],
+  members: readonly FleetMember[],
   nowMs: number,
 ): ReleaseStatus {
   const places = Map.groupBy(members, ({ heard }) => heard.place)

@@ -2,6 +2,7 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { LRUCache } from 'lru-cache'
 import type { SwarmGrant } from '../../lib/client/api.ts'
 import { GrantRequest } from '../../lib/client/api.ts'
+import type { Digest } from '../../lib/protocol/digest.ts'
 import { parseDigest } from '../../lib/protocol/digest.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import { pieceCount, writeTorrent } from '../../lib/protocol/metainfo.ts'
@@ -15,6 +16,8 @@ import type { RevokedTorrents } from './revoked-torrents.ts'
 import { refuseRevoked } from './revoked-torrents.ts'
 import { announceUrl, webseedUrl } from './torrents.ts'
 import { validate } from './validate.ts'
+import type { PullThrough } from './upstream/pull-through.ts'
+import { untilAborted } from './upstream/until-aborted.ts'
 import type { WebseedPolicy } from './webseed-policy.ts'
 
 export interface GrantDeps {
@@ -23,6 +26,7 @@ export interface GrantDeps {
   readonly minter: TokenMinter
   readonly webseed: WebseedPolicy
   readonly revokedTorrents: RevokedTorrents
+  readonly pullThrough: Pick<PullThrough, 'upstreamOf' | 'fetchBlob'>
   readonly publicUrl: string
   readonly agentTtlMs: number
   readonly peerTtlMs: number
@@ -35,9 +39,11 @@ export interface GrantDeps {
 /** Tokens kept for asking again: a host that renews early gets the one it has, which the tracker has verified already. */
 const tokensCached = 200_000
 
+const patienceMs = 10_000
+
 /** `POST /api/v1/swarm-grants`: all that a host needs to take part in a blob's swarm. */
 export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void {
-  const { store, access, minter, agentTtlMs, peerTtlMs, now } = deps
+  const { store, access, minter, pullThrough, agentTtlMs, peerTtlMs, now } = deps
   const cache = new LRUCache<string, Promise<Minted>>({ max: tokensCached })
 
   const tokenFor = async (
@@ -76,7 +82,7 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
     const digest = parseDigest(text)
     if (!caller.may('pull', repository))
       throw new ApiError(403, 'DENIED', `${caller.name} may not pull ${repository}`)
-    if (!(await store.statBlob(repository, digest)))
+    if (!(await store.statBlob(repository, digest)) && !(await fetchMissing(repository, digest, pullThrough)))
       throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
     const torrent = await store.torrentOf(digest)
     if (!torrent)
@@ -114,4 +120,28 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
       ...(range && { webseedRange: range }),
     }
   })
+}
+
+/** Waits a while for a blob of an upstream: the host asks again, and its connection must not be cut for the silence. */
+async function fetchMissing(
+  repository: string,
+  digest: Digest,
+  pullThrough: GrantDeps['pullThrough'],
+): Promise<boolean> {
+  if (!pullThrough.upstreamOf(repository)) return false
+  const patience = AbortSignal.timeout(patienceMs)
+  try {
+    return (await untilAborted(pullThrough.fetchBlob(repository, digest), patience)) !== undefined
+  } catch (error) {
+    if (!patience.aborted) throw error
+    throw new ApiError(
+      503,
+      'UNAVAILABLE',
+      `${digest} is still on its way from the upstream of ${repository}`,
+      {
+        hint: 'Ask again in a moment.',
+        headers: { 'retry-after': '1' },
+      },
+    )
+  }
 }

@@ -1,6 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { parseContentDigest } from '../../lib/protocol/digest.ts'
-import { createTurns } from '../../lib/runtime/turn.ts'
 import { ApiError } from './api-error.ts'
 import { require, withScope } from './oci/authorize.ts'
 import { getBlob } from './oci/blobs.ts'
@@ -15,7 +14,6 @@ import { parseOciPath } from './oci-path.ts'
 
 /** The OCI distribution API (distribution-spec 1.1) below /v2/. Errors have the spec's body. */
 export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
-  const inTurn = createTurns()
   void app.register((scope, _options, done) => {
     // Bodies are streams of any type and size; each handler reads, and bounds, its own.
     scope.removeAllContentTypeParsers()
@@ -29,7 +27,7 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
       const caller = await deps.access.callerOf(request.headers).catch((error: unknown) => {
         throw withScope(error, target, request)
       })
-      return dispatch(target, { request, reply, caller, inTurn, ...deps })
+      return dispatch(target, { request, reply, caller, ...deps })
     }
     for (const url of ['/v2', '/v2/', '/v2/*']) {
       scope.route({ method: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'], url, handler })

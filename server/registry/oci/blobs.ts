@@ -1,10 +1,12 @@
 import type { FastifyReply } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
+import { isSha256 } from '../../../lib/protocol/digest.ts'
 import { ApiError } from '../api-error.ts'
 import { parseRange } from '../http-range.ts'
 import { torrentAccepted } from '../torrents.ts'
+import type { IncomingBlob } from '../upstream/incoming-blob.ts'
 import type { Context } from './context.ts'
-import { unchanged } from './context.ts'
+import { patiently, unchanged } from './context.ts'
 import { sendBytes } from './send-bytes.ts'
 
 /** GET and HEAD of a blob, whole or one range of it (spec: "Pulling blobs"), or its torrent where Accept names one. */
@@ -15,13 +17,13 @@ export async function getBlob(
 ): Promise<FastifyReply> {
   const { request, reply, store, torrents, caller } = context
   reply.header('vary', 'Accept')
-  const found = await store.statBlob(repository, digest)
+  const accepted = torrentAccepted(request.headers.accept)
+  const found = await findBlob(repository, digest, accepted.torrent, context)
   // A torrent that is a layer of a referrer of ours: small, and made when it is asked for.
   const made = found ? undefined : await torrents.blob(repository, digest)
   const sizeBytes = found?.sizeBytes ?? made?.length
   if (sizeBytes === undefined)
     throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
-  const accepted = torrentAccepted(request.headers.accept)
   if (accepted.torrent) {
     if (await store.torrentOf(digest))
       return context.torrentReply(request, reply, { repository, digest, caller })
@@ -51,5 +53,25 @@ export async function getBlob(
   reply.header('content-length', String(end - start))
   if (request.method === 'HEAD') return reply.send()
   if (made) return reply.send(made.subarray(start, end))
-  return sendBytes(reply, (signal) => store.readBlob(digest, { start, end }, signal))
+  return sendBytes(
+    reply,
+    (signal) =>
+      found?.incoming?.read({ start, end }, signal) ?? store.readBlob(digest, { start, end }, signal),
+  )
+}
+
+/** A blob that is here, or else at the upstream of its repository: `whole` waits until it is here. */
+async function findBlob(
+  repository: string,
+  digest: ContentDigest,
+  whole: boolean,
+  { request, store, pullThrough }: Context,
+): Promise<{ readonly sizeBytes: number; readonly incoming?: IncomingBlob } | undefined> {
+  const held = await store.statBlob(repository, digest)
+  if (held || !isSha256(digest) || !pullThrough.upstreamOf(repository)) return held
+  return patiently(request, () => {
+    if (whole) return pullThrough.fetchBlob(repository, digest)
+    if (request.method === 'HEAD') return pullThrough.statBlob(repository, digest)
+    return pullThrough.openBlob(repository, digest)
+  })
 }

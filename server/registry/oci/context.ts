@@ -8,12 +8,17 @@ import { ApiError } from '../api-error.ts'
 import type { Audit } from '../audit.ts'
 import type { BlobStore } from '../blob-store.ts'
 import type { TorrentReferrers } from '../torrent-referrers.ts'
+import type { PullThrough } from '../upstream/pull-through.ts'
 
 export interface OciDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly manifestMaxBytes: number
   readonly audit: Audit
+  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
+  readonly inTurn: InTurn
+  /** Other registries, for what is not here. */
+  readonly pullThrough: PullThrough
   readonly log: Logger
   readonly now: () => number
   /** Called after a tag moved or went, durably. */
@@ -30,8 +35,6 @@ export interface OciDeps {
 
 /** One request below /v2/, its caller known. */
 export interface Context extends OciDeps {
-  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
-  readonly inTurn: InTurn
   readonly request: FastifyRequest
   readonly reply: FastifyReply
   readonly caller: Caller
@@ -81,4 +84,19 @@ export function checkTag(text: string): string {
 
 export function unsupported(method: string): ApiError {
   return new ApiError(405, 'UNSUPPORTED', `${method} is not supported here`)
+}
+
+/** While the server works the client is silent, and must not be cut for that. */
+export async function patiently<Result>(
+  { raw }: FastifyRequest,
+  work: () => Promise<Result>,
+): Promise<Result> {
+  const { socket } = raw
+  const idleMs = socket.timeout ?? 0
+  socket.setTimeout(0)
+  try {
+    return await work()
+  } finally {
+    socket.setTimeout(idleMs)
+  }
 }

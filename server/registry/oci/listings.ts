@@ -1,11 +1,12 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
+import { isSha256 } from '../../../lib/protocol/digest.ts'
 import { ApiError } from '../api-error.ts'
 import { imageIndexType } from '../oci-manifest.ts'
 import type { ReferrerDescriptor } from '../referrers.ts'
 import { describeReferrer } from '../referrers.ts'
 import type { Context } from './context.ts'
-import { queryOf } from './context.ts'
+import { patiently, queryOf } from './context.ts'
 
 const pageMax = 1000
 /** What clients take as a manifest, and so as a list of referrers. */
@@ -33,8 +34,10 @@ export async function listCatalog({ request, reply, store, caller }: Context): P
 export async function listReferrers(
   repository: string,
   subject: ContentDigest,
-  { request, reply, store, torrents }: Context,
+  { request, reply, store, torrents, pullThrough }: Context,
 ): Promise<FastifyReply> {
+  if (isSha256(subject) && pullThrough.upstreamOf(repository))
+    await patiently(request, () => pullThrough.fetchReferrers(repository, subject))
   const query = queryOf(request)
   const artifactType = query.get('artifactType')
   const last = query.get('last') ?? ''

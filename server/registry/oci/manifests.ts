@@ -9,14 +9,16 @@ import type { ManifestContent } from '../oci-manifest.ts'
 import { blobsOf, checkReferences, readManifest, subjectOf } from '../oci-manifest.ts'
 import type { OciTarget } from '../oci-path.ts'
 import type { Context } from './context.ts'
-import { bodyOf, checkTag, contentLength, created, queryOf, unchanged } from './context.ts'
+import { bodyOf, checkTag, contentLength, created, patiently, queryOf, unchanged } from './context.ts'
 
 type ManifestTarget = Extract<OciTarget, { kind: 'manifest' }>
 
 /** GET and HEAD (spec: "Pulling manifests"): the bytes and the media type as they were pushed. */
 export async function getManifest(target: ManifestTarget, context: Context): Promise<FastifyReply> {
   const { request, reply } = context
-  const manifest = await findManifest(target, context)
+  const { manifest, stale } = await findManifest(target, context)
+  // RFC 7234 section 5.5.1; the RFC after it has dropped the header, and names nothing in its place.
+  if (stale) reply.header('warning', '110 - "Response is Stale"')
   const etag = `"${manifest.digest}"`
   reply.headers({
     'docker-content-digest': manifest.digest,
@@ -31,18 +33,19 @@ export async function getManifest(target: ManifestTarget, context: Context): Pro
 
 async function findManifest(
   { repository, reference }: ManifestTarget,
-  { store, torrents }: Context,
-): Promise<Manifest> {
-  const digest = reference.includes(':')
-    ? parseContentDigest(reference)
-    : isTag(reference)
-      ? (await store.getTag(repository, reference))?.digest
-      : undefined
+  { request, store, torrents, pullThrough }: Context,
+): Promise<{ manifest: Manifest; stale: boolean }> {
+  const named = reference.includes(':') ? parseContentDigest(reference) : undefined
+  if (pullThrough.upstreamOf(repository) && (named ? isSha256(named) : isTag(reference))) {
+    const found = await patiently(request, () => pullThrough.manifest(repository, reference))
+    if (found) return found
+  }
+  const digest = named ?? (isTag(reference) ? (await store.getTag(repository, reference))?.digest : undefined)
   const manifest =
     digest && ((await store.getManifest(repository, digest)) ?? (await torrents.manifest(repository, digest)))
   if (!manifest)
     throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
-  return manifest
+  return { manifest, stale: false }
 }
 
 /** In a line of the audit log. */

@@ -1,4 +1,4 @@
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
 import { parseContentDigest } from '../../../lib/protocol/digest.ts'
 import { isRepository } from '../../../lib/protocol/reference.ts'
@@ -7,7 +7,7 @@ import type { BlobUpload } from '../blob-store.ts'
 import type { OciTarget } from '../oci-path.ts'
 import { mayMountFrom } from './authorize.ts'
 import type { Context } from './context.ts'
-import { bodyOf, contentLength, created, queryOf, unsupported } from './context.ts'
+import { bodyOf, contentLength, created, queryOf, unsupported, patiently } from './context.ts'
 
 /** `POST /v2/<name>/blobs/uploads/`: a session, a whole blob in one request, or a mount (spec: "Pushing blobs"). */
 export async function startUpload(repository: string, context: Context): Promise<FastifyReply> {
@@ -161,18 +161,6 @@ async function receive(upload: BlobUpload, { request }: Context): Promise<void> 
       'SIZE_INVALID',
       `Cannot take the chunk: got ${upload.offset - before} bytes, Content-Length says ${length}`,
     )
-  }
-}
-
-/** While the server works the client is silent, and must not be cut for that. */
-async function patiently<Result>({ raw }: FastifyRequest, work: () => Promise<Result>): Promise<Result> {
-  const { socket } = raw
-  const idleMs = socket.timeout ?? 0
-  socket.setTimeout(0)
-  try {
-    return await work()
-  } finally {
-    socket.setTimeout(idleMs)
   }
 }
 

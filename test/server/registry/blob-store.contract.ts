@@ -46,6 +46,20 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     assert.equal(await store.statBlob('web', wanted), undefined)
   })
 
+  test(`${name}: what came of an upload can be read while more comes`, async (t) => {
+    const { store } = await start(t)
+    const bytes = randomBytes(2_500_000)
+    const upload = await store.startUpload('web', bytes.length)
+    await append(upload, bytes.subarray(0, 1_500_000))
+    const signal = new AbortController().signal
+    const parts = await Array.fromAsync(upload.read({ start: 500_000, end: upload.offset }, signal))
+    assert.ok(Buffer.concat(parts).equals(bytes.subarray(500_000, 1_500_000)))
+    await append(upload, bytes.subarray(1_500_000))
+    await upload.commit(digestOf(bytes))
+    await assert.rejects(Array.fromAsync(upload.read({ start: 0, end: 1 }, signal)), { code: 'ENOENT' })
+    assert.ok((await read(store, digestOf(bytes), 0, bytes.length)).equals(bytes))
+  })
+
   test(`${name}: uploads of the same blob at once end as one`, async (t) => {
     const { store } = await start(t)
     const bytes = randomBytes(700_000)
