@@ -9,7 +9,7 @@ import type { AccessControl, Action, Caller } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore, BlobUpload, Manifest } from './blob-store.ts'
 import { parseRange } from './http-range.ts'
-import { checkManifest, subjectOf } from './oci-manifest.ts'
+import { blobsOf, checkManifest, parseManifest, subjectOf } from './oci-manifest.ts'
 import type { OciTarget } from './oci-path.ts'
 import { parseOciPath } from './oci-path.ts'
 import { referrersOf } from './referrers.ts'
@@ -317,13 +317,19 @@ async function findBlob(
   repository: string,
   digest: Digest,
   whole: boolean,
-  { request, store, pullThrough }: Context,
+  { request, store, pullThrough, caller }: Context,
 ): Promise<ReadableBlob | undefined> {
   const held = await store.statBlob(repository, digest)
   if (held || !pullThrough.upstreamOf(repository)) return held
   return patiently(request, () => {
     if (whole) return pullThrough.fetchBlob(repository, digest)
-    if (request.method === 'HEAD') return pullThrough.statBlob(repository, digest)
+    if (request.method === 'HEAD')
+      return pullThrough.statBlob(repository, digest).catch((error: unknown) => {
+        // Whoever may push asks whether it has to: yes, while the upstream does not help.
+        if (caller.may('publish', repository) && error instanceof ApiError && error.status > 500)
+          return undefined
+        throw error
+      })
     return pullThrough.openBlob(repository, digest)
   })
 }
@@ -398,6 +404,8 @@ async function putManifest(
   }
   if (!byDigest) checkTag(reference)
   const mediaType = request.headers['content-type'] ?? ''
+  if (context.pullThrough.upstreamOf(repository))
+    await patiently(request, () => fetchMissing(repository, bytes, context))
   await checkManifest({ repository, mediaType, bytes, store })
   await context.inTurn(repository, async () => {
     await store.putManifest(repository, { digest, mediaType, bytes })
@@ -410,6 +418,18 @@ async function putManifest(
   const subject = subjectOf(bytes)
   if (subject !== undefined) reply.header('oci-subject', subject)
   return created(reply, `/v2/${repository}/manifests/${digest}`, digest)
+}
+
+/** A client does not push what it was told is there, and that may be at the upstream. */
+async function fetchMissing(
+  repository: string,
+  manifest: Buffer,
+  { store, pullThrough }: Context,
+): Promise<void> {
+  for (const { digest: text } of blobsOf(parseManifest(manifest))) {
+    const digest = parseDigest(text)
+    if (!(await store.statBlob(repository, digest))) await pullThrough.fetchBlob(repository, digest)
+  }
 }
 
 async function deleteManifest(
