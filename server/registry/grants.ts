@@ -39,6 +39,7 @@ export interface GrantDeps {
 /** Tokens kept for asking again: a host that renews early gets the one it has, which the tracker has verified already. */
 const tokensCached = 200_000
 
+/** For a blob that is on its way from an upstream; agents wait 30 s for an answer. */
 const patienceMs = 10_000
 
 /** `POST /api/v1/swarm-grants`: all that a host needs to take part in a blob's swarm. */

@@ -194,6 +194,32 @@ test('while the upstream is down what is here is served, with a warning, and the
   )
 })
 
+test('a push into a repository of an upstream goes well, whether that is up or down', async (t) => {
+  const { server, admin, front, registry, directory } = await startedAll(t)
+  const image = join(directory, 'image')
+  const layer = await writeImage(image)
+  const authFile = join(directory, 'auth.json')
+  await writeAuthFile(authFile, server.publicUrl, admin)
+  const upstream = `docker://${registry.host}/team/app:1`
+  await skopeoCopy(authFile, '--dest-tls-verify=false', `oci:${image}:1`, upstream)
+  const push = (tag: string) =>
+    skopeoCopy(
+      authFile,
+      '--dest-tls-verify=false',
+      `oci:${image}:1`,
+      `docker://${new URL(server.publicUrl).host}/team/app:${tag}`,
+    )
+  // What the upstream has is not pushed again: it comes from there.
+  await push('up')
+  assert.equal(fetches(front, `/v2/team/app/blobs/sha256:${layer}`), 1)
+  await rm(image, { recursive: true })
+  const other = await writeImage(image)
+  await registry[Symbol.asyncDispose]()
+  await push('down')
+  const found = await get(server, admin, `/v2/team/app/blobs/sha256:${other}`)
+  assert.equal(found.status, 200)
+})
+
 test('other bytes than were asked for are refused, not stored, and never given whole', async (t) => {
   const { server, admin, front, registry } = await startedAll(t)
   const small = await pushImage(registry.url, 'team/app', { tag: '1', sizeBytes: 300_000 })

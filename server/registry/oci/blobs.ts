@@ -65,13 +65,19 @@ async function findBlob(
   repository: string,
   digest: ContentDigest,
   whole: boolean,
-  { request, store, pullThrough }: Context,
+  { request, store, pullThrough, caller }: Context,
 ): Promise<{ readonly sizeBytes: number; readonly incoming?: IncomingBlob } | undefined> {
   const held = await store.statBlob(repository, digest)
   if (held || !isSha256(digest) || !pullThrough.upstreamOf(repository)) return held
   return patiently(request, () => {
     if (whole) return pullThrough.fetchBlob(repository, digest)
-    if (request.method === 'HEAD') return pullThrough.statBlob(repository, digest)
+    if (request.method === 'HEAD')
+      return pullThrough.statBlob(repository, digest).catch((error: unknown) => {
+        // Whoever may push asks whether it has to: yes, while the upstream does not help.
+        if (caller.may('publish', repository) && error instanceof ApiError && error.status > 500)
+          return undefined
+        throw error
+      })
     return pullThrough.openBlob(repository, digest)
   })
 }

@@ -74,6 +74,8 @@ export async function putManifest(
   const { mediaType, content } = readManifest(request.headers['content-type'], bytes)
   const subject = subjectOf(content)
   await keepTorrents(repository, content, context)
+  if (context.pullThrough.upstreamOf(repository))
+    await patiently(request, () => fetchMissing(repository, content, context))
   await checkReferences(repository, content, store)
   await context.inTurn(repository, async () => {
     const put = () => store.putManifest(repository, { digest, mediaType, bytes })
@@ -97,6 +99,19 @@ export async function putManifest(
   const warning = expiryWarning(context.caller, context.now())
   if (warning !== undefined) reply.header('warning', warning)
   return created(reply, `/v2/${repository}/manifests/${digest}`, digest)
+}
+
+/** A client does not push what it was told is there, and that may be at the upstream. */
+async function fetchMissing(
+  repository: string,
+  content: ManifestContent,
+  { store, pullThrough }: Context,
+): Promise<void> {
+  for (const { digest: text } of blobsOf(content)) {
+    const digest = parseContentDigest(text)
+    if (isSha256(digest) && !(await store.statBlob(repository, digest)))
+      await pullThrough.fetchBlob(repository, digest)
+  }
 }
 
 /** The `tag` parameters of a push by digest; none where they cannot name the manifest, and then the answer has no `OCI-Tag`. */
