@@ -20,12 +20,17 @@ import type { BlobCache } from './blob-cache.ts'
 import { openBlobCache } from './blob-cache.ts'
 import { createBlobFetcher } from './blob-fetcher.ts'
 import type { AgentConfig } from './config.ts'
+import { mirroredRegistries } from './config.ts'
 import { startControlApi } from './control-api.ts'
 import { openCredential } from './credential.ts'
 import type { Engine, EngineConfig, Limits } from './engine/engine.ts'
 import { createFollower } from './follower.ts'
 import { openHostIdentity } from './host-identity.ts'
 import { createAgentMetrics, startMetricsServer } from './metrics.ts'
+import { createBlobReaders } from './mirror/blob-reader.ts'
+import { createCatalogue } from './mirror/catalogue.ts'
+import type { Mirror } from './mirror/mirror.ts'
+import { startMirror } from './mirror/mirror.ts'
 import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
 import { createPrefixHasher } from './prefix-hasher.ts'
@@ -50,6 +55,8 @@ export interface Agent extends AsyncDisposable {
     readonly controlSocket: string
     readonly metricsUrl: string
     readonly dataDir: string
+    /** Undefined where there is none. */
+    readonly mirrorUrl: string | undefined
   }
   /** Puts the limits of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
   reload(config: AgentConfig): string[]
@@ -338,6 +345,18 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     ),
   )
 
+  let mirror: Mirror | undefined
+  if (config.mirror.enabled) {
+    const readers = started.use(createBlobReaders({ cache, blobs }))
+    const catalogue = createCatalogue({ registry, cache, blobs, monotonic, log })
+    mirror = started.use(
+      await startMirror(
+        { addr: config.mirror.addr, registries: mirroredRegistries(config) },
+        { catalogue, readers, log, observe: metrics.mirror },
+      ),
+    )
+  }
+
   const spread = Math.min(seedSpreadMaxMs, cache.list().length * seedSpreadEachMs)
   for (const { digest } of cache.list()) await blobs.seed(digest, spread)
   const ending = new AbortController()
@@ -359,6 +378,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       controlSocket: socketPath,
       metricsUrl: `http://${config.metrics_addr.replace(/:\d+$/, '')}:${metricsServer.port}`,
       dataDir,
+      mirrorUrl: mirror?.url,
     },
     reload: (next) => {
       checkEngine(next)

@@ -37,6 +37,22 @@ export interface BlobProgress {
   readonly reason: string | undefined
 }
 
+/** A blob on its way into the cache, for who reads it meanwhile. */
+export interface Arrival {
+  /** Bytes verified. */
+  readonly bytesDone: number
+  /** The SHA-256 of the whole is right. */
+  readonly isRight: boolean
+  /** How often the whole had another SHA-256: what was read before the last time is not the blob's. */
+  readonly wrongTries: number
+  /** It waits for room on the disk, or within the quota. */
+  readonly lacksRoom: boolean
+  /** Where the verified bytes that begin at `position` end; `position` where the byte there is not verified. */
+  verifiedEnd(position: number): number
+  /** Calls when bytes have come, or another of these has changed, until disposed. */
+  onChange(listener: () => void): Disposable
+}
+
 export interface SeedState {
   readonly infohash: string
   readonly peers: number
@@ -80,8 +96,9 @@ export interface BlobFetcher extends AsyncDisposable {
   /**
    * Resolves when the blob is in the cache. Callers of one digest share one fetch, which ends when the last of them aborts.
    * It goes on through every fault that may pass; it rejects when the server refuses or the bytes are not the blob's.
+   * `arriving` is called at the start, unless the blob is in the cache already.
    */
-  fetch(want: BlobWant, signal: AbortSignal): Promise<void>
+  fetch(want: BlobWant, signal: AbortSignal, arriving?: (arrival: Arrival) => void): Promise<void>
   /** Of a fetch under way. */
   progress(digest: Digest): BlobProgress | undefined
   /** How the fetch that brought a blob got its bytes; undefined for blobs that were there already. */
@@ -112,6 +129,8 @@ const fallbackBytesMax = 64 * 1024 * 1024
 /** Blobs whose sources are remembered. */
 const lastBytesMax = 1000
 const grantTimeoutMs = 15_000
+/** Small blobs fetched at once, beside large ones: the configuration of an image does not wait for layers of another. */
+const smallFetchesMax = 8
 
 interface Job {
   readonly want: BlobWant
@@ -126,6 +145,12 @@ interface Job {
   /** Of handles that were closed, and of plain HTTP. */
   past: BytesBySource
   bytesDone: number
+  /** Once it is known; what is verified can be read by it. */
+  metainfo: Metainfo | undefined
+  isRight: boolean
+  wrongTries: number
+  lacksRoom: boolean
+  readonly listeners: Set<() => void>
   /** From all sources. */
   readonly received: RateMeter
 }
@@ -142,6 +167,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   const jobs = new Map<Digest, Job>()
   const seeds = new Map<Digest, Seed>()
   const slots = createSlots(deps.fetchesMax)
+  const smallSlots = createSlots(smallFetchesMax)
   const lastBytes = new Map<Digest, BytesBySource>()
   let closed = false
 
@@ -160,6 +186,11 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       announcement: undefined,
       past: { ownRack: 0, otherRacks: 0, webseed: 0 },
       bytesDone: 0,
+      metainfo: undefined,
+      isRight: false,
+      wrongTries: 0,
+      lacksRoom: false,
+      listeners: new Set(),
       received: new RateMeter(monotonic()),
     }
     job.outcome.catch(() => undefined)
@@ -202,6 +233,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         if (error instanceof NoSpaceError || isDiskFull(error)) {
           job.state = 'waiting'
           job.reason = `no room: ${(error as Error).message}`
+          job.lacksRoom = true
+          tell(job)
           waitMs = spaceRetryMs
         } else {
           job.reason = (error as Error).message
@@ -215,7 +248,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 
   const fetchInTurn = async (job: Job): Promise<void> => {
-    const release = await slots.take(job.abort.signal)
+    const queue = job.want.sizeBytes <= swarmLengthMin ? smallSlots : slots
+    const release = await queue.take(job.abort.signal)
     try {
       job.abort.signal.throwIfAborted()
       await fetchWithin(job)
@@ -230,6 +264,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     try {
       job.state = 'fetching'
       job.reason = undefined
+      job.lacksRoom = false
+      job.isRight = false
       await fetchOnce(job)
     } finally {
       await space[Symbol.asyncDispose]()
@@ -279,6 +315,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         deps.observe.bytes('registry', part.length)
         job.past = { ...job.past, webseed: job.past.webseed + part.length }
         job.bytesDone = position
+        tell(job)
       }
     }
     if (position !== sizeBytes) throw new Error(`the server sent ${position} of ${sizeBytes} bytes`)
@@ -289,17 +326,24 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   const finish = async (job: Job, hex: string): Promise<void> => {
     const { digest } = job.want
     if (hex !== digestHex(digest)) {
+      // Nobody may begin to read the file that goes, nor go on with it in the place of the next.
+      job.metainfo = undefined
       await cache.dropPartial(digest)
+      job.wrongTries++
       job.bytesDone = 0
+      tell(job)
       log.error({ digest, got: `sha256:${hex}` }, 'fetched bytes have the wrong SHA-256: dropped')
       throw new WrongDigestError(`Cannot use ${digest}: the bytes fetched have sha256:${hex}`)
     }
+    job.isRight = true
+    tell(job)
     await cache.commit(digest)
     job.bytesDone = job.want.sizeBytes
   }
 
   const fetchFromSwarm = async (job: Job, metainfo: Metainfo, first: SwarmGrant): Promise<void> => {
     const { want } = job
+    job.metainfo = metainfo
     const announcement = announcer.add({
       infoHash: metainfo.infoHash,
       grant: announceGrantOf(first),
@@ -378,7 +422,9 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         signal,
       })
       job.handle = handle
-      followPrefix(handle, metainfo, hash)
+      followPrefix(handle, metainfo, hash, () => {
+        tell(job)
+      })
       const step = await watch(
         job,
         handle,
@@ -486,6 +532,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
           piece++
           taken += size
           job.bytesDone += size
+          tell(job)
         }
         if (piece === first + count) break
       }
@@ -581,12 +628,18 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 
   return {
-    fetch: async (want, signal) => {
-      signal.throwIfAborted()
-      if (closed) throw new Error('the agent is ending')
-      if (await cache.find(want.digest, want.sizeBytes)) {
-        await cache.touch(want.digest)
-        return
+    fetch: async (want, signal, arriving) => {
+      for (;;) {
+        signal.throwIfAborted()
+        if (closed) throw new Error('the agent is ending')
+        if (await cache.find(want.digest, want.sizeBytes)) {
+          await cache.touch(want.digest)
+          return
+        }
+        // One that everybody has left cannot be joined any more.
+        const left = jobs.get(want.digest)
+        if (left?.abort.signal.aborted !== true) break
+        await left.outcome.catch(() => undefined)
       }
       const job = jobs.get(want.digest) ?? start(want)
       job.waiters++
@@ -595,6 +648,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         aborted.reject(signal.reason as Error)
       }
       signal.addEventListener('abort', leave, { once: true })
+      arriving?.(arrivalOf(job))
       try {
         await Promise.race([job.outcome, aborted.promise])
       } finally {
@@ -673,14 +727,53 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 }
 
-/** Feeds the hash with the verified prefix as it grows. */
-function followPrefix(handle: EngineHandle, metainfo: Metainfo, hash: PrefixHash): void {
+function tell({ listeners }: Job): void {
+  for (const listener of listeners) listener()
+}
+
+function arrivalOf(job: Job): Arrival {
+  return {
+    get bytesDone() {
+      return job.handle?.bytesVerified ?? job.bytesDone
+    },
+    get isRight() {
+      return job.isRight
+    },
+    get wrongTries() {
+      return job.wrongTries
+    },
+    get lacksRoom() {
+      return job.lacksRoom
+    },
+    verifiedEnd: (position) => {
+      const { handle, metainfo } = job
+      if (job.isRight) return job.want.sizeBytes
+      if (!handle || !metainfo) return position
+      const count = pieceCount(metainfo)
+      let piece = Math.floor(position / metainfo.pieceLength)
+      while (piece < count && handle.has(piece)) piece++
+      return Math.max(position, Math.min(piece * metainfo.pieceLength, metainfo.length))
+    },
+    onChange: (listener) => {
+      job.listeners.add(listener)
+      return {
+        [Symbol.dispose]: () => {
+          job.listeners.delete(listener)
+        },
+      }
+    },
+  }
+}
+
+/** Feeds the hash with the verified prefix as it grows, and says when there is more. */
+function followPrefix(handle: EngineHandle, metainfo: Metainfo, hash: PrefixHash, moved: () => void): void {
   const count = pieceCount(metainfo)
   let next = 0
   const advance = () => {
     const before = next
     while (next < count && handle.has(next)) next++
     if (next > before) hash.advance(Math.min(next * metainfo.pieceLength, metainfo.length))
+    moved()
   }
   handle.onPiece(advance)
   advance()

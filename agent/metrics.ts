@@ -5,6 +5,7 @@ import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom
 import type { TokenFault } from '../lib/token/claims.ts'
 import type { AnnounceOutcome } from './announcer.ts'
 import type { FetchObserver } from './blob-fetcher.ts'
+import type { MirrorObserver } from './mirror/mirror.ts'
 
 /** What is read when metrics are asked for. */
 export interface AgentGauges {
@@ -82,6 +83,23 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     labelNames: ['outcome'],
     registers,
   })
+  const mirrored = new Counter({
+    name: 'rackswarm_agent_mirror_requests_total',
+    help: 'Requests to the mirror that ended, by what they asked for and outcome; not_found sends a client on to the registry.',
+    labelNames: ['kind', 'outcome'],
+    registers,
+  })
+  const mirrorOpen = new Gauge({
+    name: 'rackswarm_agent_mirror_requests',
+    help: 'Requests to the mirror under way.',
+    registers,
+  })
+  const mirrorSent = new Counter({
+    name: 'rackswarm_agent_mirror_sent_bytes_total',
+    help: 'Bytes that the mirror gave to clients: manifests, blobs that were held, and blobs while they came.',
+    labelNames: ['from'],
+    registers,
+  })
   const read = (name: string, help: string, value: (all: AgentGauges) => number) =>
     new Gauge({
       name,
@@ -110,9 +128,20 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     },
     watchdog: (step) => watchdog.labels(step).inc(),
   }
+  const mirror: MirrorObserver = {
+    begun: () => {
+      mirrorOpen.inc()
+    },
+    ended: (kind, outcome) => {
+      mirrorOpen.dec()
+      mirrored.labels(kind, outcome).inc()
+    },
+    sent: (from, count) => mirrorSent.labels(from).inc(count),
+  }
   return {
     registry,
     fetching,
+    mirror,
     peerRefused: (fault: TokenFault) => refused.labels(fault).inc(),
     peerBanned: () => {
       banned.inc()

@@ -13,6 +13,8 @@ const tools = [
   'iproute2',
   'ethtool',
   'skopeo',
+  'containerd',
+  'podman',
   'openssl',
   'python3-libtorrent',
 ] as const

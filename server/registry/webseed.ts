@@ -6,7 +6,7 @@ import type { TokenVerifier } from '../../lib/token/claims.ts'
 import { TokenError } from '../../lib/token/claims.ts'
 import { ApiError, tooBusy } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
-import { parseRange } from './http-range.ts'
+import { parseRange } from '../../lib/protocol/http-range.ts'
 import { sendBytes } from './oci-routes.ts'
 import { createRateLimiter } from './rate-limiter.ts'
 

@@ -8,6 +8,8 @@ const files = {
   aria2: '/usr/bin/aria2c',
   'transmission-daemon': '/usr/bin/transmission-daemon',
   skopeo: '/usr/bin/skopeo',
+  containerd: '/usr/bin/containerd',
+  podman: '/usr/bin/podman',
   openssl: '/usr/bin/openssl',
   udpcast: '/usr/bin/udp-sender',
   'python3-libtorrent': '/usr/lib/python3/dist-packages/libtorrent.*.so',
