@@ -75,6 +75,11 @@ export async function startMirror(
       outcome = outcomeOf(error, response, gone.signal)
       if (outcome === 'failed' || outcome === 'cut')
         log.warn({ err: error, path: path.slice(0, 300) }, 'the mirror could not serve a request')
+      else if (outcome !== 'left')
+        log.debug(
+          { path: path.slice(0, 300), reason: (error as Error).message },
+          'the mirror sent a client on',
+        )
       if (response.headersSent) response.destroy()
       else refuse(response, error)
     } finally {
