@@ -27,9 +27,10 @@ import type { Engine, EngineConfig, Limits } from './engine/engine.ts'
 import { createFollower } from './follower.ts'
 import { openHostIdentity } from './host-identity.ts'
 import { createAgentMetrics, startMetricsServer } from './metrics.ts'
+import type { BlobReaders } from './mirror/blob-reader.ts'
 import { createBlobReaders } from './mirror/blob-reader.ts'
+import type { Catalogue } from './mirror/catalogue.ts'
 import { createCatalogue } from './mirror/catalogue.ts'
-import type { Mirror } from './mirror/mirror.ts'
 import { startMirror } from './mirror/mirror.ts'
 import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
@@ -141,6 +142,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     },
   )
   const releases = await openReleaseStore(join(dataDir, 'releases'), cache)
+  let mirror:
+    { readonly url: string; readonly readers: BlobReaders; readonly catalogue: Catalogue } | undefined
   const metrics = createAgentMetrics(version, () => {
     const seeding = cache.list().map(({ digest }) => blobs.seedOf(digest))
     return {
@@ -149,6 +152,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       blobs: cache.list().length,
       seeding: seeding.filter((seed) => seed !== undefined).length,
       peers: seeding.reduce((total, seed) => total + (seed?.peers ?? 0), 0),
+      mirrorReaders: mirror?.readers.waiting ?? 0,
+      mirrorManifestBytes: mirror?.catalogue.manifestBytes ?? 0,
     }
   })
 
@@ -345,16 +350,16 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     ),
   )
 
-  let mirror: Mirror | undefined
   if (config.mirror.enabled) {
     const readers = started.use(createBlobReaders({ cache, blobs }))
     const catalogue = createCatalogue({ registry, cache, blobs, monotonic, log })
-    mirror = started.use(
+    const listening = started.use(
       await startMirror(
         { addr: config.mirror.addr, registries: mirroredRegistries(config) },
         { catalogue, readers, log, observe: metrics.mirror },
       ),
     )
+    mirror = { url: listening.url, readers, catalogue }
   }
 
   const spread = Math.min(seedSpreadMaxMs, cache.list().length * seedSpreadEachMs)

@@ -14,6 +14,8 @@ export interface AgentGauges {
   blobs: number
   seeding: number
   peers: number
+  mirrorReaders: number
+  mirrorManifestBytes: number
 }
 
 export type AgentMetrics = ReturnType<typeof createAgentMetrics>
@@ -118,6 +120,16 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
   read('rackswarm_agent_blobs', 'Verified blobs kept.', (all) => all.blobs)
   read('rackswarm_agent_seeding', 'Blobs offered to the swarm.', (all) => all.seeding)
   read('rackswarm_agent_peers', 'Connections to peers.', (all) => all.peers)
+  read(
+    'rackswarm_agent_mirror_readers',
+    'Clients of the mirror that read blobs which are on their way; 64 at most.',
+    (all) => all.mirrorReaders,
+  )
+  read(
+    'rackswarm_agent_mirror_manifest_bytes',
+    'Bytes of manifests that the mirror remembers; 16 MiB at most.',
+    (all) => all.mirrorManifestBytes,
+  )
 
   const fetching: FetchObserver = {
     bytes: (source, count) => bytes.labels(source).inc(count),

@@ -22,6 +22,8 @@ export interface BlobReader extends AsyncDisposable {
 
 /** Reads blobs from the cache, and has those fetched that are not in it. */
 export interface BlobReaders extends AsyncDisposable {
+  /** Readers of blobs that are on their way. */
+  readonly waiting: number
   /** @throws MirrorError 503 when too many readers wait already */
   open(want: BlobWant, signal: AbortSignal): Promise<BlobReader>
 }
@@ -31,7 +33,7 @@ export interface BlobReadersDeps {
   blobs: Pick<BlobFetcher, 'fetch'>
 }
 
-/** Readers of blobs that are on their way. */
+/** Of those that wait. */
 const readersMax = 64
 /** A fetch of which nothing comes for this long is not waited for: by then the watchdog has tried all it knows. */
 const silenceMs = 30_000
@@ -123,6 +125,9 @@ export function createBlobReaders({ cache, blobs }: BlobReadersDeps): BlobReader
   }
 
   return {
+    get waiting() {
+      return readers
+    },
     open: async (want, signal) => {
       const owned = new AsyncDisposableStack()
       try {

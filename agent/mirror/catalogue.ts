@@ -25,6 +25,8 @@ export interface CatalogueDeps {
  * is known counts on. Rejects with MirrorError where the mirror cannot help, within a second whatever the server does.
  */
 export interface Catalogue {
+  /** Of manifests in memory. */
+  readonly manifestBytes: number
   manifest(
     repository: string,
     reference: Digest | { tag: string },
@@ -101,6 +103,9 @@ export function createCatalogue({ registry, cache, blobs, monotonic, log }: Cata
   }
 
   return {
+    get manifestBytes() {
+      return manifests.calculatedSize
+    },
     manifest: async (repository, reference, signal) => {
       const isTag = typeof reference === 'object'
       const name = isTag ? reference.tag : reference
