@@ -10,8 +10,9 @@ const headersTimeoutMs = 10_000
 /** A body that stands still for this long is given up. */
 const bodyTimeoutMs = 10_000
 const retryAfterMaxMs = 60_000
-/** Between looks for work when every missing piece is asked of someone else. */
-const idleMs = 100
+/** Between looks for work when every missing piece is asked of someone else: at first short, since another range comes as soon as the server answers. */
+const idleMinMs = 5
+const idleMaxMs = 100
 
 /** A run of missing pieces that this source has taken for itself. */
 export interface Claim {
@@ -48,12 +49,15 @@ export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSi
 
 async function runLane(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
   let waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
+  let idleMs = idleMinMs
   while (!signal.aborted) {
     const claim = deps.claim(webseedRequestBytes)
     let waitMs: number | undefined
     if (claim === undefined) {
       waitMs = idleMs
+      idleMs = Math.min(2 * idleMs, idleMaxMs)
     } else {
+      idleMs = idleMinMs
       try {
         const retryAfterMs = await fetchRun(url, claim, deps, signal)
         if (retryAfterMs === undefined) waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
@@ -93,24 +97,38 @@ async function fetchRun(
   let piece = claim.first
   let parts: Buffer[] = []
   let held = 0
-  for await (const chunk of response.body as AsyncIterable<Buffer>) {
-    deps.received(chunk.length)
-    parts.push(chunk)
-    held += chunk.length
-    while (piece < claim.first + claim.count && held >= deps.pieceSize(piece)) {
-      const all = Buffer.concat(parts)
-      const size = deps.pieceSize(piece)
-      if (!(await claim.accept(piece, all.subarray(0, size))))
-        throw new Error(`Piece ${piece} of the webseed is wrong`)
-      parts = [all.subarray(size)]
-      held -= size
-      piece++
+  // One piece is checked and written while the next comes.
+  let accepted: Promise<unknown> = Promise.resolve()
+  try {
+    for await (const chunk of response.body as AsyncIterable<Buffer>) {
+      deps.received(chunk.length)
+      parts.push(chunk)
+      held += chunk.length
+      while (piece < claim.first + claim.count && held >= deps.pieceSize(piece)) {
+        const all = Buffer.concat(parts)
+        const size = deps.pieceSize(piece)
+        await accepted
+        accepted = accept(claim, piece, all.subarray(0, size))
+        // It is waited for before the next; until then nobody need be told.
+        accepted.catch(() => undefined)
+        parts = [all.subarray(size)]
+        held -= size
+        piece++
+      }
+      const rate = deps.rate()
+      if (rate !== undefined) await delay((chunk.length * 1000) / rate, signal)
     }
-    const rate = deps.rate()
-    if (rate !== undefined) await delay((chunk.length * 1000) / rate, signal)
+  } finally {
+    // The run must not be given back while a piece of it is on its way to the disk.
+    await accepted
   }
   if (piece < claim.first + claim.count) throw new Error('The webseed sent less than asked for')
   return undefined
+}
+
+/** @throws Error when the bytes are not the piece's */
+async function accept(claim: Claim, piece: number, bytes: Uint8Array): Promise<void> {
+  if (!(await claim.accept(piece, bytes))) throw new Error(`Piece ${piece} of the webseed is wrong`)
 }
 
 function retryAfter(header: string | string[] | undefined): number {
