@@ -10,6 +10,8 @@ const headersTimeoutMs = 10_000
 /** A body that stands still for this long is given up. */
 const bodyTimeoutMs = 10_000
 const retryAfterMaxMs = 60_000
+/** Sleeps are no shorter: a timer costs as much as the bytes of a chunk, and is a millisecond late. */
+const paceMinMs = 10
 /** Between looks for work when every missing piece is asked of someone else: at first short, since another range comes as soon as the server answers. */
 const idleMinMs = 5
 const idleMaxMs = 100
@@ -32,8 +34,10 @@ export interface WebseedDeps {
   claim(maxBytes: number): Claim | undefined
   pieceSize(piece: number): number
   received(bytes: number): void
-  /** Bytes a second, or undefined. */
+  /** Bytes a second of all requests together, or undefined. */
   rate(): number | undefined
+  /** Milliseconds since some start. */
+  monotonic: () => number
   random: () => number
   dispatcher: Dispatcher
 }
@@ -44,10 +48,25 @@ export interface WebseedDeps {
  * of a first wave pull different pieces.
  */
 export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
-  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, signal)))
+  const pace = createPace(deps)
+  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, pace, signal)))
 }
 
-async function runLane(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
+type Pace = (bytes: number, signal: AbortSignal) => Promise<void>
+
+/** Keeps what comes within the rate; who is slower by itself does not wait. */
+function createPace(deps: WebseedDeps): Pace {
+  let paidUntilMs = 0
+  return async (bytes, signal) => {
+    const bytesPerSecond = deps.rate()
+    if (bytesPerSecond === undefined) return
+    const nowMs = deps.monotonic()
+    paidUntilMs = Math.max(paidUntilMs, nowMs) + (bytes * 1000) / bytesPerSecond
+    if (paidUntilMs - nowMs >= paceMinMs) await delay(paidUntilMs - nowMs, signal)
+  }
+}
+
+async function runLane(url: string, deps: WebseedDeps, pace: Pace, signal: AbortSignal): Promise<void> {
   let waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
   let idleMs = idleMinMs
   while (!signal.aborted) {
@@ -59,7 +78,7 @@ async function runLane(url: string, deps: WebseedDeps, signal: AbortSignal): Pro
     } else {
       idleMs = idleMinMs
       try {
-        const retryAfterMs = await fetchRun(url, claim, deps, signal)
+        const retryAfterMs = await fetchRun(url, claim, deps, pace, signal)
         if (retryAfterMs === undefined) waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
         else waitMs = Math.max(retryAfterMs, waits.next().value)
       } catch {
@@ -78,6 +97,7 @@ async function fetchRun(
   url: string,
   claim: Claim,
   deps: WebseedDeps,
+  pace: Pace,
   signal: AbortSignal,
 ): Promise<number | undefined> {
   const response = await request(url, {
@@ -115,8 +135,7 @@ async function fetchRun(
         held -= size
         piece++
       }
-      const rate = deps.rate()
-      if (rate !== undefined) await delay((chunk.length * 1000) / rate, signal)
+      await pace(chunk.length, signal)
     }
   } finally {
     // The run must not be given back while a piece of it is on its way to the disk.
