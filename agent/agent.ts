@@ -21,12 +21,18 @@ import type { BlobCache } from './blob-cache.ts'
 import { openBlobCache } from './blob-cache.ts'
 import { createBlobFetcher } from './blob-fetcher.ts'
 import type { AgentConfig } from './config.ts'
+import { mirroredRegistries } from './config.ts'
 import { startControlApi } from './control-api.ts'
 import { openCredential } from './credential.ts'
 import type { Engine, EngineConfig, Limits } from './engine/engine.ts'
 import { createFollower } from './follower.ts'
 import { openHostIdentity } from './host-identity.ts'
 import { createAgentMetrics, startMetricsServer } from './metrics.ts'
+import type { BlobReaders } from './mirror/blob-reader.ts'
+import { createBlobReaders } from './mirror/blob-reader.ts'
+import type { Catalogue } from './mirror/catalogue.ts'
+import { createCatalogue } from './mirror/catalogue.ts'
+import { startMirror } from './mirror/mirror.ts'
 import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
 import { createPrefixHasher } from './prefix-hasher.ts'
@@ -52,6 +58,8 @@ export interface Agent extends AsyncDisposable {
     readonly controlSocket: string
     readonly metricsUrl: string
     readonly dataDir: string
+    /** Undefined where there is none. */
+    readonly mirrorUrl: string | undefined
   }
   /** Puts the limits of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
   reload(config: AgentConfig): string[]
@@ -136,6 +144,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     },
   )
   const releases = await openReleaseStore(join(dataDir, 'releases'), cache)
+  let mirror:
+    { readonly url: string; readonly readers: BlobReaders; readonly catalogue: Catalogue } | undefined
   const metrics = createAgentMetrics(version, () => {
     const seeding = cache.list().map(({ digest }) => blobs.seedOf(digest))
     return {
@@ -144,6 +154,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       blobs: cache.list().length,
       seeding: seeding.filter((seed) => seed !== undefined).length,
       peers: seeding.reduce((total, seed) => total + (seed?.peers ?? 0), 0),
+      mirrorReaders: mirror?.readers.waiting ?? 0,
+      mirrorManifestBytes: mirror?.catalogue.manifestBytes ?? 0,
     }
   })
 
@@ -355,6 +367,18 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     ),
   )
 
+  if (config.mirror.enabled) {
+    const readers = started.use(createBlobReaders({ cache, blobs }))
+    const catalogue = createCatalogue({ registry, cache, blobs, monotonic, log })
+    const listening = started.use(
+      await startMirror(
+        { addr: config.mirror.addr, registries: mirroredRegistries(config) },
+        { catalogue, readers, log, observe: metrics.mirror },
+      ),
+    )
+    mirror = { url: listening.url, readers, catalogue }
+  }
+
   const spread = Math.min(seedSpreadMaxMs, cache.list().length * seedSpreadEachMs)
   for (const { digest } of cache.list()) await blobs.seed(digest, spread)
   const ending = new AbortController()
@@ -376,6 +400,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       controlSocket: socketPath,
       metricsUrl: `http://${config.metrics_addr.replace(/:\d+$/, '')}:${metricsServer.port}`,
       dataDir,
+      mirrorUrl: mirror?.url,
     },
     reload: (next) => {
       checkEngine(next)

@@ -39,6 +39,22 @@ export interface BlobProgress {
   readonly reason: string | undefined
 }
 
+/** A blob on its way into the cache, for who reads it meanwhile. */
+export interface Arrival {
+  /** Bytes verified. */
+  readonly bytesDone: number
+  /** The SHA-256 of the whole is right. */
+  readonly isRight: boolean
+  /** How often the whole had another SHA-256: what was read before the last time is not the blob's. */
+  readonly wrongTries: number
+  /** It waits for room on the disk, or within the quota. */
+  readonly lacksRoom: boolean
+  /** Where the verified bytes that begin at `position` end; `position` where the byte there is not verified. */
+  verifiedEnd(position: number): number
+  /** Calls when bytes have come, or another of these has changed, until disposed. */
+  onChange(listener: () => void): Disposable
+}
+
 export interface SeedState {
   readonly infohash: string
   readonly peers: number
@@ -84,8 +100,9 @@ export interface BlobFetcher extends AsyncDisposable {
   /**
    * Resolves when the blob is in the cache. Callers of one digest share one fetch, which ends when the last of them aborts.
    * It goes on through every fault that may pass; it rejects when the server refuses or the bytes are not the blob's.
+   * `arriving` is called at the start, unless the blob is in the cache already.
    */
-  fetch(want: BlobWant, signal: AbortSignal): Promise<void>
+  fetch(want: BlobWant, signal: AbortSignal, arriving?: (arrival: Arrival) => void): Promise<void>
   /** Of a fetch under way. */
   progress(digest: Digest): BlobProgress | undefined
   /** How the fetch that brought a blob got its bytes; undefined for blobs that were there already. */
@@ -118,6 +135,8 @@ const fallbackBytesMax = 64 * 1024 * 1024
 /** Blobs whose sources are remembered. */
 const lastBytesMax = 1000
 const grantTimeoutMs = 15_000
+/** Small blobs fetched at once, beside large ones: the configuration of an image does not wait for layers of another. */
+const smallFetchesMax = 8
 
 interface Job {
   readonly want: BlobWant
@@ -127,12 +146,17 @@ interface Job {
   waiters: number
   state: 'waiting' | 'fetching'
   reason: string | undefined
-  infohash: string | undefined
   handle: EngineHandle | undefined
   announcement: Announcement | undefined
   /** Of handles that were closed, and of plain HTTP. */
   past: BytesBySource
   bytesDone: number
+  /** Once it is known; what is verified can be read by it. */
+  metainfo: Metainfo | undefined
+  isRight: boolean
+  wrongTries: number
+  lacksRoom: boolean
+  readonly listeners: Set<() => void>
   /** From all sources. */
   readonly received: RateMeter
 }
@@ -149,6 +173,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   const jobs = new Map<Digest, Job>()
   const seeds = new Map<Digest, Seed>()
   const slots = createSlots(deps.fetchesMax)
+  const smallSlots = createSlots(smallFetchesMax)
   const lastBytes = new Map<Digest, BytesBySource>()
   let closed = false
 
@@ -163,11 +188,15 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       waiters: 0,
       state: 'waiting',
       reason: 'other fetches are under way',
-      infohash: undefined,
       handle: undefined,
       announcement: undefined,
       past: { ownRack: 0, otherRacks: 0, webseed: 0 },
       bytesDone: 0,
+      metainfo: undefined,
+      isRight: false,
+      wrongTries: 0,
+      lacksRoom: false,
+      listeners: new Set(),
       received: new RateMeter(monotonic()),
     }
     job.outcome.catch(() => undefined)
@@ -210,6 +239,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         if (error instanceof NoSpaceError || isDiskFull(error)) {
           job.state = 'waiting'
           job.reason = `no room: ${(error as Error).message}`
+          job.lacksRoom = true
+          tell(job)
           waitMs = spaceRetryMs
         } else {
           job.reason = (error as Error).message
@@ -223,7 +254,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 
   const fetchInTurn = async (job: Job): Promise<void> => {
-    const release = await slots.take(job.abort.signal)
+    const queue = job.want.sizeBytes <= swarmLengthMin ? smallSlots : slots
+    const release = await queue.take(job.abort.signal)
     try {
       job.abort.signal.throwIfAborted()
       await fetchWithin(job)
@@ -238,6 +270,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     try {
       job.state = 'fetching'
       job.reason = undefined
+      job.lacksRoom = false
+      job.isRight = false
       await fetchOnce(job)
     } finally {
       await space[Symbol.asyncDispose]()
@@ -287,6 +321,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         deps.observe.bytes('registry', part.length)
         job.past = { ...job.past, webseed: job.past.webseed + part.length }
         job.bytesDone = position
+        tell(job)
       }
     }
     if (position !== sizeBytes) throw new Error(`the server sent ${position} of ${sizeBytes} bytes`)
@@ -297,18 +332,24 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   const finish = async (job: Job, hex: string): Promise<void> => {
     const { digest } = job.want
     if (hex !== digestHex(digest)) {
+      // Nobody may begin to read the file that goes, nor go on with it in the place of the next.
+      job.metainfo = undefined
       await cache.dropPartial(digest)
+      job.wrongTries++
       job.bytesDone = 0
+      tell(job)
       log.error({ digest, got: `sha256:${hex}` }, 'fetched bytes have the wrong SHA-256: dropped')
       throw new WrongDigestError(`Cannot use ${digest}: the bytes fetched have sha256:${hex}`)
     }
+    job.isRight = true
+    tell(job)
     await cache.commit(digest)
     job.bytesDone = job.want.sizeBytes
   }
 
   const fetchFromSwarm = async (job: Job, metainfo: Metainfo, first: SwarmGrant): Promise<void> => {
     const { want } = job
-    job.infohash = infoHashToHex(metainfo.infoHash)
+    job.metainfo = metainfo
     const announcement = announcer.add({
       infoHash: metainfo.infoHash,
       grant: announceGrantOf(first),
@@ -387,7 +428,9 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         signal,
       })
       job.handle = handle
-      followPrefix(handle, metainfo, hash)
+      followPrefix(handle, metainfo, hash, () => {
+        tell(job)
+      })
       const step = await watch(
         job,
         handle,
@@ -495,6 +538,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
           piece++
           taken += size
           job.bytesDone += size
+          tell(job)
         }
         if (piece === first + count) break
       }
@@ -593,12 +637,18 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 
   return {
-    fetch: async (want, signal) => {
-      signal.throwIfAborted()
-      if (closed) throw new Error('the agent is ending')
-      if (await cache.find(want.digest, want.sizeBytes)) {
-        await cache.touch(want.digest)
-        return
+    fetch: async (want, signal, arriving) => {
+      for (;;) {
+        signal.throwIfAborted()
+        if (closed) throw new Error('the agent is ending')
+        if (await cache.find(want.digest, want.sizeBytes)) {
+          await cache.touch(want.digest)
+          return
+        }
+        // One that everybody has left cannot be joined any more.
+        const left = jobs.get(want.digest)
+        if (left?.abort.signal.aborted !== true) break
+        await left.outcome.catch(() => undefined)
       }
       const job = jobs.get(want.digest) ?? start(want)
       job.waiters++
@@ -607,6 +657,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
         aborted.reject(signal.reason as Error)
       }
       signal.addEventListener('abort', leave, { once: true })
+      arriving?.(arrivalOf(job))
       try {
         await Promise.race([job.outcome, aborted.promise])
       } finally {
@@ -676,7 +727,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     leaveSwarm: async (infoHash) => {
       const infohash = infoHashToHex(infoHash)
       for (const job of jobs.values())
-        if (job.infohash === infohash)
+        if (job.metainfo && infoHashToHex(job.metainfo.infoHash) === infohash)
           job.abort.abort(
             new RequestError(403, 'TORRENT_REVOKED', `the server has revoked the torrent ${infohash}`),
           )
@@ -695,14 +746,53 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   }
 }
 
-/** Feeds the hash with the verified prefix as it grows. */
-function followPrefix(handle: EngineHandle, metainfo: Metainfo, hash: PrefixHash): void {
+function tell({ listeners }: Job): void {
+  for (const listener of listeners) listener()
+}
+
+function arrivalOf(job: Job): Arrival {
+  return {
+    get bytesDone() {
+      return job.handle?.bytesVerified ?? job.bytesDone
+    },
+    get isRight() {
+      return job.isRight
+    },
+    get wrongTries() {
+      return job.wrongTries
+    },
+    get lacksRoom() {
+      return job.lacksRoom
+    },
+    verifiedEnd: (position) => {
+      const { handle, metainfo } = job
+      if (job.isRight) return job.want.sizeBytes
+      if (!handle || !metainfo) return position
+      const count = pieceCount(metainfo)
+      let piece = Math.floor(position / metainfo.pieceLength)
+      while (piece < count && handle.has(piece)) piece++
+      return Math.max(position, Math.min(piece * metainfo.pieceLength, metainfo.length))
+    },
+    onChange: (listener) => {
+      job.listeners.add(listener)
+      return {
+        [Symbol.dispose]: () => {
+          job.listeners.delete(listener)
+        },
+      }
+    },
+  }
+}
+
+/** Feeds the hash with the verified prefix as it grows, and says when there is more. */
+function followPrefix(handle: EngineHandle, metainfo: Metainfo, hash: PrefixHash, moved: () => void): void {
   const count = pieceCount(metainfo)
   let next = 0
   const advance = () => {
     const before = next
     while (next < count && handle.has(next)) next++
     if (next > before) hash.advance(Math.min(next * metainfo.pieceLength, metainfo.length))
+    moved()
   }
   handle.onPiece(advance)
   advance()

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { formatReference, parseReference } from '../lib/protocol/reference.ts'
-import { formatIp, parseIp } from '../lib/protocol/address.ts'
+import { formatIp, isLoopback, parseIp } from '../lib/protocol/address.ts'
 import { duration, parsed, size } from '../lib/runtime/config.ts'
 
 const reference = z.string().transform((text, context) => {
@@ -16,6 +16,16 @@ function readIp(text: string): string {
   const ip = parseIp(text)
   if (ip === undefined) throw new Error('need an IP address')
   return formatIp(ip)
+}
+
+/** `HOST:PORT` of loopback: who can connect to the mirror may pull what the host may. */
+function loopbackAddress(text: string): { host: string; port: number } {
+  const match = /^(?:\[([0-9a-fA-F:]+)\]|([0-9.]+)):(\d{1,5})$/.exec(text)
+  const ip = parseIp(match?.[1] ?? match?.[2] ?? '')
+  const port = Number(match?.[3])
+  if (!ip || port > 65535 || !isLoopback(ip))
+    throw new Error('need ADDRESS:PORT with an address of loopback, such as 127.0.0.1:5052 or [::1]:5052')
+  return { host: formatIp(ip), port }
 }
 
 /** agent.yaml. */
@@ -152,6 +162,30 @@ export const AgentConfig = z.strictObject({
     })
     .prefault({})
     .describe('What the host keeps.'),
+  mirror: z
+    .strictObject({
+      enabled: z
+        .boolean()
+        .default(false)
+        .describe(
+          'Serves pulls. Every user and container of this host that can connect may then pull what the host may.',
+        ),
+      addr: parsed(loopbackAddress)
+        .prefault('127.0.0.1:5052')
+        .describe('Where it listens; loopback alone, since it asks nobody for a credential.'),
+      registries: z
+        .array(z.string().refine(isRegistryHost, 'need HOST or HOST:PORT'))
+        .min(1)
+        .max(100)
+        .optional()
+        .describe(
+          'Registries, by the names in image references, whose images the server has under the same names. Default: the host and port of `server`.',
+        ),
+    })
+    .prefault({})
+    .describe(
+      'A registry on loopback from which containerd, podman and docker pull through the swarm: docs/mirror.md.',
+    ),
   follow_jitter: duration()
     .prefault('1s')
     .describe(
@@ -164,3 +198,13 @@ export const AgentConfig = z.strictObject({
     ),
 })
 export type AgentConfig = z.output<typeof AgentConfig>
+
+/** Whether a text is the host part of an image reference: `registry.example`, `10.0.0.1:5000`, `[::1]:5000`. */
+export function isRegistryHost(text: string): boolean {
+  return /^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:\d{1,5})?$/.test(text)
+}
+
+/** The registries that the mirror answers for, by the names in image references. */
+export function mirroredRegistries({ server, mirror }: AgentConfig): readonly string[] {
+  return mirror.registries ?? [new URL(server).host]
+}

@@ -6,6 +6,7 @@ import { version } from '../lib/runtime/version.ts'
 import type { Agent } from './agent.ts'
 import { startAgent } from './agent.ts'
 import { AgentConfig } from './config.ts'
+import { mirrorCommand } from './mirror/mirror-command.ts'
 
 /** `rackswarm-agent`. */
 export async function main(argv: string[]): Promise<void> {
@@ -36,6 +37,12 @@ export async function main(argv: string[]): Promise<void> {
       reload: loggedReload(log, (next: AgentConfig) => agent?.reload(next) ?? []),
       started: (addresses) => {
         log.info({ version, ...addresses }, 'agent is running')
+      },
+      commands: {
+        mirror: {
+          summary: 'have containerd, podman and docker of this host pull through the agent, or undo that',
+          run: mirrorCommand,
+        },
       },
     },
     argv,

@@ -5,6 +5,7 @@ import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom
 import type { TokenFault } from '../lib/token/claims.ts'
 import type { AnnounceOutcome } from './announcer.ts'
 import type { FetchObserver } from './blob-fetcher.ts'
+import type { MirrorObserver } from './mirror/mirror.ts'
 
 /** What is read when metrics are asked for. */
 export interface AgentGauges {
@@ -13,6 +14,8 @@ export interface AgentGauges {
   blobs: number
   seeding: number
   peers: number
+  mirrorReaders: number
+  mirrorManifestBytes: number
 }
 
 export type AgentMetrics = ReturnType<typeof createAgentMetrics>
@@ -82,6 +85,23 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     labelNames: ['outcome'],
     registers,
   })
+  const mirrored = new Counter({
+    name: 'rackswarm_agent_mirror_requests_total',
+    help: 'Requests to the mirror that ended, by what they asked for and outcome; not_found sends a client on to the registry.',
+    labelNames: ['kind', 'outcome'],
+    registers,
+  })
+  const mirrorOpen = new Gauge({
+    name: 'rackswarm_agent_mirror_requests',
+    help: 'Requests to the mirror under way.',
+    registers,
+  })
+  const mirrorSent = new Counter({
+    name: 'rackswarm_agent_mirror_sent_bytes_total',
+    help: 'Bytes that the mirror gave to clients: manifests, blobs that were held, and blobs while they came.',
+    labelNames: ['from'],
+    registers,
+  })
   const read = (name: string, help: string, value: (all: AgentGauges) => number) =>
     new Gauge({
       name,
@@ -100,6 +120,16 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
   read('rackswarm_agent_blobs', 'Verified blobs kept.', (all) => all.blobs)
   read('rackswarm_agent_seeding', 'Blobs offered to the swarm.', (all) => all.seeding)
   read('rackswarm_agent_peers', 'Connections to peers.', (all) => all.peers)
+  read(
+    'rackswarm_agent_mirror_readers',
+    'Clients of the mirror that read blobs which are on their way; 64 at most.',
+    (all) => all.mirrorReaders,
+  )
+  read(
+    'rackswarm_agent_mirror_manifest_bytes',
+    'Bytes of manifests that the mirror remembers; 16 MiB at most.',
+    (all) => all.mirrorManifestBytes,
+  )
 
   const fetching: FetchObserver = {
     bytes: (source, count) => bytes.labels(source).inc(count),
@@ -110,9 +140,20 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     },
     watchdog: (step) => watchdog.labels(step).inc(),
   }
+  const mirror: MirrorObserver = {
+    begun: () => {
+      mirrorOpen.inc()
+    },
+    ended: (kind, outcome) => {
+      mirrorOpen.dec()
+      mirrored.labels(kind, outcome).inc()
+    },
+    sent: (from, count) => mirrorSent.labels(from).inc(count),
+  }
   return {
     registry,
     fetching,
+    mirror,
     peerRefused: (fault: TokenFault) => refused.labels(fault).inc(),
     peerBanned: () => {
       banned.inc()

@@ -14,6 +14,8 @@ const tools = [
   'ethtool',
   'skopeo',
   'docker-registry',
+  'containerd',
+  'podman',
   'openssl',
   'strace',
   'python3-libtorrent',

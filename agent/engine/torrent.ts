@@ -1125,6 +1125,7 @@ export class Torrent implements EngineHandle, PeerHost {
           this.#past.add('webseed', 'webseed', undefined, bytes, 0)
         },
         rate: () => this.#deps.limiter.rate('download'),
+        monotonic: this.#deps.monotonic,
         random: this.#deps.random,
         dispatcher: this.#deps.dispatcher,
       },

@@ -10,8 +10,11 @@ const headersTimeoutMs = 10_000
 /** A body that stands still for this long is given up. */
 const bodyTimeoutMs = 10_000
 const retryAfterMaxMs = 60_000
-/** Between looks for work when every missing piece is asked of someone else. */
-const idleMs = 100
+/** Sleeps are no shorter: a timer costs as much as the bytes of a chunk, and is a millisecond late. */
+const paceMinMs = 10
+/** Between looks for work when every missing piece is asked of someone else: at first short, since another range comes as soon as the server answers. */
+const idleMinMs = 5
+const idleMaxMs = 100
 
 /** A run of missing pieces that this source has taken for itself. */
 export interface Claim {
@@ -31,8 +34,10 @@ export interface WebseedDeps {
   claim(maxBytes: number): Claim | undefined
   pieceSize(piece: number): number
   received(bytes: number): void
-  /** Bytes a second, or undefined. */
+  /** Bytes a second of all requests together, or undefined. */
   rate(): number | undefined
+  /** Milliseconds since some start. */
+  monotonic: () => number
   random: () => number
   dispatcher: Dispatcher
 }
@@ -43,19 +48,37 @@ export interface WebseedDeps {
  * of a first wave pull different pieces.
  */
 export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
-  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, signal)))
+  const pace = createPace(deps)
+  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, pace, signal)))
 }
 
-async function runLane(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
+type Pace = (bytes: number, signal: AbortSignal) => Promise<void>
+
+/** Keeps what comes within the rate; who is slower by itself does not wait. */
+function createPace(deps: WebseedDeps): Pace {
+  let paidUntilMs = 0
+  return async (bytes, signal) => {
+    const bytesPerSecond = deps.rate()
+    if (bytesPerSecond === undefined) return
+    const nowMs = deps.monotonic()
+    paidUntilMs = Math.max(paidUntilMs, nowMs) + (bytes * 1000) / bytesPerSecond
+    if (paidUntilMs - nowMs >= paceMinMs) await delay(paidUntilMs - nowMs, signal)
+  }
+}
+
+async function runLane(url: string, deps: WebseedDeps, pace: Pace, signal: AbortSignal): Promise<void> {
   let waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
+  let idleMs = idleMinMs
   while (!signal.aborted) {
     const claim = deps.claim(webseedRequestBytes)
     let waitMs: number | undefined
     if (claim === undefined) {
       waitMs = idleMs
+      idleMs = Math.min(2 * idleMs, idleMaxMs)
     } else {
+      idleMs = idleMinMs
       try {
-        const retryAfterMs = await fetchRun(url, claim, deps, signal)
+        const retryAfterMs = await fetchRun(url, claim, deps, pace, signal)
         if (retryAfterMs === undefined) waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
         else waitMs = Math.max(retryAfterMs, waits.next().value)
       } catch {
@@ -74,6 +97,7 @@ async function fetchRun(
   url: string,
   claim: Claim,
   deps: WebseedDeps,
+  pace: Pace,
   signal: AbortSignal,
 ): Promise<number | undefined> {
   const response = await request(url, {
@@ -93,24 +117,37 @@ async function fetchRun(
   let piece = claim.first
   let parts: Buffer[] = []
   let held = 0
-  for await (const chunk of response.body as AsyncIterable<Buffer>) {
-    deps.received(chunk.length)
-    parts.push(chunk)
-    held += chunk.length
-    while (piece < claim.first + claim.count && held >= deps.pieceSize(piece)) {
-      const all = Buffer.concat(parts)
-      const size = deps.pieceSize(piece)
-      if (!(await claim.accept(piece, all.subarray(0, size))))
-        throw new Error(`Piece ${piece} of the webseed is wrong`)
-      parts = [all.subarray(size)]
-      held -= size
-      piece++
+  // One piece is checked and written while the next comes.
+  let accepted: Promise<unknown> = Promise.resolve()
+  try {
+    for await (const chunk of response.body as AsyncIterable<Buffer>) {
+      deps.received(chunk.length)
+      parts.push(chunk)
+      held += chunk.length
+      while (piece < claim.first + claim.count && held >= deps.pieceSize(piece)) {
+        const all = Buffer.concat(parts)
+        const size = deps.pieceSize(piece)
+        await accepted
+        accepted = accept(claim, piece, all.subarray(0, size))
+        // It is waited for before the next; until then nobody need be told.
+        accepted.catch(() => undefined)
+        parts = [all.subarray(size)]
+        held -= size
+        piece++
+      }
+      await pace(chunk.length, signal)
     }
-    const rate = deps.rate()
-    if (rate !== undefined) await delay((chunk.length * 1000) / rate, signal)
+  } finally {
+    // The run must not be given back while a piece of it is on its way to the disk.
+    await accepted
   }
   if (piece < claim.first + claim.count) throw new Error('The webseed sent less than asked for')
   return undefined
+}
+
+/** @throws Error when the bytes are not the piece's */
+async function accept(claim: Claim, piece: number, bytes: Uint8Array): Promise<void> {
+  if (!(await claim.accept(piece, bytes))) throw new Error(`Piece ${piece} of the webseed is wrong`)
 }
 
 function retryAfter(header: string | string[] | undefined): number {

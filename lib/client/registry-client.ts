@@ -27,6 +27,8 @@ const manifestTypes = [
   'application/vnd.oci.image.index.v1+json',
   'application/vnd.docker.distribution.manifest.v2+json',
   'application/vnd.docker.distribution.manifest.list.v2+json',
+  // Artifacts have manifests of types of their own.
+  '*/*',
 ].join(', ')
 /** Tries of one step of a push, some 15 s of them: a server that starts again is up by then. */
 const triesMax = 8
@@ -51,6 +53,31 @@ export function createRegistryClient(http: HttpClient) {
       }
     }
   }
+  const askManifest = async (
+    repository: string,
+    reference: string,
+    known: Digest | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<PulledManifest | undefined> => {
+    const answer = await http.ok({
+      path: `/v2/${repository}/manifests/${reference}`,
+      headers: { accept: manifestTypes, ...(known === undefined ? {} : { 'if-none-match': `"${known}"` }) },
+      signal,
+    })
+    if (answer.status === 304) {
+      await answer.discard()
+      return undefined
+    }
+    const bytes = await answer.bytes(manifestMaxBytes)
+    const digest = digestOf(bytes)
+    const wanted = reference.startsWith('sha256:') ? reference : answer.header('docker-content-digest')
+    if (wanted !== undefined && wanted !== digest) {
+      throw new UnreachableError(
+        `Cannot trust manifest ${repository}:${reference}: its bytes have ${digest}, not ${wanted}`,
+      )
+    }
+    return { digest, mediaType: answer.header('content-type') ?? '', bytes }
+  }
   return {
     /** A manifest by tag or digest; its bytes have the digest that is returned. */
     pullManifest: async (
@@ -58,21 +85,13 @@ export function createRegistryClient(http: HttpClient) {
       reference: string,
       signal?: AbortSignal,
     ): Promise<PulledManifest> => {
-      const answer = await http.ok({
-        path: `/v2/${repository}/manifests/${reference}`,
-        headers: { accept: manifestTypes },
-        signal,
-      })
-      const bytes = await answer.bytes(manifestMaxBytes)
-      const digest = digestOf(bytes)
-      const wanted = reference.startsWith('sha256:') ? reference : answer.header('docker-content-digest')
-      if (wanted !== undefined && wanted !== digest) {
-        throw new UnreachableError(
-          `Cannot trust manifest ${repository}:${reference}: its bytes have ${digest}, not ${wanted}`,
-        )
-      }
-      return { digest, mediaType: answer.header('content-type') ?? '', bytes }
+      const manifest = await askManifest(repository, reference, undefined, signal)
+      if (manifest === undefined)
+        throw new UnreachableError(`Cannot read manifest ${repository}:${reference}: the server sent none`)
+      return manifest
     },
+    /** Like `pullManifest`; undefined where it is still the one that is known. */
+    pullChangedManifest: askManifest,
     pushManifest: async (
       repository: string,
       reference: string,
@@ -97,6 +116,14 @@ export function createRegistryClient(http: HttpClient) {
       if (answer.status === 200) return true
       if (answer.status === 404) return false
       throw new RequestError(answer.status, `HTTP_${answer.status}`, `the server answered ${answer.status}`)
+    },
+    /** The length of a blob in bytes. */
+    statBlob: async (repository: string, digest: Digest, signal?: AbortSignal): Promise<number> => {
+      const answer = await http.ok({ method: 'HEAD', path: `/v2/${repository}/blobs/${digest}`, signal })
+      await answer.discard()
+      const length = answer.header('content-length') ?? ''
+      if (/^\d{1,15}$/.test(length)) return Number(length)
+      throw new UnreachableError(`Cannot tell how long ${digest} is: the server does not say`)
     },
     /** A blob's bytes from `start`, as they come; not checked against the digest. */
     pullBlob: async (

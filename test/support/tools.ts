@@ -9,6 +9,8 @@ const files = {
   'transmission-daemon': '/usr/bin/transmission-daemon',
   skopeo: '/usr/bin/skopeo',
   'docker-registry': '/usr/bin/docker-registry',
+  containerd: '/usr/bin/containerd',
+  podman: '/usr/bin/podman',
   openssl: '/usr/bin/openssl',
   strace: '/usr/bin/strace',
   udpcast: '/usr/bin/udp-sender',

@@ -314,6 +314,7 @@ class WebtorrentHandle implements EngineHandle {
           this.#closedWires.add('webseed', 'webseed', undefined, bytes, 0)
         },
         rate: this.#deps.rate,
+        monotonic: this.#deps.monotonic,
         random: this.#deps.random,
         dispatcher: this.#deps.dispatcher,
       },

@@ -120,6 +120,20 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     )
   })
 
+  test(`${name}: what comes from a webseed keeps to the download limit, all requests together`, async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(16 * mebibyte)
+    const webseed = await startWebseed(t, blob.bytes)
+    const engine = await startEngine(t, {
+      limits: { downloadBytesPerSecond: 8 * mebibyte, uploadBytesPerSecond: undefined },
+    })
+    const startedAt = performance.now()
+    const file = join(directory, 'copy')
+    await assertFetched(fetch(engine, blob, file, { webseed }), blob, file)
+    const tookMs = performance.now() - startedAt
+    assert.ok(tookMs > 1900, `16 MiB at 8 MiB/s took ${Math.round(tookMs)} ms`)
+  })
+
   test(`${name}: a webseed that is busy, broken and wrong at first is used later`, async (t) => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(2 * mebibyte)

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { parseRange } from '../../../server/registry/http-range.ts'
+import { parseRange } from '../../../lib/protocol/http-range.ts'
 
 test('any Range header against any length is a part of it, all of it, or unsatisfiable', () => {
   const number = fc.oneof(
