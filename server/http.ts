@@ -2,7 +2,7 @@ import type { Server as HttpServer, IncomingMessage } from 'node:http'
 import { createServer as createPlainServer } from 'node:http'
 import { Server as HttpsServer, createServer as createTlsServer } from 'node:https'
 import type { AddressInfo, Socket } from 'node:net'
-import type { FastifyInstance, FastifyRequest, RawServerDefault } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, RawServerDefault } from 'fastify'
 import { fastify } from 'fastify'
 import type { Ip } from '../lib/protocol/address.ts'
 import { socketAddress } from '../lib/protocol/address.ts'
@@ -63,6 +63,12 @@ export async function startMainPort(
     bodyLimit: bodyMaxBytes,
     exposeHeadRoutes: false,
     routerOptions: { maxParamLength: 8192 },
+    // A path that cannot be decoded reaches no route, and no handler of errors.
+    frameworkErrors: (_error, request, reply) => {
+      void (reply as FastifyReply)
+        .code(400)
+        .send(refusal(request.url, 'NAME_INVALID', 'Cannot read the path: a percent escape is broken'))
+    },
     serverFactory: (handler) => {
       server.on('request', (request, response) => {
         if (opened) {
@@ -254,13 +260,21 @@ function answerErrors(app: FastifyInstance, log: Logger): void {
     })
   })
   app.setNotFoundHandler((request, reply) =>
-    reply.code(404).send({
-      error: {
-        code: 'NOT_FOUND',
-        message: `There is no ${request.method} ${request.url.split('?')[0]?.slice(0, 200) ?? ''} here`,
-      },
-    }),
+    reply
+      .code(404)
+      .send(
+        refusal(
+          request.url,
+          request.url.startsWith('/v2/') ? 'UNSUPPORTED' : 'NOT_FOUND',
+          `There is no ${request.method} ${request.url.split('?')[0]?.slice(0, 200) ?? ''} here`,
+        ),
+      ),
   )
+}
+
+/** The body of an error: the OCI distribution API has a form of its own. */
+function refusal(url: string, code: string, message: string) {
+  return url.startsWith('/v2/') ? { errors: [{ code, message }] } : { error: { code, message } }
 }
 
 function isFastifyRefusal(error: unknown): error is Error & { statusCode: number } {

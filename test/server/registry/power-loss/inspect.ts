@@ -10,6 +10,7 @@ import {
   isSha256,
   parseContentDigest,
 } from '../../../../lib/protocol/digest.ts'
+import { ClientError } from '../../../../lib/protocol/errors.ts'
 import { infoHashOf, infoHashToHex } from '../../../../lib/protocol/infohash.ts'
 import { pieceLengthFor, swarmLengthMin, writeBlobInfo } from '../../../../lib/protocol/metainfo.ts'
 import { silentLog } from '../../../../lib/runtime/log.ts'
@@ -51,12 +52,17 @@ export async function inspect(state: CrashState, facts: readonly Fact[]): Promis
   }
 }
 
-/** Whether a blob can be pushed to what is left, whatever that is. @returns what is wrong */
+/**
+ * Whether uploads that were under way go on, or are refused, and a blob can be pushed to what is left, whatever that is.
+ *
+ * @returns what is wrong
+ */
 export async function pushOnto(state: CrashState, bytes: Buffer, digest: ContentDigest): Promise<string[]> {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-power-loss-'))
   try {
     await writeState(state, directory)
     await using store = await startStore(directory)
+    for (const id of await names(join(directory, 'uploads'))) await finishAnyhow(id, directory, store, digest)
     const upload = await store.startUpload('afterwards', bytes.length)
     await upload.append(once(bytes), new AbortController().signal)
     await upload.commit(digest)
@@ -68,6 +74,21 @@ export async function pushOnto(state: CrashState, bytes: Buffer, digest: Content
   } finally {
     await rm(directory, { recursive: true, force: true })
   }
+}
+
+/** A client that comes back to its session, of which some is lost. */
+async function finishAnyhow(
+  id: string,
+  directory: string,
+  store: BlobStore,
+  digest: ContentDigest,
+): Promise<void> {
+  const text = await readFile(join(directory, 'uploads', id, 'session'), 'utf8').catch(() => '')
+  const repository = /"repository":"([^"]+)"/.exec(text)?.[1] ?? 'web'
+  const upload = await store.resumeUpload(repository, id)
+  await upload?.commit(digest).catch((error: unknown) => {
+    if (!(error instanceof ClientError && error.code === 'DIGEST_INVALID')) throw error
+  })
 }
 
 export function startStore(directory: string): Promise<BlobStore> {

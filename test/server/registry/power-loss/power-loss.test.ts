@@ -93,6 +93,15 @@ test('what a killed server had not synced, and the next one found there, is on d
   const data = join(directory, 'data')
   const linked = Buffer.from('a blob whose link was not synced')
   const renamed = randomBytes(swarmLengthMin + 3000)
+  const attached = (round: number) =>
+    Buffer.from(
+      JSON.stringify({
+        schemaVersion: 2,
+        layers: [],
+        subject: descriptor(linked),
+        annotations: { round: String(round) },
+      }),
+    )
   await record(directory, data, () => Promise.resolve())
   {
     await using store = await startStore(data)
@@ -104,8 +113,15 @@ test('what a killed server had not synced, and the next one found there, is on d
       await upload.append(once(bytes), new AbortController().signal)
       await upload.commit(digestOf(bytes))
     }
+    await store.putManifest('old', {
+      digest: digestOf(attached(1)),
+      mediaType: imageType,
+      bytes: attached(1),
+    })
   }
   await rm(join(data, 'repositories', 'gone'), { recursive: true })
+  // From before referrers were marked.
+  await rm(join(data, 'repositories', 'old', '_referrers'), { recursive: true })
   await mkdir(join(data, 'repositories', 'half', '_blobs'), { recursive: true })
   // All of it is on disk, but a repository that is empty yet, the link of one blob and the name of the other.
   const loose = [
@@ -126,6 +142,14 @@ test('what a killed server had not synced, and the next one found there, is on d
     client.tell({ kind: 'tag', repository: 'early', tag: 'v1', digest: digestOf(only) })
     client.tell({ kind: 'blob', repository: 'early', digest: digestOf(linked) })
     await client.push('late', renamed)
+    await client.putManifest('old', 'second', attached(2))
+    for (const round of [1, 2])
+      client.tell({
+        kind: 'referrer',
+        repository: 'old',
+        subject: digestOf(linked),
+        digest: digestOf(attached(round)),
+      })
   })
   await survives(t, { before, ...story }, data, renamed)
 })
