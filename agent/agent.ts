@@ -30,6 +30,7 @@ import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
 import { createPrefixHasher } from './prefix-hasher.ts'
 import { createReleaseFetcher } from './release-fetcher.ts'
+import { createReleaseVerifier } from './release-verifier.ts'
 import { openReleaseStore } from './releases.ts'
 
 export interface AgentDeps {
@@ -51,12 +52,12 @@ export interface Agent extends AsyncDisposable {
     readonly metricsUrl: string
     readonly dataDir: string
   }
-  /** Puts the limits of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
+  /** Puts the limits and the rules for signatures of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
   reload(config: AgentConfig): string[]
 }
 
 /** What a reload puts in force. */
-const live = ['log_level', 'limits.download', 'limits.upload', 'limits.from_distance']
+const live = ['log_level', 'limits.download', 'limits.upload', 'limits.from_distance', 'signatures']
 
 /** First announces of what is held are spread over this long, and no longer than this for each blob. */
 const seedSpreadMaxMs = 10_000
@@ -142,6 +143,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       blobs: cache.list().length,
       seeding: seeding.filter((seed) => seed !== undefined).length,
       peers: seeding.reduce((total, seed) => total + (seed?.peers ?? 0), 0),
+      releasesRefused: fetcher.refused().length,
     }
   })
 
@@ -211,9 +213,11 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       observe: metrics.fetching,
     }),
   )
+  const verifier = createReleaseVerifier(config.signatures, { registry, log, observe: metrics })
   const fetcher = started.use(
     createReleaseFetcher({
       registry,
+      verifier,
       blobs,
       cache,
       releases,
@@ -362,6 +366,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     },
     reload: (next) => {
       checkEngine(next)
+      verifier.reload(next.signatures)
+      fetcher.retryRefused()
       engine.setLimits(limitsOf(next))
       return restartNeeded(config, next, live)
     },

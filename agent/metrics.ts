@@ -5,6 +5,7 @@ import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom
 import type { TokenFault } from '../lib/token/claims.ts'
 import type { AnnounceOutcome } from './announcer.ts'
 import type { FetchObserver } from './blob-fetcher.ts'
+import type { VerificationObserver } from './release-verifier.ts'
 
 /** What is read when metrics are asked for. */
 export interface AgentGauges {
@@ -13,6 +14,7 @@ export interface AgentGauges {
   blobs: number
   seeding: number
   peers: number
+  releasesRefused: number
 }
 
 export type AgentMetrics = ReturnType<typeof createAgentMetrics>
@@ -76,6 +78,12 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     help: 'Peers that sent wrong bytes, and are not talked to for ten minutes; the log names them.',
     registers,
   })
+  const signatures = new Counter({
+    name: 'rackswarm_agent_signature_checks_total',
+    help: 'Releases looked at for who has signed them, by outcome and by what was wrong with the signature that came closest.',
+    labelNames: ['outcome', 'fault'],
+    registers,
+  })
   const reports = new Counter({
     name: 'rackswarm_agent_reports_total',
     help: 'Reports to the server, by outcome.',
@@ -100,6 +108,11 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
   read('rackswarm_agent_blobs', 'Verified blobs kept.', (all) => all.blobs)
   read('rackswarm_agent_seeding', 'Blobs offered to the swarm.', (all) => all.seeding)
   read('rackswarm_agent_peers', 'Connections to peers.', (all) => all.peers)
+  read(
+    'rackswarm_agent_releases_refused',
+    'Followed releases that are not taken, since nobody has signed them whose key is trusted.',
+    (all) => all.releasesRefused,
+  )
 
   const fetching: FetchObserver = {
     bytes: (source, count) => bytes.labels(source).inc(count),
@@ -110,9 +123,13 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     },
     watchdog: (step) => watchdog.labels(step).inc(),
   }
+  const signatureChecked: VerificationObserver['signatureChecked'] = (outcome, fault) => {
+    signatures.labels(outcome, fault).inc()
+  }
   return {
     registry,
     fetching,
+    signatureChecked,
     peerRefused: (fault: TokenFault) => refused.labels(fault).inc(),
     peerBanned: () => {
       banned.inc()
