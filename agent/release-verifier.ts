@@ -110,6 +110,8 @@ function hintFor(fault: SignatureFault, reference: string): string {
       return `Sign it for what it is: deployctl sign ${reference}`
     case 'unknown_key':
       return `Add the public key to signatures.keys in agent.yaml and send SIGHUP, or sign it with a key that is there: deployctl sign ${reference}`
+    case 'too_many':
+      return 'Publish the build again, and find out who attached them'
     case 'bad_signature':
       return `Find out who changed it, then publish the build again or sign it anew: deployctl sign ${reference}`
   }

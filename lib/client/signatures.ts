@@ -96,7 +96,8 @@ export async function* attachedBundles(
   if (passedOver)
     yield {
       digest: passedOver.digest,
-      fault: `${inTurn.length} signatures are attached to it, and only ${signaturesMax} are looked at`,
+      fault: 'too_many',
+      reason: `${inTurn.length} signatures are attached to it, and only ${signaturesMax} are looked at`,
     }
 }
 
@@ -120,25 +121,34 @@ async function pullBundle(
   repository: string,
   referrer: Referrer,
   signal: AbortSignal | undefined,
-): Promise<{ bytes: Buffer } | { fault: string }> {
+): Promise<{ bytes: Buffer } | Unreadable> {
   if (referrer.sizeBytes > attachingMaxBytes)
-    return { fault: `a manifest that attaches a signature has ${referrer.sizeBytes} bytes` }
+    return unreadable(`a manifest that attaches a signature has ${referrer.sizeBytes} bytes`)
   try {
     const manifest = await registry.pullManifest(repository, referrer.digest, signal)
     const layer = parseAttaching(manifest.bytes)
     if (layer.size > bundleMaxBytes)
-      return { fault: `a signature has ${layer.size} bytes, at most ${bundleMaxBytes} are read` }
+      return unreadable(`a signature has ${layer.size} bytes, at most ${bundleMaxBytes} are read`)
     const digest = parseDigest(layer.digest)
     const answer = await registry.pullBlob(repository, digest, { start: 0 }, signal)
     const bytes = await answer.bytes(bundleMaxBytes)
-    return digestOf(bytes) === digest ? { bytes } : { fault: `a signature is not what ${digest} names` }
+    return digestOf(bytes) === digest ? { bytes } : unreadable(`a signature is not what ${digest} names`)
   } catch (error) {
     // Deleted in the meantime, or what is there is nothing that can be read; anything else may pass.
-    if (error instanceof ClientError) return { fault: error.message }
+    if (error instanceof ClientError) return unreadable(error.message)
     if (error instanceof RequestError && error.status === 404)
-      return { fault: 'a signature is listed and cannot be had' }
+      return unreadable('a signature is listed and cannot be had')
     throw error
   }
+}
+
+interface Unreadable {
+  readonly fault: 'unreadable'
+  readonly reason: string
+}
+
+function unreadable(reason: string): Unreadable {
+  return { fault: 'unreadable', reason }
 }
 
 /** The one layer. @throws ClientError `bad_bundle` */

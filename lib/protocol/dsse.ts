@@ -13,9 +13,12 @@ export interface Envelope {
   readonly signatures: readonly EnvelopeSignature[]
 }
 
-/** A bundle that was found beside a release, or why it cannot be had. `digest` names the manifest that attaches it. */
+/**
+ * A bundle that was found beside a release, or why it cannot be had; `too_many`: this one and all after it are not looked at. `digest` names the manifest that
+ * attaches it.
+ */
 export type AttachedBundle = { readonly digest: string } & (
-  { readonly bytes: Uint8Array } | { readonly fault: string }
+  { readonly bytes: Uint8Array } | { readonly fault: 'unreadable' | 'too_many'; readonly reason: string }
 )
 
 /** Media type of a sigstore bundle, version 0.3 (sigstore/protobuf-specs, sigstore_bundle.proto). */

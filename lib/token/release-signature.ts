@@ -12,6 +12,7 @@ import type { ReleaseKey, ReleaseSigner } from './release-keys.ts'
  * Why a release is not taken for signed, and how much of it was right: of several signatures the one that came furthest is told.
  * `unsigned`: there is none. `unreadable`: no bundle, too large, or gone. `unknown_key`: by no key that is trusted. `bad_signature`: it names a trusted key, which did not
  * sign these bytes. `other_release`, `other_tag`: by a trusted key, for something else.
+ * `too_many`: no good one among those that were looked at.
  */
 export const signatureFaults = [
   'unsigned',
@@ -20,6 +21,7 @@ export const signatureFaults = [
   'bad_signature',
   'other_release',
   'other_tag',
+  'too_many',
 ] as const
 export type SignatureFault = (typeof signatureFaults)[number]
 
@@ -93,7 +95,7 @@ export async function verifyRelease(
   }
   for await (const bundle of attached) {
     if ('fault' in bundle) {
-      note('unreadable', bundle.fault)
+      note(bundle.fault, bundle.reason)
       continue
     }
     try {

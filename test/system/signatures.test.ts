@@ -257,7 +257,10 @@ test('a good signature is found among a thousand, and too many that claim to be 
     for (let i = 0; i < count; i += 20) await Promise.all(Array.from({ length: 20 }, (_, j) => push(i + j)))
   }
   await attachMany(1000, 'somebody else')
-  await assert.rejects(fetchOn(agent, 'web:1'), /refused: /)
+  await assert.rejects(
+    fetchOn(agent, 'web:1'),
+    /refused: 1000 signatures are attached to it, and only 100 are looked at/,
+  )
   await deployctlOk(server, ['sign', 'web:1', '--sign-key', key])
   const { seconds } = await fetchOn(agent, 'web:1')
   assert.ok(seconds < 10, `${seconds} s`)
@@ -266,6 +269,7 @@ test('a good signature is found among a thousand, and too many that claim to be 
   await attachMany(120, keyId)
   const verified = await deployctl(server, ['verify', 'web:2', '--key', `${key}.pub`])
   assert.equal(verified.code, 7)
+  assert.match(verified.stderr, /120 signatures are attached to it, and only 100 are looked at/)
 })
 
 test('rules for some repositories, a warning in place of a refusal, and a tag that is promoted by moving it', async (t) => {

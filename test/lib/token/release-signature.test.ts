@@ -96,7 +96,8 @@ test('one good signature is enough, whatever lies beside it, and what came close
   const otherTag = signStatement(statementFor({ ...release, tag: '2' }), ours)
   const junk = Buffer.from('junk')
   const huge = Buffer.alloc(bundleMaxBytes + 1, 0x20)
-  const gone = { digest: 'sha256:x', fault: 'a signature is listed and cannot be had' }
+  const gone: AttachedBundle = { digest: 'sha256:x', fault: 'unreadable', reason: 'it cannot be had' }
+  const more: AttachedBundle = { digest: 'sha256:y', fault: 'too_many', reason: 'only 100 are looked at' }
   const verdict = await verify(release, [gone, junk, huge, foreign, elsewhere, otherTag, good], [ours])
   assert.equal(verdict.kind === 'signed' && verdict.keyId, ours.id)
   const cases = [
@@ -107,6 +108,7 @@ test('one good signature is enough, whatever lies beside it, and what came close
     [[junk, foreign], 'unknown_key', /not trusted here/],
     [[foreign, elsewhere, junk], 'other_release', /its signature is for db/],
     [[elsewhere, otherTag, foreign], 'other_tag', /for the tag 2/],
+    [[otherTag, more], 'too_many', /only 100 are looked at/],
   ] as const
   for (const [bundles, fault, why] of cases) {
     const refused = await verify(release, bundles, [ours])
