@@ -17,6 +17,7 @@ import { bundleType } from '../../lib/protocol/dsse.ts'
 import { readReleaseKeys } from '../../lib/token/release-keys.ts'
 import { eventually } from '../agent/engine/fixtures.ts'
 import type { FleetAgent, FleetServer } from '../support/fleet.ts'
+import { skopeoCopy, writeAuthFile, writeImage } from './oci-image.ts'
 import {
   deployctl,
   deployctlOk,
@@ -227,6 +228,23 @@ test('the same manifest in another repository is another release', async (t) => 
   })
   await fetchOn(agent, 'staging:1')
   await assert.rejects(fetchOn(agent, 'prod:1'), /refused: its signature is for staging/)
+})
+
+test('an image that skopeo has pushed is signed afterwards, and taken', async (t) => {
+  const { server, directory, key } = await started(t)
+  const agent = await startAgent(t, directory, server, { signatures: `keys: ["${key}.pub"]` })
+  const image = join(directory, 'image')
+  const layer = await writeImage(image)
+  const authFile = join(directory, 'auth.json')
+  await writeAuthFile(authFile, server.publicUrl, (await readFile(server.adminTokenFile, 'utf8')).trim())
+  const target = `docker://${new URL(server.publicUrl).host}/team/app:1`
+  await skopeoCopy(authFile, '--dest-tls-verify=false', `oci:${image}:1`, target)
+  await assert.rejects(fetchOn(agent, 'team/app:1'), /refused: it is not signed/)
+  await deployctlOk(server, ['sign', 'team/app:1', '--sign-key', key])
+  const { files } = await fetchOn(agent, 'team/app:1')
+  assert.ok(files.some(({ digest }) => digest === `sha256:${layer}`))
+  const shown = await deployctlOk(server, ['verify', 'team/app:1', '--key', `${key}.pub`])
+  assert.match(shown, new RegExp(`^file {7}sha256:${layer}, sha256:${layer}, infohash \\w{40}$`, 'm'))
 })
 
 test('a good signature is found among a thousand, and too many that claim to be are refused in words', async (t) => {
