@@ -73,6 +73,8 @@ export function registerPublish(program: Command, contextOf: WithContext): void 
 /** Pushes a file as an OCI artifact of one layer, signs it, and moves its tags. */
 export async function runPublish(options: PublishOptions, context: Context): Promise<void> {
   const { out, signal } = context
+  if (!options.sign && options.signKey !== undefined)
+    throw new Failure(exitCodes.usage, 'Cannot both sign and not sign: give --sign-key or --no-sign')
   const reference = referenceFor(options, context.now())
   const { repository, tag } = reference
   const source = await openSource(options.file, (done, total) => {

@@ -364,6 +364,7 @@ test('deployctl makes keys, signs with the one that it finds, and says who signe
     [['verify', 'web:1', '--key', key], 2, /private key/],
     [['verify', 'web:1', '--key', join(directory, 'absent')], 2, /absent/],
     [['verify', 'web:1'], 2, /--key/],
+    [['publish', build, 'web:2', '--no-sign', '--sign-key', key], 2, /both sign and not sign/],
     [['verify', 'nothing:1', '--key', `${key}.pub`], 5, /nothing/],
     [['sign', 'web:1', '--sign-key', `${key}.pub`], 2, /others can read/],
     [['keys', 'generate-signing', join(directory, 'x'), '--algorithm', 'RSA'], 2, /ES256, Ed25519, RS256/],

@@ -11,6 +11,7 @@ import { Verifier, toSignedEntity, toTrustMaterial } from '@sigstore/verify'
 import { digestFromHex } from '../../../lib/protocol/digest.ts'
 import { releaseStatement, statementType, writeStatement } from '../../../lib/protocol/statement.ts'
 import type { Algorithm } from '../../../lib/token/algorithms.ts'
+import { algorithms } from '../../../lib/token/algorithms.ts'
 import { generateReleaseKeys, readReleaseSigner } from '../../../lib/token/release-keys.ts'
 import type { ReleaseSigner } from '../../../lib/token/release-keys.ts'
 import { openBundle, signStatement } from '../../../lib/token/release-signature.ts'
@@ -23,14 +24,12 @@ const statement = releaseStatement({
   provenance: { buildType: 'urn:rackswarm:publish:v1', builderId: 'urn:rackswarm:builder:unknown' },
 })
 
-/** Those that sigstore's library checks a bare key with. */
-const shared = ['ES256', 'RS256'] as const satisfies readonly Algorithm[]
-
 test('sigstore finds our bundle good, and one that was changed bad', async (t) => {
-  for (const algorithm of shared) {
+  for (const algorithm of algorithms) {
     const signer = await newSigner(t, algorithm)
     const bundle = JSON.parse(signStatement(statement, signer).toString()) as Bundle
     verifyWithSigstore(bundle, signer)
+    assert.equal(bundle.verificationMaterial.publicKey.hint, signer.id)
     const payload = Buffer.from(bundle.dsseEnvelope.payload, 'base64').toString().replace('"web"', '"dev"')
     const changed = structuredClone(bundle)
     changed.dsseEnvelope.payload = Buffer.from(payload).toString('base64')
@@ -45,12 +44,12 @@ test('sigstore finds our bundle good, and one that was changed bad', async (t) =
 })
 
 test('a bundle that sigstore made with the same key is good here', async (t) => {
-  for (const algorithm of shared) {
+  for (const algorithm of algorithms) {
     const signer = await newSigner(t, algorithm)
     const builder = new DSSEBundleBuilder({
       signer: {
         sign: async (data: Buffer) => ({
-          signature: sign('sha256', data, signer.privateKey),
+          signature: sign(algorithm === 'Ed25519' ? null : 'sha256', data, signer.privateKey),
           key: {
             $case: 'publicKey' as const,
             publicKey: signer.publicKey.export({ type: 'spki', format: 'pem' }),
@@ -72,11 +71,12 @@ test('a bundle that sigstore made with the same key is good here', async (t) => 
 })
 
 interface Bundle {
+  verificationMaterial: { publicKey: { hint: string } }
   dsseEnvelope: { payload: string }
 }
 
 /** Offline, with a key at hand: no log, no authority, no timestamp. @throws where it is not good */
-function verifyWithSigstore(bundle: Bundle, { id, publicKey }: ReleaseSigner): void {
+function verifyWithSigstore(bundle: Bundle, { publicKey }: ReleaseSigner): void {
   const root: Parameters<typeof toTrustMaterial>[0] = {
     mediaType: 'application/vnd.dev.sigstore.trustedroot+json;version=0.1',
     certificateAuthorities: [],
@@ -84,16 +84,12 @@ function verifyWithSigstore(bundle: Bundle, { id, publicKey }: ReleaseSigner): v
     tlogs: [],
     ctlogs: [],
   }
-  const material = toTrustMaterial(root, (hint) => {
-    assert.equal(typeof hint, 'string')
-    return {
-      publicKey: createPublicKey(publicKey.export({ type: 'spki', format: 'pem' })),
-      validFor: () => true,
-    }
-  })
+  const material = toTrustMaterial(root, () => ({
+    publicKey: createPublicKey(publicKey.export({ type: 'spki', format: 'pem' })),
+    validFor: () => true,
+  }))
   const verifier = new Verifier(material, { tlogThreshold: 0, ctlogThreshold: 0, timestampThreshold: 0 })
   verifier.verify(toSignedEntity(bundleFromJSON({ ...bundle })))
-  assert.ok(id !== '')
 }
 
 async function newSigner(t: TestContext, algorithm: Algorithm): Promise<ReleaseSigner> {
