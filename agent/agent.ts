@@ -37,6 +37,7 @@ import { createPeerTokens } from './peer-admission.ts'
 import { openPins } from './pins.ts'
 import { createPrefixHasher } from './prefix-hasher.ts'
 import { createReleaseFetcher } from './release-fetcher.ts'
+import { createReleaseVerifier } from './release-verifier.ts'
 import { openReleaseStore } from './releases.ts'
 import { createRevokedTorrents } from './revoked-torrents.ts'
 
@@ -61,12 +62,12 @@ export interface Agent extends AsyncDisposable {
     /** Undefined where there is none. */
     readonly mirrorUrl: string | undefined
   }
-  /** Puts the limits of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
+  /** Puts the limits and the rules for signatures of other settings in force, at once and for what is under way too. @returns the settings that need a restart */
   reload(config: AgentConfig): string[]
 }
 
 /** What a reload puts in force. */
-const live = ['log_level', 'limits.download', 'limits.upload', 'limits.from_distance']
+const live = ['log_level', 'limits.download', 'limits.upload', 'limits.from_distance', 'signatures']
 
 /** First announces of what is held are spread over this long, and no longer than this for each blob. */
 const seedSpreadMaxMs = 10_000
@@ -156,6 +157,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       peers: seeding.reduce((total, seed) => total + (seed?.peers ?? 0), 0),
       mirrorReaders: mirror?.readers.waiting ?? 0,
       mirrorManifestBytes: mirror?.catalogue.manifestBytes ?? 0,
+      releasesRefused: fetcher.refused().length,
     }
   })
 
@@ -239,9 +241,11 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
       observe: metrics.fetching,
     }),
   )
+  const verifier = createReleaseVerifier(config.signatures, { registry, log, observe: metrics })
   const fetcher = started.use(
     createReleaseFetcher({
       registry,
+      verifier,
       blobs,
       cache,
       releases,
@@ -404,6 +408,8 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     },
     reload: (next) => {
       checkEngine(next)
+      verifier.reload(next.signatures)
+      fetcher.retryRefused()
       engine.setLimits(limitsOf(next))
       return restartNeeded(config, next, live)
     },

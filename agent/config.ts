@@ -12,6 +12,9 @@ const reference = z.string().transform((text, context) => {
   }
 })
 
+const signaturePolicy = z.enum(['require', 'warn', 'accept_unsigned'])
+const keyFiles = z.array(z.string().min(1)).max(32)
+
 function readIp(text: string): string {
   const ip = parseIp(text)
   if (ip === undefined) throw new Error('need an IP address')
@@ -89,6 +92,46 @@ export const AgentConfig = z.strictObject({
     .max(1000)
     .default([])
     .describe('References that this host always has: fetched as soon as the tag moves.'),
+  signatures: z
+    .strictObject({
+      policy: signaturePolicy
+        .default('require')
+        .describe(
+          'What is taken: with `require` releases that one of `keys` has signed; with `warn` all, those without a good signature with a warning; with `accept_unsigned` all, and no signature is looked at.',
+        ),
+      keys: keyFiles
+        .default([])
+        .describe(
+          'Files with the public keys of who may publish, as PEM or JWK: `deployctl keys generate-signing` writes one.',
+        ),
+      accept_other_tags: z
+        .boolean()
+        .default(false)
+        .describe(
+          'Takes a release for every tag of its repository, whichever tag it was signed for; for builds that are promoted by moving a tag.',
+        ),
+      repositories: z
+        .array(
+          z.strictObject({
+            match: z
+              .array(z.string().regex(/^(\*|[a-z0-9._/-]+(\/\*)?)$/, 'need a repository, team/* or *'))
+              .min(1)
+              .max(100),
+            policy: signaturePolicy.optional(),
+            keys: keyFiles.optional(),
+            accept_other_tags: z.boolean().optional(),
+          }),
+        )
+        .max(100)
+        .default([])
+        .describe(
+          'Other rules for some repositories: the first that matches counts, and what it leaves out is as above.',
+        ),
+    })
+    .prefault({})
+    .describe(
+      'Who must have signed what this host takes; a release that is refused leaves the one before it current. The rules and the files are read again on SIGHUP.',
+    ),
   engine: z
     .enum(['webtorrent', 'rackswarm'])
     .default('rackswarm')

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { fastify } from 'fastify'
-import type { AgentStatus, FetchEvent, Transfer, TransferList } from '../lib/client/api.ts'
+import type { AgentStatus, FetchEvent, RefusedRelease, Transfer, TransferList } from '../lib/client/api.ts'
 import { FetchRequest } from '../lib/client/api.ts'
 import { RequestError } from '../lib/client/http.ts'
 import { ClientError } from '../lib/protocol/errors.ts'
@@ -12,12 +12,13 @@ import { prepareSocketPath, protectSocket } from './control-socket.ts'
 import type { Pins } from './pins.ts'
 import type { ReleaseFetcher } from './release-fetcher.ts'
 import { filesOf } from './release-fetcher.ts'
+import { UnverifiedError } from './release-verifier.ts'
 import { keyOf } from './releases.ts'
 
 export interface ControlDeps {
   status(): AgentStatus | Promise<AgentStatus>
   transfers(): Transfer[]
-  fetcher: Pick<ReleaseFetcher, 'fetch' | 'held'>
+  fetcher: Pick<ReleaseFetcher, 'fetch' | 'held' | 'refused'>
   /** Resolves when the host may ask the server for things. */
   ready(signal: AbortSignal): Promise<void>
   pins: Pins
@@ -60,7 +61,7 @@ export async function startControlApi(
     reply.code(404).send({ error: { code: 'NOT_FOUND', message: 'There is no such call' } }),
   )
   app.get('/v1/status', async () => deps.status())
-  app.get('/v1/transfers', () => bounded(deps.transfers()))
+  app.get('/v1/transfers', () => bounded(deps.transfers(), deps.fetcher.refused()))
 
   app.put<{ Params: { reference: string } }>('/v1/pins/:reference', async (request, reply) => {
     await deps.pins.add(keyOf(parseReference(request.params.reference)))
@@ -163,7 +164,7 @@ export async function startControlApi(
 const stateOrder = { fetching: 0, waiting: 1, seeding: 2 }
 
 /** What matters most: fetches, then the busiest seeds; of each the busiest peers. */
-function bounded(all: readonly Transfer[]): TransferList {
+function bounded(all: readonly Transfer[], refused: readonly RefusedRelease[]): TransferList {
   const transfers = all
     .toSorted((a, b) => stateOrder[a.state] - stateOrder[b.state] || byRate(a, b))
     .slice(0, transfersMax)
@@ -171,7 +172,11 @@ function bounded(all: readonly Transfer[]): TransferList {
       ...transfer,
       peers: transfer.peers.toSorted(byRate).slice(0, transferPeersMax),
     }))
-  return { transferCount: all.length, transfers }
+  return {
+    transferCount: all.length,
+    transfers,
+    ...(refused.length > 0 && { refused: refused.slice(0, transfersMax) }),
+  }
 }
 
 type Rated = Pick<Transfer, 'downloadRate' | 'uploadRate'>
@@ -186,6 +191,11 @@ function describe(error: unknown): {
 } {
   if (error instanceof WrongDigestError)
     return { status: 502, error: { code: 'DIGEST_MISMATCH', message: error.message } }
+  if (error instanceof UnverifiedError)
+    return {
+      status: 403,
+      error: { code: 'VERIFICATION_FAILED', message: error.message, hint: error.hint },
+    }
   if (error instanceof ClientError)
     return { status: 400, error: { code: error.code, message: error.message } }
   if (error instanceof RequestError) {

@@ -6,6 +6,7 @@ import type { TokenFault } from '../lib/token/claims.ts'
 import type { AnnounceOutcome } from './announcer.ts'
 import type { FetchObserver } from './blob-fetcher.ts'
 import type { MirrorObserver } from './mirror/mirror.ts'
+import type { VerificationObserver } from './release-verifier.ts'
 
 /** What is read when metrics are asked for. */
 export interface AgentGauges {
@@ -16,6 +17,7 @@ export interface AgentGauges {
   peers: number
   mirrorReaders: number
   mirrorManifestBytes: number
+  releasesRefused: number
 }
 
 export type AgentMetrics = ReturnType<typeof createAgentMetrics>
@@ -79,6 +81,12 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     help: 'Peers that sent wrong bytes, and are not talked to for ten minutes; the log names them.',
     registers,
   })
+  const signatures = new Counter({
+    name: 'rackswarm_agent_signature_checks_total',
+    help: 'Releases looked at for who has signed them, by outcome and by what was wrong with the signature that came closest.',
+    labelNames: ['outcome', 'fault'],
+    registers,
+  })
   const reports = new Counter({
     name: 'rackswarm_agent_reports_total',
     help: 'Reports to the server, by outcome.',
@@ -130,6 +138,11 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     'Bytes of manifests that the mirror remembers; 16 MiB at most.',
     (all) => all.mirrorManifestBytes,
   )
+  read(
+    'rackswarm_agent_releases_refused',
+    'Followed releases that are not taken, since nobody has signed them whose key is trusted.',
+    (all) => all.releasesRefused,
+  )
 
   const fetching: FetchObserver = {
     bytes: (source, count) => bytes.labels(source).inc(count),
@@ -150,10 +163,14 @@ export function createAgentMetrics(version: string, gauges: () => AgentGauges) {
     },
     sent: (from, count) => mirrorSent.labels(from).inc(count),
   }
+  const signatureChecked: VerificationObserver['signatureChecked'] = (outcome, fault) => {
+    signatures.labels(outcome, fault).inc()
+  }
   return {
     registry,
     fetching,
     mirror,
+    signatureChecked,
     peerRefused: (fault: TokenFault) => refused.labels(fault).inc(),
     peerBanned: () => {
       banned.inc()

@@ -1,4 +1,4 @@
-import type { FetchedFile, HeldReference } from '../lib/client/api.ts'
+import type { FetchedFile, HeldReference, RefusedRelease } from '../lib/client/api.ts'
 import type { RegistryClient } from '../lib/client/registry-client.ts'
 import { ClientError } from '../lib/protocol/errors.ts'
 import type { Digest } from '../lib/protocol/digest.ts'
@@ -12,11 +12,15 @@ import type { BlobFetcher } from './blob-fetcher.ts'
 import { WrongDigestError, addBytes, isRefusal } from './blob-fetcher.ts'
 import type { ManifestBlob } from './manifest.ts'
 import { parseManifest } from './manifest.ts'
+import type { ReleaseVerifier } from './release-verifier.ts'
+import { UnverifiedError } from './release-verifier.ts'
 import type { ExposedRelease, ReleaseStore } from './releases.ts'
 import { keyOf } from './releases.ts'
 
 export interface ReleaseFetcherDeps {
   registry: Pick<RegistryClient, 'pullManifest'>
+  /** Asked before anything of a release is fetched. */
+  verifier: Pick<ReleaseVerifier, 'verify'>
   blobs: BlobFetcher
   cache: BlobCache
   releases: ReleaseStore
@@ -42,12 +46,18 @@ export interface ReleaseFetcher extends AsyncDisposable {
   /** How a reference stands: a fetch under way, else what is exposed, else the last failure. */
   held(reference: string): HeldReference | undefined
   references(): string[]
+  /** Releases that are not taken, since nobody who may has signed them. */
+  refused(): RefusedRelease[]
+  /** Looks at them again, now. */
+  retryRefused(): void
 }
 
 /** Manifests below one index; the blobs of all are fetched. */
 const manifestsMax = 50
 /** Failures remembered, for status. */
 const failuresMax = 1000
+/** What was refused may be signed later: it is looked at again this often, at first sooner. */
+const refusedRetryMs = { firstMs: 2000, maxMs: 60_000 }
 
 interface Job {
   readonly reference: string
@@ -56,6 +66,12 @@ interface Job {
   blobs: readonly ManifestBlob[]
   done: Map<Digest, HeldReference['bytes']>
   reason: string | undefined
+  /** Why it is not taken, and what to do. */
+  refusal: string | undefined
+  /** Rejects at the next refusal: who does not want to wait until it is signed hears of it. */
+  refused: PromiseWithResolvers<never>
+  /** What is to be said of it even if all goes well. */
+  warning: string | undefined
   readonly outcome: Promise<ExposedRelease>
   readonly abort: AbortController
   waiters: number
@@ -67,6 +83,7 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
   /** How the fetch of what is exposed went, and how the last failed one did. */
   const finished = new Map<string, HeldReference>()
   const failures = new Map<string, HeldReference>()
+  let woken = new AbortController()
 
   const start = (reference: Reference, digest: Digest | undefined, stubborn: boolean): Job => {
     const outcome = Promise.withResolvers<ExposedRelease>()
@@ -77,6 +94,9 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
       blobs: [],
       done: new Map(),
       reason: undefined,
+      refusal: undefined,
+      refused: nextRefusal(),
+      warning: undefined,
       outcome: outcome.promise,
       abort: new AbortController(),
       waiters: 0,
@@ -101,11 +121,12 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
       },
       (error: unknown) => {
         if (!job.abort.signal.aborted) {
-          job.reason = (error as Error).message
+          if (job.refusal === undefined) job.reason = (error as Error).message
           failures.delete(job.reference)
           if (job.digest !== undefined) failures.set(job.reference, heldOf(job, 'failed'))
           if (failures.size > failuresMax) failures.delete(failures.keys().next().value ?? '')
-          log.error({ reference: job.reference, reason: job.reason }, 'release failed')
+          if (job.refusal === undefined)
+            log.error({ reference: job.reference, reason: job.reason }, 'release failed')
         }
         forget(job)
         outcome.reject(error)
@@ -120,11 +141,19 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
 
   const run = async (job: Job, reference: Reference, stubborn: boolean): Promise<ExposedRelease> => {
     const waits = backoff({ firstMs: 1000, maxMs: 4_000, random })
+    let refusedWaits = backoff({ ...refusedRetryMs, random })
     for (;;) {
       try {
         return await attempt(job, reference)
       } catch (error) {
         job.abort.signal.throwIfAborted()
+        if (error instanceof UnverifiedError) {
+          refuse(job, error)
+          if (!stubborn) throw error
+          if (await wokenWithin(refusedWaits.next().value, job.abort.signal))
+            refusedWaits = backoff({ ...refusedRetryMs, random })
+          continue
+        }
         if (!stubborn && (isRefusal(error) || error instanceof WrongDigestError || isClientFault(error)))
           throw error
         job.reason = (error as Error).message
@@ -134,11 +163,41 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
     }
   }
 
+  const refuse = (job: Job, error: UnverifiedError) => {
+    const { message, hint } = error
+    const refusal = `${message}. ${hint}`.slice(0, reasonMax)
+    // It is looked at again and again; a person is told once.
+    if (job.refusal !== refusal)
+      log.error({ reference: job.reference, digest: job.digest, reason: message, hint }, 'release refused')
+    job.refusal = refusal
+    job.reason = refusal
+    const { reject } = job.refused
+    job.refused = nextRefusal()
+    reject(error)
+  }
+
+  const retryRefused = () => {
+    const waiting = woken
+    woken = new AbortController()
+    waiting.abort()
+  }
+
+  const wokenWithin = async (ms: number, signal: AbortSignal): Promise<boolean> => {
+    const wake = woken.signal
+    await delay(ms, AbortSignal.any([signal, wake])).catch(() => {
+      signal.throwIfAborted()
+    })
+    return wake.aborted
+  }
+
   const attempt = async (job: Job, reference: Reference): Promise<ExposedRelease> => {
     const { signal } = job.abort
     const wanted = job.digest ?? reference.digest ?? reference.tag ?? 'latest'
     const manifest = await registry.pullManifest(reference.repository, wanted, signal)
     job.digest = manifest.digest
+    const { repository, tag } = reference
+    job.warning = await deps.verifier.verify({ repository, tag, digest: manifest.digest }, signal)
+    job.refusal = undefined
     const found = await collect(reference.repository, manifest.bytes, signal)
     job.blobs = found
     job.reason = undefined
@@ -197,6 +256,9 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
       reason ??= progress?.reason
       if (progress?.state === 'waiting') waiting ??= progress.reason
     }
+    // One that is refused is looked at again, but until somebody does something it has failed.
+    if (job.refusal !== undefined) state = 'failed'
+    const told = state === 'held' ? job.warning : reason
     return {
       reference: job.reference,
       digest: job.digest ?? unknownDigest,
@@ -205,7 +267,7 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
       bytesTotal: list.reduce((total, { sizeBytes }) => total + sizeBytes, 0),
       bytes,
       tookMs: Math.round(monotonic() - job.startedAt),
-      ...(state === 'held' || reason === undefined ? {} : { reason: reason.slice(0, 500) }),
+      ...(told === undefined ? {} : { reason: told.slice(0, reasonMax) }),
     }
   }
 
@@ -228,7 +290,11 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
       }
       signal.addEventListener('abort', leave, { once: true })
       try {
-        return await Promise.race([job.outcome, aborted.promise])
+        if (stubborn) return await Promise.race([job.outcome, aborted.promise])
+        // It may have been signed a moment ago.
+        const { promise } = job.refused
+        if (job.refusal !== undefined) retryRefused()
+        return await Promise.race([job.outcome, aborted.promise, promise])
       } finally {
         signal.removeEventListener('abort', leave)
         if (--job.waiters === 0 && jobs.get(key) === job) job.abort.abort(signal.reason)
@@ -257,6 +323,11 @@ export function createReleaseFetcher(deps: ReleaseFetcherDeps): ReleaseFetcher {
     references: () => [
       ...new Set([...jobs.keys(), ...failures.keys(), ...releases.list().map(({ reference }) => reference)]),
     ],
+    refused: () =>
+      [...jobs.values()].flatMap(({ reference, digest, refusal }) =>
+        refusal === undefined || digest === undefined ? [] : [{ reference, digest, reason: refusal }],
+      ),
+    retryRefused,
     [Symbol.asyncDispose]: async () => {
       const ending = [...jobs.values()]
       for (const job of ending) job.abort.abort(new Error('the agent is ending'))
@@ -276,7 +347,15 @@ export function filesOf(release: ExposedRelease): FetchedFile[] {
 }
 
 const noBytes: HeldReference['bytes'] = { ownRack: 0, otherRacks: 0, webseed: 0 }
+/** What HeldReference takes. */
+const reasonMax = 500
 const unknownDigest = parseDigest(`sha256:${'0'.repeat(64)}`)
+
+function nextRefusal(): PromiseWithResolvers<never> {
+  const next = Promise.withResolvers<never>()
+  next.promise.catch(() => undefined)
+  return next
+}
 
 function unique(blobs: readonly ManifestBlob[]): ManifestBlob[] {
   return [...new Map(blobs.map((blob) => [blob.digest, blob])).values()]

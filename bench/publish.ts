@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
-import { mkdir, readdir } from 'node:fs/promises'
+import { mkdir, readdir, writeFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
+import { generateReleaseKeys } from '../lib/token/release-keys.ts'
 import { bin, refreshFile, removeAll, startFleetServer, writeRandomFile } from '../test/support/fleet.ts'
 import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { readProcessCpuSeconds, watchProcess } from './proc.ts'
@@ -25,6 +26,8 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
   const build = join(directory, 'build.tar')
   await writeRandomFile(build, sizeBytes)
   const server = stack.use(await startFleetServer(join(directory, 'publish')))
+  const signKey = join(directory, 'signing-key.pem')
+  await writeFile(signKey, generateReleaseKeys('ES256').privatePem, { mode: 0o600 })
   const floorDirectory = join(directory, 'floor')
   await mkdir(floorDirectory)
   const figures = (seconds: number, clientCpu: number, serverCpu: number, memory: number) => ({
@@ -38,7 +41,7 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
     {
       name: 'deployctl publish',
       settings:
-        'server and deployctl as processes over loopback, plaintext, as npm pack ships them; new content each run; time from the start of the command to its end',
+        'server and deployctl as processes over loopback, plaintext, as npm pack ships them; signed; new content each run; time from the start of the command to its end',
       run: async () => {
         await refreshFile(build)
         const cpuBefore = await readProcessCpuSeconds(server.pid)
@@ -49,6 +52,7 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
             ...process.env,
             DEPLOYCTL_SERVER: server.publicUrl,
             DEPLOYCTL_TOKEN_FILE: server.adminTokenFile,
+            DEPLOYCTL_SIGN_KEY_FILE: signKey,
           },
         )
         const serverCpu = (await readProcessCpuSeconds(server.pid)) - cpuBefore

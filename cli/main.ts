@@ -9,6 +9,7 @@ import { registerKeys } from './commands/keys.ts'
 import { registerLogin } from './commands/login.ts'
 import { registerPublish } from './commands/publish.ts'
 import { registerReleases } from './commands/releases.ts'
+import { registerSigning } from './commands/signing.ts'
 import { registerSimulate } from './commands/simulate.ts'
 import { registerStatus } from './commands/status.ts'
 import { registerToken } from './commands/token.ts'
@@ -77,9 +78,9 @@ export function createProgram(signal: AbortSignal): Command {
       'after',
       `
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some hosts failed, 4 not allowed, 5 not found, 6 conflict,
-            7 wrong bytes, 8 timed out, 78 unfit Node, 130 interrupted.
-Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCTL_CA, DEPLOYCTL_SOCKET; NO_COLOR, FORCE_COLOR. A flag
-             wins over a variable, that over what \`deployctl login\` stored. Without any of them a CI job uses the identity that its
+            7 wrong bytes or no good signature, 8 timed out, 78 unfit Node, 130 interrupted.
+Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCTL_CA, DEPLOYCTL_SOCKET, DEPLOYCTL_SIGN_KEY_FILE; NO_COLOR,
+             FORCE_COLOR. A flag wins over a variable, that over what \`deployctl login\` stored. Without any of them a CI job uses the identity that its
              platform gives it: DEPLOYCTL_ID_TOKEN_FILE, DEPLOYCTL_ID_TOKEN (GitLab), or ACTIONS_ID_TOKEN_REQUEST_URL (GitHub).`,
     )
   const contextOf: WithContext = (command) => {
@@ -111,6 +112,7 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerDoctor,
     registerTopology,
     registerSimulate,
+    registerSigning,
   ]) {
     register(program, contextOf)
   }

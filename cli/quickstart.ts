@@ -66,10 +66,14 @@ async function run(signal: AbortSignal): Promise<boolean> {
     `Rackswarm ${version}: one server and ${racks.length * hostsPerRack} agents in ${racks.length} racks, on this machine, in ${directory}\n`,
   )
   const server = await startServer(demo, directory, signal)
+  const signKey = join(directory, 'signing-key.pem')
   const deployctl = createDeployctl({
     DEPLOYCTL_SERVER: server.publicUrl,
     DEPLOYCTL_TOKEN_FILE: join(directory, 'server', 'admin-token'),
+    DEPLOYCTL_SIGN_KEY_FILE: signKey,
   })
+  await deployctl(['keys', 'generate-signing', signKey], signal)
+  say('\nThe agents take nothing that this key has not signed:')
   const agents = await startAgents(demo, directory, server.publicUrl, signal)
 
   say('Packing a real build: this project with its dependencies and its runtime')
@@ -80,6 +84,9 @@ async function run(signal: AbortSignal): Promise<boolean> {
   say('\nA second version with a small change, so that you see an update')
   await appendRelease(build, directory, signal)
   const second = await release({ build, tag: '1.0.1', agents, deployctl, signal })
+
+  say('\nBoth were signed before their tags moved; who signed, and what:')
+  await deployctl(['verify', `${repository}:latest`, '--key', join(directory, 'signing-key.pem.pub')], signal)
 
   const right = first && second
   say(
@@ -178,6 +185,7 @@ data_dir: ${join(directory, host, 'data')}
 control_socket: ${socket}
 metrics_addr: 127.0.0.1:0
 peer_port: 0
+signatures: { keys: ["${join(directory, 'signing-key.pem.pub')}"] }
 follow: ["${repository}:latest"]
 `,
       )
@@ -325,10 +333,11 @@ function invite(directory: string, publicUrl: string, agents: readonly DemoAgent
 It all keeps running. In another terminal, in this directory:
 
   export DEPLOYCTL_SERVER=${publicUrl} DEPLOYCTL_TOKEN_FILE=${join(directory, 'server', 'admin-token')}
-  export DEPLOYCTL_SOCKET=${agents[0]?.socket ?? ''}
+  export DEPLOYCTL_SOCKET=${agents[0]?.socket ?? ''} DEPLOYCTL_SIGN_KEY_FILE=${join(directory, 'signing-key.pem')}
   node bin/deployctl.js list
   node bin/deployctl.js status ${repository}:latest --hosts
   node bin/deployctl.js publish README.md notes:1 && node bin/deployctl.js fetch notes:1 --output /tmp
+  node bin/deployctl.js verify ${repository}:latest --key ${join(directory, 'signing-key.pem.pub')}
   node bin/deployctl.js torrent ${repository}:latest --output build.torrent    # for aria2, libtorrent, transmission
   node bin/deployctl.js doctor
 

@@ -60,7 +60,15 @@ const programs = [
     json: jsonOf(AgentConfig),
     withNames: (json: Schema) => json,
     sample: { server: 'https://rackswarm.example.com:6969' },
-    examples: new Map<string, readonly string[]>(),
+    examples: new Map([
+      [
+        'signatures.repositories',
+        [
+          "- { match: ['payments/*'], keys: [/etc/rackswarm/payments.pub] }",
+          '- { match: [lab], policy: accept_unsigned }',
+        ],
+      ],
+    ]),
   },
 ]
 

@@ -112,6 +112,7 @@ host: host-${host.index}
 bootstrap_token_file: ${server.bootstrapTokenFile}
 data_dir: ${join(directory, 'data')}
 control_socket: ${socketOf(directory)}
+signatures: { policy: accept_unsigned }
 follow: [${follow.map((reference) => JSON.stringify(reference)).join(', ')}]
 ${settings}`,
   )

@@ -172,7 +172,7 @@ async function startTracked(run: Run, stack: AsyncDisposableStack): Promise<Swar
     silenceFile,
     until: (isSo, timeoutMs) => untilChanged(news, isSo, timeoutMs, signal),
     publish: async (file, reference) =>
-      String((await server.deployctl(['publish', file, reference], signal))['digest']),
+      String((await server.deployctl(['publish', file, reference, '--no-sign'], signal))['digest']),
   }
   const early = hosts.filter(({ station }) => !plan.late.has(station.index))
   say(`starting ${early.length} hosts`)

@@ -4,13 +4,15 @@ import { open, stat } from 'node:fs/promises'
 import { basename } from 'node:path'
 import type { Command } from 'commander'
 import type { BlobSource } from '../../lib/client/registry-client.ts'
-import type { Digest } from '../../lib/protocol/digest.ts'
+import { bytesSource } from '../../lib/client/registry-client.ts'
 import { digestFromHex, digestOf } from '../../lib/protocol/digest.ts'
 import type { Reference } from '../../lib/protocol/reference.ts'
 import { formatReference, isRepository, parseReference } from '../../lib/protocol/reference.ts'
-import type { Context, ServerConnection, WithContext } from '../context.ts'
+import type { Context, WithContext } from '../context.ts'
 import { Failure, exitCodes } from '../failure.ts'
 import { formatBytes } from '../output.ts'
+import { readProvenance } from '../provenance.ts'
+import { infoHashOf, openSigner, signRelease } from '../signing.ts'
 import { parseDurationMs, parseShare } from '../words.ts'
 import { waitForFleet } from '../wait-for-fleet.ts'
 
@@ -22,6 +24,9 @@ export interface PublishOptions {
   readonly timeoutMs: number
   /** Whether the tag `latest` moves too. */
   readonly latest: boolean
+  /** Whether it is signed; `signKey` is the file that the command line names. */
+  readonly sign: boolean
+  readonly signKey: string | undefined
 }
 
 const manifestType = 'application/vnd.oci.image.manifest.v1+json'
@@ -39,12 +44,14 @@ export function registerPublish(program: Command, contextOf: WithContext): void 
     .option('--wait <share>', 'wait until this share of the fleet has it, such as 95%')
     .option('--timeout <duration>', 'how long to wait', '10m')
     .option('--no-latest', 'do not move the tag latest')
+    .option('--sign-key <file>', 'private key that signs it (DEPLOYCTL_SIGN_KEY_FILE)')
+    .option('--no-sign', 'publish it without a signature: hosts refuse it unless they are told not to')
     .option('--json', 'print JSON')
     .action(
       async (
         file: string,
         name: string | undefined,
-        options: { wait?: string; timeout: string; latest: boolean },
+        options: { wait?: string; timeout: string; latest: boolean; sign: boolean; signKey?: string },
         command: Command,
       ) => {
         await runPublish(
@@ -54,6 +61,8 @@ export function registerPublish(program: Command, contextOf: WithContext): void 
             wait: options.wait === undefined ? undefined : parseShare(options.wait),
             timeoutMs: parseDurationMs(options.timeout),
             latest: options.latest,
+            sign: options.sign,
+            signKey: options.signKey,
           },
           contextOf(command),
         )
@@ -61,14 +70,18 @@ export function registerPublish(program: Command, contextOf: WithContext): void 
     )
 }
 
-/** Pushes a file as an OCI artifact of one layer, and moves its tags. */
+/** Pushes a file as an OCI artifact of one layer, signs it, and moves its tags. */
 export async function runPublish(options: PublishOptions, context: Context): Promise<void> {
   const { out, signal } = context
+  if (!options.sign && options.signKey !== undefined)
+    throw new Failure(exitCodes.usage, 'Cannot both sign and not sign: give --sign-key or --no-sign')
   const reference = referenceFor(options, context.now())
   const { repository, tag } = reference
   const source = await openSource(options.file, (done, total) => {
     out.progress(`Publishing ${formatReference(reference)}: ${formatBytes(done)} of ${formatBytes(total)}`)
   })
+  // Before anything is sent: what cannot be signed is not worth sending.
+  const signer = options.sign ? await openSigner(options.signKey, context) : undefined
   await using connection = await context.connect()
   const { registry } = connection
   const layer = await registry.pushBlob(repository, source, signal)
@@ -94,16 +107,32 @@ export async function runPublish(options: PublishOptions, context: Context): Pro
       },
     }),
   )
-  const digest = await registry.pushManifest(repository, tag, manifestType, manifest, signal)
-  if (options.latest && tag !== 'latest')
-    await registry.pushManifest(repository, 'latest', manifestType, manifest, signal)
-  const infohash = await infoHashOf(connection, repository, layer)
+  const tags = options.latest && tag !== 'latest' ? [tag, 'latest'] : [tag]
+  const digest = digestOf(manifest)
+  const infohash = await infoHashOf(registry, repository, layer)
+  if (signer) {
+    // By its digest first: whoever sees a tag move finds the signature.
+    await registry.pushManifest(repository, digest, manifestType, manifest, signal)
+    await signRelease(
+      {
+        repository,
+        tags,
+        subject: { mediaType: manifestType, digest, sizeBytes: manifest.length },
+        files: [{ name: title, digest: layer, infoHash: infohash }],
+        provenance: readProvenance('publish', context.env),
+        signer,
+      },
+      { registry, now: context.now, signal },
+    )
+  }
+  for (const name of tags) await registry.pushManifest(repository, name, manifestType, manifest, signal)
   const published = {
     reference: formatReference({ repository, tag, digest: undefined }),
     repository,
     tag,
     digest,
     file: { name: title, digest: layer, sizeBytes: source.sizeBytes, infohash },
+    ...(signer && { signedBy: signer.id }),
   }
   if (options.wait !== undefined) {
     out.note(`Published ${published.reference} (${digest})`)
@@ -121,16 +150,19 @@ function describe({
   reference,
   digest,
   file,
+  signedBy,
 }: {
   reference: string
   digest: string
   file: { name: string; digest: string; sizeBytes: number; infohash: string | undefined }
+  signedBy?: string
 }): string {
   const rows = [
     ['published', reference],
     ['digest', digest],
     ['file', `${file.name}, ${formatBytes(file.sizeBytes)}, ${file.digest}`],
     ['infohash', file.infohash ?? 'none: small files travel over HTTP'],
+    ['signed', signedBy === undefined ? 'no, as --no-sign says' : `by key ${signedBy}`],
     ['fetch', `deployctl fetch ${reference}, on a host with an agent`],
   ]
   return rows.map(([name = '', value = '']) => `${name.padEnd(10)} ${value}\n`).join('')
@@ -232,23 +264,4 @@ async function* readInTurn(
     yield chunk
     if (chunk.length < Math.min(chunkBytes, sizeBytes - position)) return
   }
-}
-
-function bytesSource(bytes: Buffer): BlobSource {
-  return {
-    sizeBytes: bytes.length,
-    async *open(offset) {
-      yield await Promise.resolve(bytes.subarray(offset))
-    },
-    digest: async () => Promise.resolve(digestOf(bytes)),
-  }
-}
-
-async function infoHashOf(
-  { api }: ServerConnection,
-  repository: string,
-  layer: Digest,
-): Promise<string | undefined> {
-  const { releases } = await api.releases(repository)
-  return releases.flatMap(({ blobs }) => blobs).find(({ digest }) => digest === layer)?.infohash
 }

@@ -40,7 +40,8 @@ export async function runTransfers({ watch, redraw }: TransfersOptions, context:
       throw withAdvice(error)
     })
     out.result(list, () => `${redraw ? clearScreen : ''}${describe(list, context)}`)
-    if (list.transferCount === 0) out.note('Nothing is fetched, and nobody is connected to what is seeded.')
+    if (list.transferCount === 0 && list.refused === undefined)
+      out.note('Nothing is fetched, and nobody is connected to what is seeded.')
     if (!watch) return
     await delay(watchMs, signal)
   }
@@ -61,9 +62,12 @@ function withAdvice(error: unknown): unknown {
   return error
 }
 
-function describe({ transferCount, transfers }: TransferList, context: Context): string {
+function describe({ transferCount, transfers, refused = [] }: TransferList, context: Context): string {
   const more = transferCount - transfers.length
   return [
+    ...refused.map(
+      ({ reference, digest, reason }) => `${reference} ${digest}\n${context.out.paint('red', reason)}\n`,
+    ),
     ...transfers.map((transfer) => describeTransfer(transfer, context)),
     ...(more > 0 ? [`and ${more} more\n`] : []),
   ].join('\n')

@@ -448,11 +448,20 @@ export const Transfer = z.object({
   peerCount: count,
   peers: z.array(TransferPeer),
 })
+/** A release that the host does not take, since nobody has signed it whose key it trusts. */
+export const RefusedRelease = z.object({
+  reference: z.string(),
+  digest,
+  /** Why, and what to do. */
+  reason: z.string(),
+})
 /** GET /v1/transfers: what is under way on this host. Fetches come first. */
 export const TransferList = z.object({
   /** All there are; `transfers` lists at most fifty. */
   transferCount: count,
   transfers: z.array(Transfer),
+  /** At most fifty; absent where nothing is refused. */
+  refused: z.array(RefusedRelease).optional(),
 })
 
 /** POST /v1/fetch {reference}: answers with NDJSON, one event a line, the last of them `done` or `error`. */
@@ -501,6 +510,7 @@ export type TopologyCheck = z.infer<typeof TopologyCheck>
 export type AgentStatus = z.infer<typeof AgentStatus>
 export type TransferPeer = z.infer<typeof TransferPeer>
 export type Transfer = z.infer<typeof Transfer>
+export type RefusedRelease = z.infer<typeof RefusedRelease>
 export type TransferList = z.infer<typeof TransferList>
 export type FetchRequest = z.infer<typeof FetchRequest>
 export type FetchedFile = z.infer<typeof FetchedFile>

@@ -1,3 +1,4 @@
+import { z } from 'zod'
 import type { Digest } from '../protocol/digest.ts'
 import { digestOf, parseDigest } from '../protocol/digest.ts'
 import { backoff, delay } from '../runtime/backoff.ts'
@@ -8,6 +9,13 @@ export interface PulledManifest {
   readonly digest: Digest
   readonly mediaType: string
   readonly bytes: Buffer
+}
+
+/** What refers to a manifest, as a list of referrers describes it. */
+export interface Referrer {
+  readonly digest: Digest
+  readonly sizeBytes: number
+  readonly annotations: Readonly<Record<string, string>>
 }
 
 /** A file on its way to the registry; `open` may be called again, from any offset, after a dropped connection. */
@@ -30,6 +38,21 @@ const manifestTypes = [
   // Artifacts have manifests of types of their own.
   '*/*',
 ].join(', ')
+/** A page of a thousand referrers has some 600 KiB. */
+const referrersPageMaxBytes = 16 * 1024 * 1024
+/** Whoever may push may attach as much as they like; further pages are not looked at. */
+const referrersPagesMax = 20
+const indexType = 'application/vnd.oci.image.index.v1+json'
+const ReferrerIndex = z.object({
+  manifests: z.array(
+    z.object({
+      digest: z.string(),
+      size: z.int().nonnegative(),
+      artifactType: z.string().optional(),
+      annotations: z.record(z.string(), z.string()).optional(),
+    }),
+  ),
+})
 /** Tries of one step of a push, some 15 s of them: a server that starts again is up by then. */
 const triesMax = 8
 
@@ -110,6 +133,27 @@ export function createRegistryClient(http: HttpClient) {
         await answer.discard()
         return parseDigest(answer.header('docker-content-digest') ?? digestOf(bytes))
       }, signal),
+    /** What refers to a manifest, of one artifact type (distribution-spec 1.1, "Listing Referrers"). */
+    referrers: async (
+      repository: string,
+      subject: Digest,
+      artifactType: string,
+      signal?: AbortSignal,
+    ): Promise<Referrer[]> => {
+      const found: Referrer[] = []
+      let path: string | undefined =
+        `/v2/${repository}/referrers/${subject}?artifactType=${encodeURIComponent(artifactType)}`
+      for (let page = 0; path !== undefined && page < referrersPagesMax; page++) {
+        const answer = await http.ok({ path, headers: { accept: indexType }, signal })
+        const { manifests } = parseReferrers(await answer.bytes(referrersPageMaxBytes))
+        for (const { digest, size, artifactType: its, annotations = {} } of manifests)
+          // Not every registry filters, and some have digests of other algorithms.
+          if (its === artifactType && digest.startsWith('sha256:'))
+            found.push({ digest: parseDigest(digest), sizeBytes: size, annotations })
+        path = nextPage(answer)
+      }
+      return found
+    },
     hasBlob: async (repository: string, digest: Digest): Promise<boolean> => {
       const answer = await http.send({ method: 'HEAD', path: `/v2/${repository}/blobs/${digest}` })
       await answer.discard()
@@ -202,6 +246,33 @@ export function createRegistryClient(http: HttpClient) {
       return digest
     },
   }
+}
+
+/** A blob that is at hand. */
+export function bytesSource(bytes: Buffer): BlobSource {
+  return {
+    sizeBytes: bytes.length,
+    async *open(offset) {
+      yield await Promise.resolve(bytes.subarray(offset))
+    },
+    digest: async () => Promise.resolve(digestOf(bytes)),
+  }
+}
+
+function parseReferrers(bytes: Buffer): z.output<typeof ReferrerIndex> {
+  try {
+    return ReferrerIndex.parse(JSON.parse(bytes.toString()))
+  } catch (cause) {
+    throw new UnreachableError('Cannot understand the registry: its list of referrers is no index', { cause })
+  }
+}
+
+/** Where a list goes on (RFC 8288): a path, or a whole URL of the registry's own. */
+function nextPage(answer: Answer): string | undefined {
+  const target = /<([^>]+)>\s*;\s*rel="?next"?/.exec(answer.header('link') ?? '')?.[1]
+  if (target === undefined) return undefined
+  const { pathname, search } = new URL(target, 'http://registry')
+  return `${pathname}${search}`
 }
 
 /** The server is away, or has not yet seen that the connection before this one ended. */

@@ -41,6 +41,7 @@ async function startTestAgent(
     metrics_addr: '127.0.0.1:0',
     peer_port: 0,
     follow_jitter: '10ms',
+    signatures: { policy: 'accept_unsigned' },
     ...settings,
     disk: { reserve: '0B', ...(settings['disk'] as Settings | undefined) },
   })
@@ -288,6 +289,30 @@ test('a fetch that goes on after its files were lost keeps its grant again, to s
   await end()
   const again = await startTestAgent(t, server, directory)
   assert.ok((await again.client.status()).blobs.every(({ seeding }) => seeding))
+})
+
+test('a release that nobody has signed is refused before anything of it is asked for', async (t) => {
+  const server = await startMiniServer(t)
+  const digest = server.publish('web:latest', [{ blob: randomBlob(2 * mebibyte), title: 'build.tar' }])
+  const { agent, client } = await startTestAgent(t, server, await temporaryDirectory(t), {
+    follow: ['web:latest'],
+    signatures: {},
+  })
+  await eventually(async () => (await stateOf(client, 'web:latest'))?.state === 'failed', 'a refusal')
+  assert.match((await stateOf(client, 'web:latest'))?.reason ?? '', /^refused: this host trusts no key/)
+  const { refused } = await client.transfers()
+  assert.deepEqual(
+    refused?.map((release) => [release.reference, release.digest]),
+    [['web:latest', digest]],
+  )
+  assert.deepEqual([server.grants, server.blobReads, server.announces], [[], [], []])
+  // The rules are read again: what was refused is looked at at once.
+  const configOf = (signatures: Settings) => AgentConfig.parse({ server: server.url, signatures })
+  assert.ok(
+    !agent.reload(configOf({ policy: 'accept_unsigned' })).some((path) => path.startsWith('signatures')),
+  )
+  await untilHeld(client, 'web:latest', digest)
+  assert.throws(() => agent.reload(configOf({ keys: ['/absent'] })), /signatures\.keys: .*\/absent/)
 })
 
 test('other limits are put in force while a fetch is under way; what needs a restart is named', async (t) => {
@@ -646,10 +671,19 @@ test('a credential that cannot be read is set aside', async (t) => {
 })
 
 test('what an operator does not set is as the documents say', () => {
-  const { control_group, engine, peers, peer_port } = AgentConfig.parse({ server: 'http://127.0.0.1:6969' })
+  const { control_group, engine, peers, peer_port, signatures } = AgentConfig.parse({
+    server: 'http://127.0.0.1:6969',
+  })
   assert.deepEqual(
-    { control_group, engine, peers, peer_port },
-    { control_group: 'rackswarm', engine: 'rackswarm', peers: 'approved', peer_port: 6881 },
+    { control_group, engine, peers, peer_port, policy: signatures.policy, keys: signatures.keys },
+    {
+      control_group: 'rackswarm',
+      engine: 'rackswarm',
+      peers: 'approved',
+      peer_port: 6881,
+      policy: 'require',
+      keys: [],
+    },
   )
 })
 

@@ -18,7 +18,7 @@ async function clientOf(t: TestContext, transfers: readonly Transfer[]) {
     {
       status: unused,
       transfers: () => [...transfers],
-      fetcher: { fetch: unused, held: unused },
+      fetcher: { fetch: unused, held: unused, refused: () => [] },
       ready: unused,
       pins: await openPins(join(directory, 'pins.json')),
       log: silentLog(),

@@ -5,6 +5,7 @@ import { access, readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { parse } from 'yaml'
+import { AgentConfig } from '../../agent/config.ts'
 import { loadConfig, parseConfig } from '../../lib/runtime/config.ts'
 import { ServerConfig, topologyOf } from '../../server/config.ts'
 import { Scenario } from '../../simulator/scenario.ts'
@@ -59,8 +60,9 @@ test('every configuration in the docs is one', async () => {
     for (const [, yaml = ''] of text.matchAll(/^```yaml\n([^]*?)^```$/gm)) {
       if (/^groups:/m.test(yaml)) continue
       blocks++
-      // Those of selection.md are what is simulated.
-      parseConfig(name === 'selection.md' ? Scenario : ServerConfig, yaml, `docs/${name}`)
+      // Those of selection.md are what is simulated; that of an agent says which its server is.
+      const schema = /^server: /m.test(yaml) ? AgentConfig : ServerConfig
+      parseConfig(name === 'selection.md' ? Scenario : schema, yaml, `docs/${name}`)
     }
   }
   assert.ok(blocks > 6)

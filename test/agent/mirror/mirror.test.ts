@@ -31,6 +31,7 @@ async function startMirrorAgent(t: TestContext, server: MiniServer, settings: Se
     peer_port: 0,
     disk: { reserve: '0B' },
     ...settings,
+    signatures: { policy: 'accept_unsigned' },
     mirror: { enabled: true, addr: '127.0.0.1:0', ...(settings['mirror'] as Settings | undefined) },
   })
   const agent = await startAgent(config, {
