@@ -203,7 +203,9 @@ async function resolveConnection(
     }
   }
   const local = join(defaultPaths('server', env).data, 'admin-token')
-  const token = given ?? (await readFile(local, 'utf8').catch(() => undefined))?.trim()
+  const isLocal = options.idTokenFile === undefined
+  const token =
+    given ?? (isLocal ? (await readFile(local, 'utf8').catch(() => undefined))?.trim() : undefined)
   if (token === undefined) {
     throw new Failure(exitCodes.usage, 'Cannot tell which server is meant', {
       hint: 'Run `deployctl login URL`, or give --server, or set DEPLOYCTL_SERVER.',

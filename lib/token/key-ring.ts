@@ -18,7 +18,7 @@ import {
 import type { KeySource, VerificationKey } from './verification-key.ts'
 import { importVerificationKey } from './verification-key.ts'
 
-/** What happens to a key without anybody asking for it. */
+/** A step of a key, whether somebody asked for it or its time had come. */
 export interface KeyChange {
   readonly kind: 'create' | 'activate' | 'remove'
   readonly kid: string
@@ -63,8 +63,8 @@ export interface KeyRing extends KeySource, AsyncDisposable {
   willSign(signer: Signer, expiresAtMs: number): Promise<void> | undefined
   /** Makes the next key; `atOnce` also has it sign, and takes the one that waits already. Rejects with ClientError `ROTATION_UNDER_WAY`. */
   rotate(options: { algorithm?: Algorithm | undefined; atOnce: boolean }): Promise<SigningKey>
-  /** Takes a key from elsewhere (see readPrivateKey): as the next one, or only to verify. Rejects with ClientError. */
-  add(options: { text: string; kid?: string | undefined; verifyOnly: boolean }): Promise<SigningKey>
+  /** Takes a key from elsewhere: as the next one, or only to verify. Rejects with ClientError. */
+  add(key: ForeignKey, options: { verifyOnly: boolean }): Promise<SigningKey>
   /** Ends a key and all that it signed, at once; another one signs then. @returns undefined where there is none of that name */
   revoke(kid: string): Promise<SigningKey | undefined>
   /** Does what is due; it is also done by itself, every second. */
@@ -123,12 +123,14 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
   if (!first) throw new Error(`Cannot sign: none of the ${keys.size} keys in ${directory} is active`)
   let signer = await signerOf(first, verification)
 
-  const activate = async (key: SigningKey): Promise<void> => {
-    // First the new one: a crash in between leaves two that are active, of which the later one signs.
-    const active = await write({ ...key, state: 'active', since: new Date(now()) })
-    signer = await signerOf(active, verification)
-    await retireOthers()
-  }
+  const activate = (key: SigningKey): Promise<void> =>
+    around({ kind: 'activate', kid: key.kid }, async () => {
+      // First the new one: a crash in between leaves two that are active, of which the later one signs.
+      const active = await write({ ...key, state: 'active', since: new Date(now()) })
+      signer = await signerOf(active, verification)
+      await retireOthers()
+      log.info({ kid: key.kid }, 'signing key is active')
+    })
   const retireOthers = async (): Promise<void> => {
     for (const key of inState('active'))
       if (key.kid !== signer.key.kid) await write({ ...key, state: 'retiring', since: new Date(now()) })
@@ -146,15 +148,16 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
   }
   const create = async (wanted: Algorithm): Promise<SigningKey> => {
     checkRoom(keys.size)
-    return write(await makeSigningKey(wanted, 'next', now()))
+    const fresh = await makeSigningKey(wanted, 'next', now())
+    await around({ kind: 'create', kid: fresh.kid }, async () => {
+      await write(fresh)
+      log.info({ kid: fresh.kid }, 'signing key was made')
+    })
+    return fresh
   }
   const turnOver = async (): Promise<void> => {
     await retireOthers()
-    for (const key of inState('next'))
-      if (dueAtMs(key) <= now()) {
-        await around({ kind: 'activate', kid: key.kid }, () => activate(key))
-        log.info({ kid: key.kid }, 'signing key is active')
-      }
+    for (const key of inState('next')) if (dueAtMs(key) <= now()) await activate(key)
     for (const key of inState('retiring'))
       if (dueAtMs(key) <= now()) {
         await around({ kind: 'remove', kid: key.kid }, () => remove(key))
@@ -162,11 +165,7 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
       }
     const ageMs = now() - signer.key.since.getTime()
     if (rotationMs === undefined || ageMs < rotationMs - leadMs || inState('next').length > 0) return
-    const fresh = await makeSigningKey(algorithm, 'next', now())
-    await around({ kind: 'create', kid: fresh.kid }, async () => {
-      await write(fresh)
-    })
-    log.info({ kid: fresh.kid }, 'signing key was made: it signs once it is known')
+    await create(algorithm)
   }
   let failed = ''
   const looking = setInterval(() => {
@@ -213,24 +212,18 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
         if (atOnce) await activate(next)
         return keys.get(next.kid) ?? next
       }),
-    add: ({ text, kid, verifyOnly }) =>
+    add: (key, { verifyOnly }) =>
       turn(async () => {
         checkRoom(keys.size)
-        const read = readForeign(text)
-        const thumbprint = await calculateJwkThumbprint(read.jwk)
-        const name = kid ?? read.kid ?? thumbprint
-        if (list().some((known) => known.kid === name || known.thumbprint === thumbprint))
-          throw new ClientError('KEY_EXISTS', `Cannot import key ${name}: it is there already`)
+        if (list().some(({ kid, thumbprint }) => kid === key.kid || thumbprint === key.thumbprint))
+          throw new ClientError('KEY_EXISTS', `Cannot import key ${key.kid}: it is there already`)
         const at = new Date(now())
         return write({
-          kid: name,
-          thumbprint,
-          algorithm: read.algorithm,
+          ...key,
           state: verifyOnly ? 'retiring' : 'next',
           createdAt: at,
           since: at,
           signedUntil: new Date(now() + signedUnknownMs),
-          privateJwk: read.jwk,
         })
       }),
     revoke: (kid) =>
@@ -261,9 +254,15 @@ async function signerOf(
   return { key, secret: await importJWK(key.privateJwk, key.algorithm), verification: known }
 }
 
-function readForeign(text: string) {
+/** A key that was made elsewhere. */
+export type ForeignKey = Pick<SigningKey, 'kid' | 'thumbprint' | 'algorithm' | 'privateJwk'>
+
+/** Reads a key from elsewhere (see readPrivateKey), under a name of the caller's choice or its own. Rejects with ClientError `BAD_KEY`. */
+export async function readForeignKey(text: string, kid: string | undefined): Promise<ForeignKey> {
   try {
-    return readPrivateKey(text)
+    const { jwk, algorithm, kid: own } = readPrivateKey(text)
+    const thumbprint = await calculateJwkThumbprint(jwk)
+    return { kid: kid ?? own ?? thumbprint, thumbprint, algorithm, privateJwk: jwk }
   } catch (cause) {
     throw new ClientError('BAD_KEY', `Cannot import key: ${(cause as Error).message}`, { cause })
   }

@@ -235,8 +235,9 @@ export async function openAuditLog(options: AuditLogOptions): Promise<AuditLog> 
         if (sinceMs > 0 && timeOf(line) < sinceMs) continue
         lines.push(line)
         bytes += line.length
-        if (lines.length < limit && bytes < pageBytesMax) continue
-        if (seq === undefined || seq >= end.seq) return { lines, next: undefined }
+        // A line without a number was tampered with, and is no place to go on from.
+        if (seq === undefined || (lines.length < limit && bytes < pageBytesMax)) continue
+        if (seq >= end.seq) return { lines, next: undefined }
         bookmark = { seq, path, offset }
         return { lines, next: seq }
       }

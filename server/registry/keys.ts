@@ -3,6 +3,7 @@ import type { KeyInfo, KeyList } from '../../lib/client/api.ts'
 import { ImportKeyRequest, RotateKeyRequest } from '../../lib/client/api.ts'
 import { ClientError } from '../../lib/protocol/errors.ts'
 import type { KeyRing } from '../../lib/token/key-ring.ts'
+import { readForeignKey } from '../../lib/token/key-ring.ts'
 import { readCompact } from '../../lib/token/compact.ts'
 import type { SigningKey } from '../../lib/token/signing-keys.ts'
 import { readCredential, requireAdmin } from './access-control.ts'
@@ -36,14 +37,11 @@ export function registerKeyRoutes(app: FastifyInstance, { keys, access, audit }:
   app.post('/api/v1/keys', async (request, reply): Promise<KeyInfo> => {
     const caller = await requireAdmin(access, request)
     const { key: text, kid, verifyOnly = false } = validate(ImportKeyRequest, request.body)
-    const act = {
-      action: 'key.import',
-      target: kid ?? 'a key without a name',
-      details: { verifyOnly },
-    } as const
+    const key = await readForeignKey(text, kid)
+    const act = { action: 'key.import', target: key.kid, details: { verifyOnly } } as const
     void reply.code(201)
     return audit(request, caller, act, async () =>
-      infoOf(await keys.add({ text, kid, verifyOnly }).catch(asConflict), keys),
+      infoOf(await keys.add(key, { verifyOnly }).catch(asConflict), keys),
     )
   })
 

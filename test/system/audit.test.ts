@@ -74,6 +74,8 @@ test('what people and hosts did stands in the log: who, from where, what, on wha
       'api:first-admin host.forget h1',
       `api:first-admin announce-token.create ${'ab'.repeat(20)}`,
       'api:first-admin key.rotate',
+      'server:key rotation key.create',
+      'server:key rotation key.activate',
       `api:first-admin torrent.revoke ${'ab'.repeat(20)}`,
       `api:first-admin torrent.unrevoke ${'ab'.repeat(20)}`,
     ],

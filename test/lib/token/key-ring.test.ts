@@ -8,6 +8,7 @@ import { test } from 'node:test'
 import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
 import { TokenError } from '../../../lib/token/claims.ts'
 import type { KeyChange } from '../../../lib/token/key-ring.ts'
+import { readForeignKey } from '../../../lib/token/key-ring.ts'
 import { openTokenAuthority } from '../../../lib/token/token-authority.ts'
 
 const minute = 60_000
@@ -72,11 +73,12 @@ test('what was rotated is so after a restart; time that the server was away does
 })
 
 test('a crash between the two halves of a rotation leaves one key that signs', async (t) => {
-  const { open, directory } = await setUp(t)
+  const { open, clock, directory } = await setUp(t)
   let [old, fresh] = ['', '']
   {
     await using authority = await open({ dispose: false })
     old = (await mint(authority, day)).kid
+    clock.now += minute
     fresh = (await authority.keys.rotate({ atOnce: true })).kid
   }
   const file = join(directory, `${old}.json`)
@@ -173,15 +175,17 @@ test('a key is imported under its own name, verifies at once, and signs only if 
   const first = await open({ dispose: false })
   const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 }).privateKey
   const text = rsa.export({ type: 'pkcs1', format: 'pem' })
-  const { kid, state } = await first.keys.add({ text, kid: 'quay-1', verifyOnly: true })
+  const { kid, state } = await first.keys.add(await readForeignKey(text, 'quay-1'), { verifyOnly: true })
   assert.deepEqual([kid, state], ['quay-1', 'retiring'])
-  await assert.rejects(first.keys.add({ text, verifyOnly: false }), { code: 'KEY_EXISTS' })
-  await assert.rejects(first.keys.add({ text: 'nonsense', verifyOnly: false }), {
+  await assert.rejects(first.keys.add(await readForeignKey(text, undefined), { verifyOnly: false }), {
+    code: 'KEY_EXISTS',
+  })
+  await assert.rejects(readForeignKey('nonsense', undefined), {
     code: 'BAD_KEY',
     message: /neither PEM nor a JWK/,
   })
   const own = JSON.stringify(generateKeyPairSync('ed25519').privateKey.export({ format: 'jwk' }))
-  const next = await first.keys.add({ text: own, verifyOnly: false })
+  const next = await first.keys.add(await readForeignKey(own, undefined), { verifyOnly: false })
   clock.now += 10 * minute
   await first.keys.turnOver()
   assert.equal(first.minter.kid, next.kid)

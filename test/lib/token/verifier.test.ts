@@ -48,6 +48,19 @@ test('a token that another process signed is verified by its key, and then from 
   assert.equal(await faultOf(authority.verifier, token), 'expired')
 })
 
+test('the tokens of a torrent that is revoked are refused, cached or not, and count again once it is not', async (t) => {
+  const revoked = new Set<string>()
+  const { authority, mintElsewhere } = await startAuthority(t, {
+    isTorrentRevoked: (infoHash) => revoked.has(infoHash),
+  })
+  const [known, fresh] = [await mintElsewhere({ ttlMs: hour }), await mintElsewhere({ ttlMs: hour })]
+  assert.equal(await faultOf(authority.verifier, known), undefined)
+  revoked.add(infoHash)
+  for (const token of [known, fresh]) assert.equal(await faultOf(authority.verifier, token), 'revoked')
+  revoked.clear()
+  for (const token of [known, fresh]) assert.equal(await faultOf(authority.verifier, token), undefined)
+})
+
 test('a token from the future is refused until the clock has caught up', async (t) => {
   const { authority, clock, mintElsewhere } = await startAuthority(t)
   const token = await mintElsewhere({ ttlMs: hour, startsInMs: toleranceMs + 5000 })
@@ -257,7 +270,10 @@ function signatureOf(token: string) {
   return [header, payload, Buffer.from(signature, 'base64url').toString('hex')]
 }
 
-async function startAuthority(t: TestContext) {
+async function startAuthority(
+  t: TestContext,
+  more: { isTorrentRevoked?: (infoHash: string) => boolean } = {},
+) {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-token-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
   const clock = { now: 1_800_000_000_000 }
@@ -271,6 +287,7 @@ async function startAuthority(t: TestContext) {
       isRevoked: (id) => revoked.has(id),
       keysDirectory,
       algorithm: 'ES256',
+      ...more,
     })
   const authority = await open(directory)
   t.after(() => authority[Symbol.asyncDispose]())

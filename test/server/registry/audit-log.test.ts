@@ -98,6 +98,19 @@ test('pages begin where they are asked to: after a line, or at a time', async (t
   assert.deepEqual(await log.read({ after: 49, sinceMs: 0, limit: 1 }).then(({ next }) => next), undefined)
 })
 
+test('a line that was spoilt in the file is shown as it is, and hides none of those behind it', async (t) => {
+  const directory = await temporaryDirectory(t)
+  await using log = await open(directory)
+  for (let i = 0; i < 20; i++) await act(log, `web:${i}`)
+  const file = join(directory, 'audit.log')
+  await writeFile(file, (await readFile(file, 'utf8')).replace('{"seq":10,', '{"no":10,,'))
+  for (const limit of [1, 3, 100]) {
+    const lines = await linesOf(log, limit)
+    assert.equal(lines.length, 20, `in pages of ${limit}`)
+    assert.match(faultsOf(lines).join(), /what follows line 9 is no line/)
+  }
+})
+
 test('whatever a crash leaves behind the last synced line is cut off, told, and the chain goes on', async () => {
   const tail = fc.oneof(
     fc.uint8Array({ minLength: 1, maxLength: 400 }),
