@@ -6,6 +6,7 @@ import { registerFetch } from './commands/fetch.ts'
 import { registerHosts } from './commands/hosts.ts'
 import { registerLogin } from './commands/login.ts'
 import { registerPublish } from './commands/publish.ts'
+import { registerRegistry } from './commands/registry.ts'
 import { registerReleases } from './commands/releases.ts'
 import { registerSimulate } from './commands/simulate.ts'
 import { registerStatus } from './commands/status.ts'
@@ -98,6 +99,7 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerTorrent,
     registerToken,
     registerHosts,
+    registerRegistry,
     registerLogin,
     registerDoctor,
     registerTopology,

@@ -3,6 +3,7 @@ import { Counter, Gauge, Registry, collectDefaultMetrics } from 'prom-client'
 import type { TokenAuthority } from '../lib/token/token-authority.ts'
 import type { BlobStore } from './registry/blob-store.ts'
 import type { Fleet } from './registry/fleet.ts'
+import type { GarbageCollector } from './registry/garbage-collector.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
 import type { CounterMemory } from './tracker/counters.ts'
 import { durationBuckets, readCounters } from './tracker/counters.ts'
@@ -15,6 +16,7 @@ export interface ServerMetrics {
   watchTracker(tracker: TrackerService): void
   watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority }): void
   watchFleet(fleet: Fleet): void
+  watchCollector(collector: GarbageCollector): void
 }
 
 /** `ofProcess`: those of the process too, for which prom-client watches it until it ends. */
@@ -157,6 +159,26 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
         'rackswarm_token_verifications_waiting',
         'Signatures that wait to be verified; when 20,000 wait, further tokens are refused.',
         () => authority.verificationsWaiting,
+      )
+    },
+    watchCollector: (collector) => {
+      const total = (name: string, help: string, read: () => number) =>
+        counted(`rackswarm_registry_gc_${name}_total`, help, () => new Map([['', read()]]))
+      total('runs', 'Garbage collections that ended well.', () => collector.totals.runs)
+      total('failures', 'Garbage collections that failed.', () => collector.totals.failures)
+      total('tags_deleted', 'Tags that retention rules removed.', () => collector.totals.tags)
+      total('manifests_deleted', 'Manifests removed.', () => collector.totals.manifests)
+      total('blobs_deleted', 'Blobs removed.', () => collector.totals.blobs)
+      total('freed_bytes', 'Bytes of removed blobs.', () => collector.totals.bytes)
+      gauge(
+        'rackswarm_registry_gc_last_run_timestamp_seconds',
+        'When the last garbage collection that ended well began; 0: never.',
+        () => Date.parse(collector.status().lastRun?.startedAt ?? '1970-01-01T00:00:00Z') / 1000,
+      )
+      gauge(
+        'rackswarm_registry_gc_waiting_bytes',
+        'Bytes that only the grace period kept at the last run.',
+        () => collector.status().lastRun?.waiting.bytes ?? 0,
       )
     },
     watchFleet: (fleet) => {

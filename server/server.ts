@@ -15,7 +15,7 @@ import { openTokenAuthority } from '../lib/token/token-authority.ts'
 import type { KeySetSource } from '../lib/token/key-set.ts'
 import { createTickets } from '../lib/token/ticket.ts'
 import { monotonicMs } from '../lib/runtime/clock.ts'
-import { createTurn } from '../lib/runtime/turn.ts'
+import { createKeyedTurn, createTurn } from '../lib/runtime/turn.ts'
 import { openCertificates, watchCertificates } from './certificates.ts'
 import type { ServerConfig } from './config.ts'
 import { explainAddresses } from './explain-topology.ts'
@@ -32,9 +32,12 @@ import { createAccessControl, requireAdmin, requireCredential } from './registry
 import type { Caller } from './registry/access.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
-import { createFleet, createTagCache, registerFleetRoutes } from './registry/fleet.ts'
+import { createFleet, createTagCache, deployedOn, registerFleetRoutes } from './registry/fleet.ts'
+import { startGarbageCollector } from './registry/garbage-collector.ts'
+import { registerGcRoutes } from './registry/gc-routes.ts'
 import { registerGrantRoutes } from './registry/grants.ts'
 import { registerOciRoutes } from './registry/oci-routes.ts'
+import { createPins } from './registry/pins.ts'
 import { registerReleaseRoutes } from './registry/releases.ts'
 import { loadRevocations } from './registry/revocations.ts'
 import { ensureFirstTokens, registerTokenRoutes } from './registry/tokens.ts'
@@ -98,6 +101,8 @@ export interface Server extends Daemon {
 
 /** Between two looks at the files of the certificate. */
 const certificatePollMs = 10_000
+/** After so many report intervals a restarted server knows what hosts hold. */
+const reportsAwaited = 6
 
 /**
  * Starts all that the roles ask for; what it returns is listening.
@@ -398,12 +403,15 @@ async function startRegistry(
     now,
   }
   const shared = { store, access: controlled, minter, publicUrl, sourceOf, now, log }
+  const inTurn = createKeyedTurn()
+  const onTag = (repository: string, tag: string) => {
+    tags.moved(repository, tag)
+  }
   registerOciRoutes(app, {
     ...shared,
     manifestMaxBytes: config.registry.manifest_max,
-    onTag: (repository, tag) => {
-      tags.moved(repository, tag)
-    },
+    inTurn,
+    onTag,
     torrentReply: (request, reply, blob) => sendTorrent(request, reply, blob, torrents),
   })
   registerTorrentRoutes(app, { ...torrents, access: controlled })
@@ -451,6 +459,33 @@ async function startRegistry(
     bytesPerSecond: webseed.rate,
     observer: metrics.webseed,
   })
+  const pins = createPins({ state, store, inTurn, now })
+  const { gc, retention } = config.registry
+  // Every host that is out there has reported by then.
+  const heardAtMs = now() + config.enrolment.report_interval * reportsAwaited
+  const collector = started.use(
+    await startGarbageCollector({
+      ...shared,
+      state,
+      inTurn,
+      onTag,
+      pins,
+      deployed: (sinceMs) => deployedOn(fleet.heardSince(sinceMs)),
+      readyInMs: async () =>
+        now() >= heardAtMs || (await state.list('hosts/', { limit: 1 })).length === 0 ? 0 : heardAtMs - now(),
+      retention: retention.map((rule) => ({
+        repositories: rule.repositories,
+        tags: rule.tags,
+        keepLast: rule.keep_last,
+        keepNewerThanMs: rule.keep_newer_than,
+        keepDeployed: rule.keep_deployed,
+      })),
+      graceMs: gc.grace,
+      intervalMs: gc.enabled ? gc.interval : undefined,
+    }),
+  )
+  metrics.watchCollector(collector)
+  registerGcRoutes(app, { ...shared, collector, pins })
   app.get<{ Querystring: { address?: string | string[] } }>(
     '/api/v1/topology',
     async (request): Promise<TopologyExplanation> => {

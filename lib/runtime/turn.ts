@@ -7,3 +7,20 @@ export function createTurn(): <Result>(work: () => Promise<Result>) => Promise<R
     return mine
   }
 }
+
+/** Runs work on one key in the order of asking; on different keys at once. */
+export type KeyedTurn = <Result>(key: string, work: () => Promise<Result>) => Promise<Result>
+
+export function createKeyedTurn(): KeyedTurn {
+  const last = new Map<string, Promise<unknown>>()
+  return async (key, work) => {
+    const mine = (last.get(key) ?? Promise.resolve()).then(work, work)
+    const settled = mine.catch(() => undefined)
+    last.set(key, settled)
+    try {
+      return await mine
+    } finally {
+      if (last.get(key) === settled) last.delete(key)
+    }
+  }
+}

@@ -30,6 +30,12 @@ export interface Manifest {
   readonly bytes: Buffer
 }
 
+/** What collection sees of a stored thing: when somebody last put it there, mounted it, or claimed it. Milliseconds since 1970. */
+export interface Stored {
+  readonly digest: Digest
+  readonly usedAtMs: number
+}
+
 export interface Tag {
   readonly tag: string
   readonly digest: Digest
@@ -43,6 +49,10 @@ export interface Tag {
  *   loss included; what has not been acknowledged is absent or whole;
  * - concurrent uploads of the same blob end as one;
  * - a blob is readable through a repository only where it was pushed or mounted there;
+ * - what makes a blob readable (commit, mountBlob), `claimBlob`, `unlinkBlob` and `deleteBlob` of one digest happen one after the
+ *   other: a claim that has returned is seen by the next removal, and a removal that has returned by the next claim. With
+ *   conditional writes (If-Match on the object that is the link) an S3-compatible store can give the same;
+ * - a link is gone durably before `unlinkBlob` returns, and with it before its blob can go: no crash leaves a link that names nothing;
  * - nothing in it needs rename or locks across processes to be more than a POSIX directory gives, so that an
  *   S3-compatible store can follow.
  */
@@ -55,6 +65,11 @@ export interface BlobStore extends AsyncDisposable {
   resumeUpload(repository: string, id: string): Promise<BlobUpload | undefined>
 
   statBlob(repository: string, digest: Digest): Promise<BlobStat | undefined>
+  /**
+   * Like `statBlob`, for whoever is about to name the blob: it counts as used now. Not synced: after power loss it may count as
+   * used when it was used before.
+   */
+  claimBlob(repository: string, digest: Digest): Promise<BlobStat | undefined>
   /** Bytes `[start, end)`. @throws if the blob is gone */
   readBlob(
     digest: Digest,
@@ -63,6 +78,17 @@ export interface BlobStore extends AsyncDisposable {
   ): AsyncIterable<Uint8Array>
   /** Makes a blob that another repository holds visible in this one; false if `from` does not hold it. */
   mountBlob(repository: string, digest: Digest, from: string): Promise<boolean>
+  /** Takes the blob away from this repository, unless it was used at `unusedSinceMs` or later. @returns whether it did */
+  unlinkBlob(repository: string, digest: Digest, unusedSinceMs: number): Promise<boolean>
+  /**
+   * Removes the bytes and the torrent, unless the blob was pushed or mounted anywhere at `unusedSinceMs` or later. The caller knows
+   * that no repository had it then. @returns whether it did
+   */
+  deleteBlob(digest: Digest, unusedSinceMs: number): Promise<boolean>
+  /** All blobs, those that no repository has too; in no order, as they are read. */
+  scanBlobs(): AsyncIterable<Stored & BlobStat>
+  /** The blobs of a repository; in no order, as they are read. */
+  scanLinks(repository: string): AsyncIterable<Stored>
   /** The torrent of a blob of any repository; undefined for blobs too small to have one or unknown. */
   torrentOf(digest: Digest): Promise<(Metainfo & { readonly info: Buffer }) | undefined>
   /** The blob that an infohash names. */
@@ -73,11 +99,19 @@ export interface BlobStore extends AsyncDisposable {
   /** Digests of all manifests of a repository, in no order. */
   listManifests(repository: string): Promise<Digest[]>
   deleteManifest(repository: string, digest: Digest): Promise<boolean>
+  /** The manifest counts as used now, as by `putManifest`. @returns whether there is one */
+  claimManifest(repository: string, digest: Digest): Promise<boolean>
+  /** Undefined if there is no such manifest. */
+  manifestUsedAtMs(repository: string, digest: Digest): Promise<number | undefined>
+  /** In no order, as they are read. */
+  scanManifests(repository: string): AsyncIterable<Stored>
   putTag(repository: string, tag: string, digest: Digest): Promise<void>
   getTag(repository: string, tag: string): Promise<Tag | undefined>
   deleteTag(repository: string, tag: string): Promise<boolean>
   /** Sorted by code unit, as the spec's `last` wants. */
   listTags(repository: string): Promise<Tag[]>
-  /** Sorted. */
+  /** Those that ever had a manifest; sorted. */
   listRepositories(): Promise<string[]>
+  /** Those with blobs alone too; in no order, as they are read. */
+  scanRepositories(): AsyncIterable<string>
 }

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { open, readFile, readdir, rename, rm, stat, statfs, unlink } from 'node:fs/promises'
+import { open, readFile, readdir, rename, rm, stat, statfs, unlink, utimes } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import type { Digest } from '../../lib/protocol/digest.ts'
 import { digestFromHex, digestHex } from '../../lib/protocol/digest.ts'
@@ -16,8 +16,9 @@ import {
   writeFileAtomic,
 } from '../../lib/runtime/files.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
+import { createKeyedTurn } from '../../lib/runtime/turn.ts'
 import { ApiError } from './api-error.ts'
-import type { BlobStat, BlobStore, BlobUpload, Manifest, Tag } from './blob-store.ts'
+import type { BlobStat, BlobStore, BlobUpload, Manifest, Stored, Tag } from './blob-store.ts'
 import { createHashPool } from './hash-pool.ts'
 import { startUploadSession, tooLarge } from './upload-session.ts'
 import type { UploadSession } from './upload-session.ts'
@@ -34,6 +35,9 @@ export interface DiskBlobStoreOptions {
   readonly log: Logger
 }
 
+/** Files looked at at once while a directory is read through. */
+const scanWidth = 64
+
 /** An upload that nobody has touched for this long may lose its open file to another; its bytes stay. */
 const idleMs = 10_000
 
@@ -46,16 +50,21 @@ const idleMs = 10_000
  *     repositories/<name>/_blobs/<64 hex>        the blob is readable through this repository
  *     repositories/<name>/_manifests/<64 hex>    media type, newline, the manifest's bytes
  *     repositories/<name>/_tags/<tag>            digest
+ *     trash/<64 hex>-<uuid>/                     blobs on their way out
  *
- * A blob's directory is renamed into place when all in it is synced. `_` cannot begin a part of a repository's name.
+ * A blob's directory is renamed into place when all in it is synced, and out of it before anything in it goes. `_` cannot begin a
+ * part of a repository's name. When something was last used is the time of modification of its file: `data`, the link, the manifest.
  */
 export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise<BlobStore> {
   const { directory, now, log } = options
   const paths = storePaths(directory)
-  for (const each of [paths.blobs, paths.uploads, paths.infoHashes, paths.repositories])
+  for (const each of [paths.blobs, paths.uploads, paths.infoHashes, paths.repositories, paths.trash])
     await makeDirectory(each, 0o700)
+  await emptyTrash(paths)
   const pool = createHashPool()
   const sessions = new Map<string, UploadSession>()
+  /** One at a time links, claims or removes a blob. */
+  const inTurn = createKeyedTurn()
 
   const checkRoom = async () => {
     const { bavail, bsize } = await statfs(directory)
@@ -73,10 +82,18 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       )
     }
     const blob = { digest: expected, sizeBytes: offset }
-    if (!(await sizeOf(paths.blobData(expected)))) await moveIntoPlace(paths, session.id, blob, pieces)
-    else await rm(paths.upload(session.id), { recursive: true, force: true })
-    await link(paths, session.repository, expected)
-    return blob
+    return inTurn(expected, async () => {
+      if (!(await sizeOf(paths.blobData(expected)))) await moveIntoPlace(paths, session.id, blob, pieces)
+      else await rm(paths.upload(session.id), { recursive: true, force: true })
+      await link(paths, session.repository, expected, now())
+      return blob
+    })
+  }
+
+  const statBlob = async (repository: string, digest: Digest): Promise<BlobStat | undefined> => {
+    if (!(await exists(paths.link(repository, digest)))) return undefined
+    const sizeBytes = await sizeOf(paths.blobData(digest))
+    return sizeBytes === undefined ? undefined : { digest, sizeBytes }
   }
 
   const wrap = (session: UploadSession): BlobUpload => ({
@@ -216,17 +233,41 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       if (saved.repository !== repository) return undefined
       return wrap(await openSession(id, saved))
     },
-    statBlob: async (repository, digest) => {
-      if (!(await exists(paths.link(repository, digest)))) return undefined
-      const sizeBytes = await sizeOf(paths.blobData(digest))
-      return sizeBytes === undefined ? undefined : { digest, sizeBytes }
-    },
+    statBlob,
+    claimBlob: (repository, digest) =>
+      inTurn(digest, async () =>
+        (await touch(paths.link(repository, digest), now())) ? statBlob(repository, digest) : undefined,
+      ),
     readBlob: (digest, { start, end }, signal) => readRange(paths.blobData(digest), start, end, signal),
-    mountBlob: async (repository, digest, from) => {
-      if (!(await exists(paths.link(from, digest)))) return false
-      await link(paths, repository, digest)
-      return true
+    mountBlob: (repository, digest, from) =>
+      inTurn(digest, async () => {
+        if (!(await statBlob(from, digest))) return false
+        await link(paths, repository, digest, now())
+        return true
+      }),
+    unlinkBlob: (repository, digest, unusedSinceMs) =>
+      inTurn(digest, async () => {
+        const file = paths.link(repository, digest)
+        const usedAtMs = await usedAtMsOf(file)
+        return usedAtMs !== undefined && usedAtMs < unusedSinceMs && removeFile(file)
+      }),
+    deleteBlob: (digest, unusedSinceMs) =>
+      inTurn(digest, async () => {
+        const usedAtMs = await usedAtMsOf(paths.blobData(digest))
+        if (usedAtMs === undefined || usedAtMs >= unusedSinceMs) return false
+        await moveToTrash(paths, digest)
+        return true
+      }),
+    scanBlobs: async function* () {
+      for (const shard of await list(paths.blobs)) {
+        const digests = (await list(join(paths.blobs, shard))).filter(isHex).map(digestFromHex)
+        yield* looked(digests, async (digest) => {
+          const found = await stat(paths.blobData(digest)).catch(ignoreMissing)
+          return found && { digest, usedAtMs: Math.round(found.mtimeMs), sizeBytes: found.size }
+        })
+      }
     },
+    scanLinks: (repository) => scanStored(join(paths.repository(repository), '_blobs')),
     torrentOf: async (digest) => {
       const info = await readFile(join(paths.blob(digest), 'info')).catch(ignoreMissing)
       return info && { ...parseTorrent(writeTorrent(info, {})), info }
@@ -245,6 +286,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
         paths.manifest(repository, digest),
         Buffer.concat([Buffer.from(`${mediaType}\n`), bytes]),
       ).catch(mapDiskFull)
+      await touch(paths.manifest(repository, digest), now())
     },
     getManifest: async (repository, digest): Promise<Manifest | undefined> => {
       const content = await readFile(paths.manifest(repository, digest)).catch(ignoreMissing)
@@ -253,10 +295,11 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       return { digest, mediaType: content.toString('utf8', 0, newline), bytes: content.subarray(newline + 1) }
     },
     listManifests: async (repository) =>
-      (await list(join(paths.repository(repository), '_manifests')))
-        .filter((name) => /^[0-9a-f]{64}$/.test(name))
-        .map(digestFromHex),
+      (await list(join(paths.repository(repository), '_manifests'))).filter(isHex).map(digestFromHex),
     deleteManifest: (repository, digest) => removeFile(paths.manifest(repository, digest)),
+    claimManifest: (repository, digest) => touch(paths.manifest(repository, digest), now()),
+    manifestUsedAtMs: (repository, digest) => usedAtMsOf(paths.manifest(repository, digest)),
+    scanManifests: (repository) => scanStored(join(paths.repository(repository), '_manifests')),
     putTag: async (repository, tag, digest) => {
       await makeDirectory(join(paths.repository(repository), '_tags'), 0o700)
       const text = JSON.stringify({ digest, updatedAt: new Date(now()).toISOString() })
@@ -272,7 +315,12 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
         (tag) => tag !== undefined,
       )
     },
-    listRepositories: async () => (await findRepositories(paths.repositories, '')).sort(),
+    listRepositories: async () => {
+      const found: string[] = []
+      for await (const name of findRepositories(paths.repositories, '', ['_manifests'])) found.push(name)
+      return found.sort()
+    },
+    scanRepositories: () => findRepositories(paths.repositories, '', ['_manifests', '_blobs']),
     [Symbol.asyncDispose]: async () => {
       clearInterval(sweeper)
       await pool[Symbol.asyncDispose]()
@@ -292,6 +340,7 @@ function storePaths(directory: string) {
     repositories,
     uploads: join(directory, 'uploads'),
     infoHashes: join(directory, 'infohashes'),
+    trash: join(directory, 'trash'),
     blob,
     blobData: (digest: Digest) => join(blob(digest), 'data'),
     upload: (id: string) => join(directory, 'uploads', id),
@@ -329,13 +378,46 @@ async function moveIntoPlace(
   await syncDirectory(dirname(to))
 }
 
-async function link(paths: StorePaths, repository: string, digest: Digest): Promise<void> {
+/** The bytes count as used now too: whoever saw them without this link must not remove them. */
+async function link(paths: StorePaths, repository: string, digest: Digest, nowMs: number): Promise<void> {
+  await touch(paths.blobData(digest), nowMs)
   const file = paths.link(repository, digest)
-  if (await exists(file)) return
+  if (await touch(file, nowMs)) return
   await makeDirectory(dirname(file), 0o700)
   await using handle = await open(file, 'a', 0o600)
+  await handle.utimes(nowMs / 1000, nowMs / 1000)
   await handle.close()
   await syncDirectory(dirname(file))
+}
+
+/**
+ * Out of place in one step, and for good before anything in it goes: a directory with half of a blob would be in the way of whoever
+ * pushes it again.
+ */
+async function moveToTrash(paths: StorePaths, digest: Digest): Promise<void> {
+  const from = paths.blob(digest)
+  const to = join(paths.trash, `${digestHex(digest)}-${randomUUID()}`)
+  await rename(from, to)
+  await syncDirectory(paths.trash)
+  await syncDirectory(dirname(from))
+  await dropTrash(paths, to)
+}
+
+async function dropTrash(paths: StorePaths, directory: string): Promise<void> {
+  const info = await readFile(join(directory, 'info')).catch(ignoreMissing)
+  // A name without a blob: nobody finds anything under it, but it would stay for ever.
+  if (info) await unlink(join(paths.infoHashes, infoHashOf(info))).catch(ignoreMissing)
+  await rm(directory, { recursive: true, force: true })
+}
+
+/** What a crash kept from going. A blob that has been pushed again since keeps the name of its swarm. */
+async function emptyTrash(paths: StorePaths): Promise<void> {
+  for (const name of await list(paths.trash)) {
+    const directory = join(paths.trash, name)
+    const hex = name.slice(0, 64)
+    if (isHex(hex) && !(await exists(paths.blobData(digestFromHex(hex))))) await dropTrash(paths, directory)
+    else await rm(directory, { recursive: true, force: true })
+  }
 }
 
 async function* readRange(
@@ -353,16 +435,37 @@ async function* readRange(
   }) as AsyncIterable<Uint8Array>
 }
 
-/** Repositories are the directories that have tags, manifests or blobs; their names may hold slashes. */
-async function findRepositories(directory: string, name: string): Promise<string[]> {
-  const entries = await readdir(directory, { withFileTypes: true }).catch(ignoreMissing)
-  const children = (entries ?? []).filter((entry) => entry.isDirectory()).map((entry) => entry.name)
-  const below = await Promise.all(
-    children
-      .filter((child) => !child.startsWith('_'))
-      .map((child) => findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`)),
-  )
-  return [...(children.includes('_manifests') ? [name] : []), ...below.flat()]
+/** Repositories are the directories that have one of `parts` in them; their names may hold slashes. */
+async function* findRepositories(
+  directory: string,
+  name: string,
+  parts: readonly string[],
+): AsyncGenerator<string> {
+  const entries = (await readdir(directory, { withFileTypes: true }).catch(ignoreMissing)) ?? []
+  const children = entries.filter((entry) => entry.isDirectory()).map((entry) => entry.name)
+  if (children.some((child) => parts.includes(child))) yield name
+  for (const child of children)
+    if (!child.startsWith('_'))
+      yield* findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`, parts)
+}
+
+/** Links or manifests, which are named by a digest each. */
+async function* scanStored(directory: string): AsyncGenerator<Stored> {
+  const digests = (await list(directory)).filter(isHex).map(digestFromHex)
+  yield* looked(digests, async (digest) => {
+    const usedAtMs = await usedAtMsOf(join(directory, digestHex(digest)))
+    return usedAtMs === undefined ? undefined : { digest, usedAtMs }
+  })
+}
+
+/** What `look` finds for each item, some at once; what is gone by then is left out. */
+async function* looked<Item, Found>(
+  items: readonly Item[],
+  look: (item: Item) => Promise<Found | undefined>,
+): AsyncGenerator<Found> {
+  for (let at = 0; at < items.length; at += scanWidth)
+    for (const found of await Promise.all(items.slice(at, at + scanWidth).map(look)))
+      if (found !== undefined) yield found
 }
 
 async function list(directory: string): Promise<string[]> {
@@ -375,6 +478,27 @@ async function sizeOf(file: string): Promise<number | undefined> {
 
 async function exists(file: string): Promise<boolean> {
   return (await stat(file).catch(ignoreMissing)) !== undefined
+}
+
+/** Milliseconds, whole ones: the system keeps a time that is a little less than what it was given. */
+async function usedAtMsOf(file: string): Promise<number | undefined> {
+  const found = await stat(file).catch(ignoreMissing)
+  return found && Math.round(found.mtimeMs)
+}
+
+/** @returns whether there is such a file */
+async function touch(file: string, nowMs: number): Promise<boolean> {
+  try {
+    await utimes(file, nowMs / 1000, nowMs / 1000)
+    return true
+  } catch (error) {
+    if (isMissing(error)) return false
+    throw error
+  }
+}
+
+function isHex(name: string): boolean {
+  return /^[0-9a-f]{64}$/.test(name)
 }
 
 async function removeFile(file: string): Promise<boolean> {

@@ -5,6 +5,7 @@ import { digestOf, parseDigest } from '../../lib/protocol/digest.ts'
 import { ClientError } from '../../lib/protocol/errors.ts'
 import { isRepository, isTag } from '../../lib/protocol/reference.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
+import type { KeyedTurn } from '../../lib/runtime/turn.ts'
 import type { AccessControl, Action, Caller } from './access.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore, BlobUpload, Manifest } from './blob-store.ts'
@@ -13,11 +14,14 @@ import { checkManifest, subjectOf } from './oci-manifest.ts'
 import type { OciTarget } from './oci-path.ts'
 import { parseOciPath } from './oci-path.ts'
 import { referrersOf } from './referrers.ts'
+import { removeBlob, removeManifest, removeTag } from './removal.ts'
 
 export interface OciDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly manifestMaxBytes: number
+  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
+  readonly inTurn: KeyedTurn
   readonly log: Logger
   /** Called after a tag moved or went, durably. */
   readonly onTag: (repository: string, tag: string) => void
@@ -34,7 +38,6 @@ const pageMax = 1000
 
 /** The OCI distribution API (distribution-spec 1.1) below /v2/. Errors have the spec's body. */
 export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
-  const inTurn = createTurns()
   void app.register((scope, _options, done) => {
     // Bodies are streams of any type and size; each handler reads, and bounds, its own.
     scope.removeAllContentTypeParsers()
@@ -47,7 +50,7 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
       const caller = await deps.access.callerOf(request.headers).catch((error: unknown) => {
         throw withScope(error, target, request.method)
       })
-      return dispatch(target, { request, reply, caller, inTurn, ...deps })
+      return dispatch(target, { request, reply, caller, ...deps })
     }
     for (const url of ['/v2', '/v2/', '/v2/*']) {
       scope.route({ method: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'], url, handler })
@@ -57,8 +60,6 @@ export function registerOciRoutes(app: FastifyInstance, deps: OciDeps): void {
 }
 
 interface Context extends OciDeps {
-  /** One at a time changes the manifests and tags of a repository: a tag must not name what is being deleted. */
-  readonly inTurn: InTurn
   readonly request: FastifyRequest
   readonly reply: FastifyReply
   readonly caller: Caller
@@ -89,12 +90,9 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
       return referrers(target.repository, parseDigest(target.digest), context)
     case 'blob':
       if (method === 'DELETE') {
-        // Blobs are shared between repositories; collecting those that nobody names is the server's work.
-        throw new ApiError(
-          405,
-          'UNSUPPORTED',
-          'Blobs are not deleted by hand: delete the manifests that name them',
-        )
+        require(context, 'publish', target.repository)
+        await removeBlob(context, target.repository, parseDigest(target.digest))
+        return reply.code(202).send()
       }
       if (!reads) throw unsupported(method)
       require(context, 'pull', target.repository)
@@ -156,7 +154,7 @@ async function continueUpload(
     if (
       request.method === 'PUT' &&
       wanted !== null &&
-      (await store.statBlob(repository, parseDigest(wanted)))
+      (await store.claimBlob(repository, parseDigest(wanted)))
     )
       return created(reply, `/v2/${repository}/blobs/${wanted}`, parseDigest(wanted))
     throw new ApiError(
@@ -278,7 +276,9 @@ function created(reply: FastifyReply, location: string, digest: Digest): Fastify
 async function blob(repository: string, digest: Digest, context: Context): Promise<FastifyReply> {
   const { request, reply, store, caller } = context
   reply.header('vary', 'Accept')
-  const found = await store.statBlob(repository, digest)
+  // Who may push and asks whether a blob is here pushes only the manifest if it is.
+  const pushes = request.method === 'HEAD' && caller.may('publish', repository)
+  const found = pushes ? await store.claimBlob(repository, digest) : await store.statBlob(repository, digest)
   if (!found) throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
   if (/application\/x-bittorrent/i.test(request.headers.accept ?? ''))
     return context.torrentReply(request, reply, { repository, digest, caller })
@@ -321,9 +321,14 @@ export function sendBytes(
 
 async function getManifest(
   target: Extract<OciTarget, { kind: 'manifest' }>,
-  { request, reply, store }: Context,
+  { request, reply, store, caller, inTurn }: Context,
 ): Promise<FastifyReply> {
+  const { repository } = target
   const manifest = await findManifest(target, store)
+  // As with blobs: an index may be all that is pushed.
+  if (request.method === 'HEAD' && caller.may('publish', repository))
+    if (!(await inTurn(repository, () => store.claimManifest(repository, manifest.digest))))
+      throw unknownManifest(target)
   const etag = `"${manifest.digest}"`
   reply.headers({
     'docker-content-digest': manifest.digest,
@@ -338,16 +343,20 @@ async function getManifest(
 }
 
 async function findManifest(
-  { repository, reference }: { repository: string; reference: string },
+  target: { repository: string; reference: string },
   store: BlobStore,
 ): Promise<Manifest> {
+  const { repository, reference } = target
   const digest = reference.includes(':')
     ? parseDigest(reference)
     : (await store.getTag(repository, checkTag(reference)))?.digest
   const manifest = digest && (await store.getManifest(repository, digest))
-  if (!manifest)
-    throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+  if (!manifest) throw unknownManifest(target)
   return manifest
+}
+
+function unknownManifest({ repository, reference }: { repository: string; reference: string }): ApiError {
+  return new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
 }
 
 async function putManifest(
@@ -367,10 +376,15 @@ async function putManifest(
   }
   if (!byDigest) checkTag(reference)
   const mediaType = request.headers['content-type'] ?? ''
-  await checkManifest({ repository, mediaType, bytes, store })
+  // In one turn, so that a collection either sees the manifest or finds what it names claimed.
   await context.inTurn(repository, async () => {
+    await checkManifest({ repository, mediaType, bytes, store })
     await store.putManifest(repository, { digest, mediaType, bytes })
-    if (!byDigest) await store.putTag(repository, reference, digest)
+    if (byDigest) return
+    // The release before stays for a while yet.
+    const before = await store.getTag(repository, reference)
+    if (before) await store.claimManifest(repository, before.digest)
+    await store.putTag(repository, reference, digest)
   })
   if (!byDigest) {
     context.onTag(repository, reference)
@@ -383,25 +397,17 @@ async function putManifest(
 
 async function deleteManifest(
   { repository, reference }: Extract<OciTarget, { kind: 'manifest' }>,
-  { reply, store, inTurn, onTag }: Context,
+  context: Context,
 ): Promise<FastifyReply> {
-  if (!reference.includes(':')) {
-    if (!(await inTurn(repository, () => store.deleteTag(repository, checkTag(reference)))))
-      throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no tag ${repository}:${reference}`)
-    onTag(repository, reference)
-    return reply.code(202).send()
-  }
-  const digest = parseDigest(reference)
-  const found = await inTurn(repository, async () => {
-    for (const { tag, digest: its } of await store.listTags(repository)) {
-      if (its !== digest) continue
-      await store.deleteTag(repository, tag)
-      onTag(repository, tag)
-    }
-    return store.deleteManifest(repository, digest)
-  })
-  if (!found) throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${digest} in ${repository}`)
-  return reply.code(202).send()
+  const byDigest = reference.includes(':')
+  const found = byDigest
+    ? await removeManifest(context, repository, parseDigest(reference))
+    : await removeTag(context, repository, checkTag(reference))
+  if (!found)
+    throw byDigest
+      ? new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${reference} in ${repository}`)
+      : new ApiError(404, 'MANIFEST_UNKNOWN', `There is no tag ${repository}:${reference}`)
+  return context.reply.code(202).send()
 }
 
 async function tags(repository: string, { request, reply, store }: Context): Promise<FastifyReply> {
@@ -495,23 +501,6 @@ function require({ caller, access }: Context, action: Action, repository: string
     })
   }
   throw new ApiError(403, 'DENIED', `${caller.name} may not ${action} ${repository}`)
-}
-
-type InTurn = <Result>(key: string, work: () => Promise<Result>) => Promise<Result>
-
-/** Runs work on one key in the order of asking; on different keys at once. */
-function createTurns(): InTurn {
-  const last = new Map<string, Promise<unknown>>()
-  return async (key, work) => {
-    const mine = (last.get(key) ?? Promise.resolve()).then(work, work)
-    const settled = mine.catch(() => undefined)
-    last.set(key, settled)
-    try {
-      return await mine
-    } finally {
-      if (last.get(key) === settled) last.delete(key)
-    }
-  }
 }
 
 /** The challenge names what the request needed, so that docker and skopeo ask for a token with that scope. */
