@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { GcReport } from '../../../lib/client/api.ts'
 import type { Digest } from '../../../lib/protocol/digest.ts'
 import { digestHex, digestOf } from '../../../lib/protocol/digest.ts'
@@ -13,6 +14,8 @@ import { silentLog } from '../../../lib/runtime/log.ts'
 import { createKeyedTurn } from '../../../lib/runtime/turn.ts'
 import type { BlobStore } from '../../../server/registry/blob-store.ts'
 import { startDiskBlobStore } from '../../../server/registry/disk-blob-store.ts'
+import type { CollectionDeps } from '../../../server/registry/collection.ts'
+import { collectGarbage } from '../../../server/registry/collection.ts'
 import type { Deployed, HeardHost } from '../../../server/registry/fleet.ts'
 import { createFleet, deployedOn } from '../../../server/registry/fleet.ts'
 import { startGarbageCollector } from '../../../server/registry/garbage-collector.ts'
@@ -260,12 +263,142 @@ test('pushes that meet a collection anywhere in it lose nothing that they were t
     }
     return gone
   })()
-  await Promise.all([0, 1, 2, 3].map(pusher))
-  over = true
+  await Promise.all([0, 1, 2, 3].map(pusher)).finally(() => (over = true))
   assert.ok((await collecting) > 0, 'blobs were removed beside the pushes')
   assert.ok(outcomes.stored > 50, JSON.stringify(outcomes))
   await registry.isSound()
 })
+
+test('whatever somebody does at whatever step of a collection: what was told to be there is there, and nothing is half there', async (t) => {
+  const registry = await startRegistry(t)
+  const { store, collect, advance } = registry
+  const bytes = randomBytes(300)
+  const layer = { digest: digestOf(bytes), size: bytes.length }
+  const tag = 'kept'
+  interface Unused {
+    readonly index: Stored
+    readonly part: Stored
+    readonly signature: Stored
+  }
+  /** Each says whether it was told that what it needs is there, and what to do with that when the collection is over. */
+  const deeds: Record<string, (unused: Unused) => Promise<false | (() => Promise<unknown>)>> = {
+    'a HEAD of the blob': async () =>
+      (await store.claimBlob('web', layer.digest)) !== undefined &&
+      (() => registry.manifest('web', { layers: [layer] }, tag)),
+    'a HEAD of a part of the index': async ({ part }) =>
+      (await registry.inTurn('web', () => store.claimManifest('web', part.digest))) &&
+      (() =>
+        registry.manifest('web', { manifests: [descriptor(part)], annotations: { another: 'index' } }, tag)),
+    'a HEAD of the index': async ({ index }) =>
+      (await registry.inTurn('web', () => store.claimManifest('web', index.digest))) &&
+      (() => registry.isWhole('web', index.digest)),
+    'a manifest of the blob': async () => {
+      const put = await registry.manifest('web', { layers: [layer] }, tag).catch(unknownBlob)
+      return put !== undefined && (() => registry.isWhole('web', put.digest))
+    },
+    'an index of the part': async ({ part }) => {
+      const put = await registry
+        .manifest('web', { manifests: [descriptor(part)], annotations: { another: 'index' } }, tag)
+        .catch(unknownBlob)
+      return put !== undefined && (() => registry.isWhole('web', put.digest))
+    },
+    'a tag on the part': async ({ part }) => {
+      const put = await registry.put('web', part.content, tag).catch(unknownBlob)
+      return put !== undefined && (() => registry.isWhole('web', put.digest))
+    },
+    'a pin': async ({ part, signature }) => {
+      const pin = await registry.pins
+        .pin(parseReference(`web@${part.digest}`), 'a test')
+        .catch((error: unknown) => {
+          assert.equal((error as { code?: string }).code, 'NOT_FOUND')
+          return undefined
+        })
+      return (
+        pin !== undefined &&
+        (async () => {
+          await registry.isWhole('web', part.digest)
+          await registry.isWhole('web', signature.digest)
+        })
+      )
+    },
+    'a mount': async () =>
+      (await store.mountBlob('other', layer.digest, 'web')) &&
+      (() => registry.manifest('other', { layers: [layer] }, tag)),
+    'a push of the blob': async () => {
+      await push(store, 'web', bytes)
+      return () => registry.manifest('web', { layers: [layer] }, tag)
+    },
+  }
+  for (const [name, deed] of Object.entries(deeds)) {
+    const outcomes = { there: 0, gone: 0 }
+    for (let at = 0; ; at++) {
+      await push(store, 'web', bytes)
+      const part = await registry.manifest('web', { layers: [layer] })
+      const index = await registry.manifest('web', { manifests: [descriptor(part)] })
+      const signature = await registry.manifest('web', {
+        subject: descriptor(part),
+        annotations: { is: 'a signature' },
+      })
+      advance(graceMs + 1)
+      let done: ReturnType<typeof deed> | undefined
+      const steps = await collectStepwise(registry, async (step) => {
+        if (step !== at) return
+        done = deed({ index, part, signature })
+        // Where the collection has the turn it must wait, and so must we not.
+        await Promise.race([done, sleep(10)])
+      })
+      const andThen = await done
+      if (andThen) await andThen()
+      if (done) outcomes[andThen ? 'there' : 'gone']++
+      await registry.isSound()
+      // For the next one.
+      await removeTag(registry, 'web', tag)
+      await removeTag(registry, 'other', tag)
+      await registry.pins.unpin(parseReference(`web@${part.digest}`))
+      advance(graceMs + 1)
+      await collect()
+      assert.deepEqual(await registry.snapshot(), [], name)
+      if (at >= steps) break
+    }
+    assert.ok(
+      outcomes.there > 0 && (outcomes.gone > 0 || name === 'a push of the blob'),
+      `${name}: ${JSON.stringify(outcomes)}`,
+    )
+  }
+})
+
+function unknownBlob(error: unknown): undefined {
+  assert.equal((error as { code?: string }).code, 'MANIFEST_BLOB_UNKNOWN')
+}
+
+/** Collects, with `before` done before each call that the collection makes of the store. @returns how many there were */
+async function collectStepwise(
+  { store, collection }: { store: BlobStore; collection: Omit<CollectionDeps, 'store'> },
+  before: (step: number) => Promise<void>,
+): Promise<number> {
+  let steps = 0
+  const stepwise = new Proxy(store, {
+    get: (target, name) => {
+      const method: unknown = Reflect.get(target, name)
+      if (typeof method !== 'function') return method
+      const call = method as (...args: unknown[]) => unknown
+      if (String(name).startsWith('scan'))
+        return async function* (...args: unknown[]) {
+          await before(steps++)
+          yield* call(...args) as AsyncIterable<unknown>
+        }
+      return async (...args: unknown[]) => {
+        await before(steps++)
+        return call(...args)
+      }
+    },
+  })
+  await collectGarbage(
+    { ...collection, store: stepwise },
+    { dryRun: false, signal: new AbortController().signal },
+  )
+  return steps
+}
 
 const nothing = { tags: 0, manifests: 0, links: 0, blobs: 0, bytes: 0 }
 
@@ -306,19 +439,22 @@ async function startRegistry(
   const onTag = (repository: string, tag: string) => {
     moved.push(`${repository}:${tag}`)
   }
+  const collection = {
+    inTurn,
+    pins,
+    onTag,
+    deployed: () => deployed,
+    retention: options.retention ?? [],
+    graceMs: options.graceMs ?? graceMs,
+    now,
+  }
   const startCollector = async ({ readyInMs = () => Promise.resolve(0) } = {}) => {
     const collector = await startGarbageCollector({
+      ...collection,
       store,
       state,
-      inTurn,
-      pins,
-      onTag,
-      deployed: () => deployed,
-      retention: options.retention ?? [],
-      graceMs: options.graceMs ?? graceMs,
       intervalMs: undefined,
       readyInMs,
-      now,
       log,
     })
     t.after(() => collector[Symbol.asyncDispose]())
@@ -395,6 +531,7 @@ async function startRegistry(
     pins,
     deployed,
     moved,
+    collection,
     collector,
     startCollector,
     collect: ({ dryRun = false } = {}) => collector.run({ dryRun }),
