@@ -33,6 +33,8 @@ export interface GcTotals {
 }
 
 const lastRunKey = 'gc/last-run'
+/** How often it is looked whether a run is due, at least. */
+const lookMs = 60_000
 
 /** The report of the last run outlives a restart. */
 export async function startGarbageCollector(options: GarbageCollectorOptions): Promise<GarbageCollector> {
@@ -43,6 +45,8 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
   let running: GcStatus['running']
   let totals: GcTotals = { runs: 0, failures: 0, tags: 0, manifests: 0, blobs: 0, bytes: 0 }
   let underWay: Promise<unknown> = Promise.resolve()
+  // Counted from the last run and not from the start: a server that is started again every hour must collect, too.
+  let triedAtMs = saved ? Date.parse(saved.startedAt) : Number.NEGATIVE_INFINITY
 
   const ended = (report: GcReport) => {
     const { dryRun, gone, waiting, faults, tookMs } = report
@@ -69,6 +73,7 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
     try {
       const waitMs = await options.readyInMs()
       if (waitMs > 0) throw tooEarly(waitMs)
+      if (!dryRun) triedAtMs = now()
       const report = await collectGarbage(options, { dryRun, signal: stop.signal })
       if (!dryRun) await state.put(lastRunKey, report)
       ended(report)
@@ -94,13 +99,23 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
     underWay = report.catch(() => undefined)
     return report
   }
+  const { intervalMs } = options
+  const look = (everyMs: number) => {
+    const sinceMs = now() - triedAtMs
+    // Less than nothing: the clock was put back.
+    if (sinceMs >= 0 && sinceMs < everyMs) return
+    // What went wrong is logged; what comes too early, or meets a run that somebody asked for, is looked at again soon.
+    run({ dryRun: false }).catch(() => undefined)
+  }
   const timer =
-    options.intervalMs === undefined
+    intervalMs === undefined
       ? undefined
-      : setInterval(() => {
-          // What went wrong is logged; what came too early, or meets a run that somebody asked for, is made good by the next.
-          run({ dryRun: false }).catch(() => undefined)
-        }, options.intervalMs)
+      : setInterval(
+          () => {
+            look(intervalMs)
+          },
+          Math.min(intervalMs, lookMs),
+        )
   timer?.unref()
   return {
     run,

@@ -221,6 +221,30 @@ test('one run at a time, none before hosts were heard, and the last report is th
   })
 })
 
+test('a run is due an interval after the last one, whenever the server was started, and when the clock was put back', async (t) => {
+  const registry = await startRegistry(t)
+  const { collector, advance, startCollector } = registry
+  await collector.run({ dryRun: false })
+  const first = collector.status().lastRun?.startedAt
+  await collector[Symbol.asyncDispose]()
+  t.mock.timers.enable({ apis: ['setInterval'] })
+  const again = await startCollector({ intervalMs: 3_600_000 })
+  const lookAgain = async () => {
+    t.mock.timers.tick(60_000)
+    for (const deadline = Date.now() + 10_000; again.status().running && Date.now() < deadline;)
+      await sleep(1)
+    return again.status().lastRun?.startedAt
+  }
+  advance(3_599_999)
+  assert.equal(await lookAgain(), first)
+  advance(1)
+  const second = await lookAgain()
+  assert.notEqual(second, first)
+  assert.equal(await lookAgain(), second)
+  advance(-1000)
+  assert.notEqual(await lookAgain(), second)
+})
+
 test('pushes that meet a collection anywhere in it lose nothing that they were told is there', async (t) => {
   // No grace at all: only what is claimed while the collection runs is safe, which is what a turn is for.
   const registry = await startRegistry(t, { graceMs: 0 })
@@ -448,12 +472,15 @@ async function startRegistry(
     graceMs: options.graceMs ?? graceMs,
     now,
   }
-  const startCollector = async ({ readyInMs = () => Promise.resolve(0) } = {}) => {
+  const startCollector = async ({
+    readyInMs = () => Promise.resolve(0),
+    intervalMs,
+  }: { readyInMs?: () => Promise<number>; intervalMs?: number } = {}) => {
     const collector = await startGarbageCollector({
       ...collection,
       store,
       state,
-      intervalMs: undefined,
+      intervalMs,
       readyInMs,
       log,
     })
