@@ -163,13 +163,22 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
     },
     watchCollector: (collector) => {
       const total = (name: string, help: string, read: () => number) =>
-        counted(`rackswarm_registry_gc_${name}_total`, help, () => new Map([['', read()]]))
-      total('runs', 'Garbage collections that ended well.', () => collector.totals.runs)
-      total('failures', 'Garbage collections that failed.', () => collector.totals.failures)
-      total('tags_deleted', 'Tags that retention rules removed.', () => collector.totals.tags)
-      total('manifests_deleted', 'Manifests removed.', () => collector.totals.manifests)
-      total('blobs_deleted', 'Blobs removed.', () => collector.totals.blobs)
-      total('freed_bytes', 'Bytes of removed blobs.', () => collector.totals.bytes)
+        counted(name, help, () => new Map([['', read()]]))
+      const totals = () => collector.totals
+      total('rackswarm_registry_gc_runs_total', 'Garbage collections that ended well.', () => totals().runs)
+      total(
+        'rackswarm_registry_gc_failures_total',
+        'Garbage collections that failed.',
+        () => totals().failures,
+      )
+      total(
+        'rackswarm_registry_gc_tags_deleted_total',
+        'Tags that retention rules removed.',
+        () => totals().tags,
+      )
+      total('rackswarm_registry_gc_manifests_deleted_total', 'Manifests removed.', () => totals().manifests)
+      total('rackswarm_registry_gc_blobs_deleted_total', 'Blobs removed.', () => totals().blobs)
+      total('rackswarm_registry_gc_freed_bytes_total', 'Bytes of removed blobs.', () => totals().bytes)
       gauge(
         'rackswarm_registry_gc_last_run_timestamp_seconds',
         'When the last garbage collection that ended well began; 0: never.',
