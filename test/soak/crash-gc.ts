@@ -12,6 +12,8 @@ import type { OciClient } from '../support/oci.ts'
 import { layerOf, manifestType, ociClient, pushRelease, sha256Of } from '../support/oci.ts'
 
 const orphansEach = 12
+/** Where the collection is when it ends: at manifests, at links, at the bytes. */
+const parts = ['repositories/web/_manifests', 'repositories/web/_blobs', 'blobs']
 
 /** @returns collections that were cut off in the middle. @throws AssertionError when something is lost, broken or in the way */
 export async function crashCollections(rounds: number): Promise<{ cut: number }> {
@@ -21,10 +23,8 @@ export async function crashCollections(rounds: number): Promise<{ cut: number }>
     settings: 'registry: { gc: { enabled: false, grace: 50ms } }\n',
   }
   let server = await startFleetServer(directory, options)
-  const blobs = Array.from(
-    { length: orphansEach },
-    (_, i) => new Uint8Array(randomBytes(i % 3 === 0 ? 300_000 : 1000)),
-  )
+  // With a torrent each: a blob is two files then.
+  const blobs = Array.from({ length: orphansEach }, () => new Uint8Array(randomBytes(300_000)))
   let cut = 0
   try {
     const token = (await readFile(server.adminTokenFile, 'utf8')).trim()
@@ -39,13 +39,14 @@ export async function crashCollections(rounds: number): Promise<{ cut: number }>
       const unused = await pushUntagged(client, blobs, round)
       await sleep(100)
       const before = (await filesBelow(server.dataDirectory)).length
+      const part = parts[round % parts.length] ?? ''
       const collecting = client
         .call('/api/v1/gc', { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{}' })
         .then(
           (response) => response.arrayBuffer(),
           () => undefined,
         )
-      await fewer(server.dataDirectory, before - randomInt(0, 3 * orphansEach))
+      await fewer(server.dataDirectory, part, randomInt(1, orphansEach))
       server.process.kill('SIGKILL')
       await server.exited
       await collecting
@@ -114,16 +115,26 @@ async function isSound(data: string): Promise<number> {
   return [...files].filter((file) => /^repositories\/web\/_(blobs|manifests)\//.test(file)).length - 2
 }
 
-async function filesBelow(data: string): Promise<string[]> {
-  const below = async (part: string) =>
-    (await readdir(join(data, part), { recursive: true }).catch(() => [])).map((path) => `${part}/${path}`)
-  return [...(await below('blobs')), ...(await below('repositories'))]
+/** Paths of all files of the store, while a server may be removing some. */
+async function filesBelow(data: string, part = ''): Promise<string[]> {
+  const roots = part === '' ? ['blobs', 'repositories'] : [part]
+  const below = await Promise.all(
+    roots.map(async (root) => {
+      const entries = await readdir(join(data, root), { withFileTypes: true }).catch(() => [])
+      const inner = entries.map(async (entry) =>
+        entry.isDirectory() ? filesBelow(data, `${root}/${entry.name}`) : [`${root}/${entry.name}`],
+      )
+      return (await Promise.all(inner)).flat()
+    }),
+  )
+  return below.flat()
 }
 
-/** Waits until there are so few files, or no fewer come for a while. */
-async function fewer(data: string, count: number): Promise<void> {
+/** Waits until so many files below `part` are gone, or as long as a collection may take. */
+async function fewer(data: string, part: string, count: number): Promise<void> {
+  const before = (await filesBelow(data, part)).length
   for (const deadline = Date.now() + 3000; Date.now() < deadline;) {
-    if ((await filesBelow(data)).length <= count) return
+    if ((await filesBelow(data, part)).length <= before - count) return
     await sleep(1)
   }
 }

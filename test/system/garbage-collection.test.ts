@@ -186,7 +186,7 @@ test('clients push, mount, delete and push again what is collected beside them, 
 })
 
 test('kill -9 of the server in the middle of a collection leaves a registry that is whole', async () => {
-  const { cut } = await crashCollections(5)
+  const { cut } = await crashCollections(6)
   assert.ok(cut > 0, 'none of them was cut off in the middle')
 })
 
