@@ -299,7 +299,16 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     deleteManifest: (repository, digest) => removeFile(paths.manifest(repository, digest)),
     claimManifest: (repository, digest) => touch(paths.manifest(repository, digest), now()),
     manifestUsedAtMs: (repository, digest) => usedAtMsOf(paths.manifest(repository, digest)),
-    scanManifests: (repository) => scanStored(join(paths.repository(repository), '_manifests')),
+    scanManifests: async function* (repository) {
+      const directory = join(paths.repository(repository), '_manifests')
+      // Whoever asks removes what no manifest names: one that is passed over would lose what it needs.
+      const strange = (await list(directory)).find((name) => !isHex(name) && !name.startsWith('.'))
+      if (strange !== undefined)
+        throw new Error(
+          `Cannot tell what ${join(directory, strange)} is: a newer version may have written it`,
+        )
+      yield* scanStored(directory)
+    },
     putTag: async (repository, tag, digest) => {
       await makeDirectory(join(paths.repository(repository), '_tags'), 0o700)
       const text = JSON.stringify({ digest, updatedAt: new Date(now()).toISOString() })

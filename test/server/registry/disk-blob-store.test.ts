@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { cp, mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises'
+import { cp, mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { digestHex } from '../../../lib/protocol/digest.ts'
+import { digestHex, digestOf } from '../../../lib/protocol/digest.ts'
 import { infoHashToHex } from '../../../lib/protocol/infohash.ts'
 import { silentLog } from '../../../lib/runtime/log.ts'
 import type { BlobStore } from '../../../server/registry/blob-store.ts'
@@ -43,6 +43,18 @@ test('disk: a blob that was on its way out when the server ended is gone after t
   const torrent = await after.torrentOf(again)
   assert.ok(torrent)
   assert.equal((await after.blobOfInfoHash(infoHashToHex(torrent.infoHash)))?.digest, again)
+})
+
+test('disk: a manifest of a name that this version does not know is not passed over', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const store = await start(t, directory)
+  await store.putManifest('web', {
+    digest: digestOf(Buffer.from('{}')),
+    mediaType: 'a/b',
+    bytes: Buffer.from('{}'),
+  })
+  await writeFile(join(directory, 'repositories', 'web', '_manifests', 'a'.repeat(128)), 'a/b\n{}')
+  await assert.rejects(Array.fromAsync(store.scanManifests('web')), /Cannot tell what .*a{128} is/)
 })
 
 test('disk: uploads that nobody touches give way to new ones at the bound, and can be resumed', async (t) => {
