@@ -8,6 +8,7 @@ import { registerHosts } from './commands/hosts.ts'
 import { registerKeys } from './commands/keys.ts'
 import { registerLogin } from './commands/login.ts'
 import { registerPublish } from './commands/publish.ts'
+import { registerRegistry } from './commands/registry.ts'
 import { registerReleases } from './commands/releases.ts'
 import { registerSigning } from './commands/signing.ts'
 import { registerSimulate } from './commands/simulate.ts'
@@ -108,6 +109,7 @@ Environment: DEPLOYCTL_SERVER, DEPLOYCTL_TOKEN_FILE or DEPLOYCTL_TOKEN, DEPLOYCT
     registerHosts,
     registerKeys,
     registerAudit,
+    registerRegistry,
     registerLogin,
     registerDoctor,
     registerTopology,

@@ -52,6 +52,13 @@ const programs = [
           '- { name: torrent approval, options: { whitelist_file: /etc/rackswarm/torrents.txt } }',
         ],
       ],
+      [
+        'registry.retention',
+        [
+          '- { repositories: [web, team/*], tags: "pr-*", keep_newer_than: 7d }',
+          '- { repositories: ["*"], keep_last: 20, keep_newer_than: 30d, keep_deployed: true }',
+        ],
+      ],
     ]),
   },
   {

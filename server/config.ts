@@ -3,6 +3,7 @@ import { parseCidr } from '../lib/protocol/cidr.ts'
 import { parseIp, isLoopback } from '../lib/protocol/address.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
 import { Scope } from '../lib/client/api.ts'
+import { isRepository } from '../lib/protocol/reference.ts'
 import { duration, parsed, rate, size } from '../lib/runtime/config.ts'
 import { builtInPreHooks } from './tracker/hooks/built-in.ts'
 import { isModulePath } from './tracker/load-module.ts'
@@ -404,6 +405,28 @@ function isOrigin(text: string): boolean {
   return url !== null && url.href === `${url.origin}/`
 }
 
+const retentionRule = z
+  .strictObject({
+    repositories: z.array(parsed(parseRepositories)).min(1),
+    tags: z
+      .string()
+      .regex(/^[\w.*-]{1,128}$/, 'need a tag, * for any characters')
+      .optional(),
+    keep_last: z.int().positive().optional(),
+    keep_newer_than: duration().optional(),
+    keep_deployed: z.boolean().default(true),
+  })
+  .refine(
+    ({ keep_last, keep_newer_than }) => keep_last !== undefined || keep_newer_than !== undefined,
+    'need keep_last or keep_newer_than: a rule with neither would remove every tag',
+  )
+
+/** As in scopes: `web`, `team/*`, `*`. */
+function parseRepositories(text: string): string {
+  if (text === '*' || isRepository(text.replace(/\/\*$/, ''))) return text
+  throw new Error('need a repository, `team/*` or `*`')
+}
+
 const registry = z
   .strictObject({
     anonymous_pull: z.boolean().default(false).describe('Lets anyone pull anything without a token.'),
@@ -498,6 +521,31 @@ const registry = z
       .prefault({})
       .describe(
         'The server as the first seed: what you trade is a faster first wave against the uplink of the server.',
+      ),
+    gc: z
+      .strictObject({
+        enabled: z
+          .boolean()
+          .default(true)
+          .describe('Off: only `deployctl registry gc` collects, and retention waits for it too.'),
+        interval: duration()
+          .refine((ms) => ms >= 1000, 'need 1s or more')
+          .prefault('1h')
+          .describe('Between two runs; each reads every manifest.'),
+        grace: duration()
+          .prefault('24h')
+          .describe(
+            'What nothing needs stays for so long after somebody pushed, mounted or asked for it last. Longer than any push takes; what you trade is disk against time to put back what went by mistake.',
+          ),
+      })
+      .prefault({})
+      .describe('What no tag, pin or host needs is removed.'),
+    retention: z
+      .array(retentionRule)
+      .max(1000)
+      .default([])
+      .describe(
+        'Which tags stay. The first rule that covers a tag decides; `latest`, pinned tags and those that no rule covers stay. See docs/operations.md.',
       ),
   })
   .prefault({})

@@ -5,6 +5,7 @@ import type { AuditLog } from './registry/audit-log.ts'
 import type { BlobStore } from './registry/blob-store.ts'
 import type { Fleet } from './registry/fleet.ts'
 import type { UpstreamsDeps } from './registry/upstream/start-upstreams.ts'
+import type { GarbageCollector } from './registry/garbage-collector.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
 import type { CounterMemory } from './tracker/counters.ts'
 import { durationBuckets, readCounters } from './tracker/counters.ts'
@@ -18,6 +19,7 @@ export interface ServerMetrics {
   watchTracker(tracker: TrackerService): void
   watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority; auditLog: AuditLog }): void
   watchFleet(fleet: Fleet): void
+  watchCollector(collector: GarbageCollector): void
 }
 
 /** `ofProcess`: those of the process too, for which prom-client watches it until it ends. */
@@ -215,6 +217,35 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
         'rackswarm_token_verifications_waiting',
         'Signatures that wait to be verified; when 20,000 wait, further tokens are refused.',
         () => authority.verificationsWaiting,
+      )
+    },
+    watchCollector: (collector) => {
+      const total = (name: string, help: string, read: () => number) =>
+        counted(name, help, () => new Map([['', read()]]))
+      const totals = () => collector.totals
+      total('rackswarm_registry_gc_runs_total', 'Garbage collections that ended well.', () => totals().runs)
+      total(
+        'rackswarm_registry_gc_failures_total',
+        'Garbage collections that failed.',
+        () => totals().failures,
+      )
+      total(
+        'rackswarm_registry_gc_tags_deleted_total',
+        'Tags that retention rules removed.',
+        () => totals().tags,
+      )
+      total('rackswarm_registry_gc_manifests_deleted_total', 'Manifests removed.', () => totals().manifests)
+      total('rackswarm_registry_gc_blobs_deleted_total', 'Blobs removed.', () => totals().blobs)
+      total('rackswarm_registry_gc_freed_bytes_total', 'Bytes of removed blobs.', () => totals().bytes)
+      gauge(
+        'rackswarm_registry_gc_last_run_timestamp_seconds',
+        'When the last garbage collection that ended well began; 0: never.',
+        () => Date.parse(collector.status().lastRun?.startedAt ?? '1970-01-01T00:00:00Z') / 1000,
+      )
+      gauge(
+        'rackswarm_registry_gc_waiting_bytes',
+        'Bytes that only the grace period kept at the last run.',
+        () => collector.status().lastRun?.waiting.bytes ?? 0,
       )
     },
     watchFleet: (fleet) => {

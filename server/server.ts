@@ -35,10 +35,19 @@ import { createAudit, registerAuditRoutes } from './registry/audit.ts'
 import { openAuditLog } from './registry/audit-log.ts'
 import { startDiskBlobStore } from './registry/disk-blob-store.ts'
 import { registerEnrolmentRoutes } from './registry/enrolment.ts'
-import { createFleet, createTagCache, followersOf, registerFleetRoutes } from './registry/fleet.ts'
+import {
+  createFleet,
+  createTagCache,
+  deployedOn,
+  followersOf,
+  registerFleetRoutes,
+} from './registry/fleet.ts'
+import { startGarbageCollector } from './registry/garbage-collector.ts'
+import { registerGcRoutes } from './registry/gc-routes.ts'
 import { registerGrantRoutes } from './registry/grants.ts'
 import { registerKeyRoutes } from './registry/keys.ts'
 import { registerOciRoutes } from './registry/oci-routes.ts'
+import { createPins } from './registry/pins.ts'
 import { registerReleaseRoutes } from './registry/releases.ts'
 import { loadRevocations } from './registry/revocations.ts'
 import type { RevokedTorrents } from './registry/revoked-torrents.ts'
@@ -108,6 +117,8 @@ export interface Server extends Daemon {
 
 /** Between two looks at the files of the certificate. */
 const certificatePollMs = 10_000
+/** After so many report intervals a restarted server knows what hosts hold. */
+const reportsAwaited = 6
 
 /**
  * Starts all that the roles ask for; what it returns is listening.
@@ -557,6 +568,34 @@ async function startRegistry(
     bytesPerSecond: webseed.rate,
     observer: metrics.webseed,
   })
+  const pins = createPins({ state, store, inTurn, now })
+  const { gc, retention } = config.registry
+  // Every host that is out there has reported by then.
+  const heardAtMs = now() + config.enrolment.report_interval * reportsAwaited
+  const collector = started.use(
+    await startGarbageCollector({
+      ...shared,
+      auditLog,
+      state,
+      inTurn,
+      onTag,
+      pins,
+      deployed: (sinceMs) => deployedOn(fleet.heardSince(sinceMs)),
+      readyInMs: async () =>
+        now() >= heardAtMs || (await state.list('hosts/', { limit: 1 })).length === 0 ? 0 : heardAtMs - now(),
+      retention: retention.map((rule) => ({
+        repositories: rule.repositories,
+        tags: rule.tags,
+        keepLast: rule.keep_last,
+        keepNewerThanMs: rule.keep_newer_than,
+        keepDeployed: rule.keep_deployed,
+      })),
+      graceMs: gc.grace,
+      intervalMs: gc.enabled ? gc.interval : undefined,
+    }),
+  )
+  metrics.watchCollector(collector)
+  registerGcRoutes(app, { ...shared, collector, pins })
   app.get<{ Querystring: { address?: string | string[] } }>(
     '/api/v1/topology',
     async (request): Promise<TopologyExplanation> => {

@@ -319,6 +319,54 @@ export const HostList = z.object({
   ),
 })
 
+/** What a collection removed, or would: a tag by a retention rule, a manifest, a blob from a repository, the bytes of a blob. */
+export const GcItem = z.object({
+  kind: z.enum(['tag', 'manifest', 'link', 'blob']),
+  /** Absent for the bytes, which are of all repositories. */
+  repository: z.string().optional(),
+  tag: z.string().optional(),
+  digest,
+  sizeBytes: count.optional(),
+  reason: z.string(),
+})
+export const GcReport = z.object({
+  dryRun: z.boolean(),
+  startedAt: time,
+  tookMs: count,
+  graceSeconds: z.number().nonnegative(),
+  /** What went, or would. */
+  gone: z.object({ tags: count, manifests: count, links: count, blobs: count, bytes: count }),
+  kept: z.object({ blobs: count, bytes: count }),
+  /** Of what was kept: what nothing but the grace period keeps. */
+  waiting: z.object({ blobs: count, bytes: count }),
+  /** The first thousand. */
+  items: z.array(GcItem),
+  /** Repositories that were left alone, and why. */
+  faults: z.array(z.object({ repository: z.string(), message: z.string() })),
+})
+
+/** POST /api/v1/gc (admin): collects, or says what would go. Answers as GET does, when it has ended or after ten seconds. */
+export const GcRequest = z.strictObject({ dryRun: z.boolean().optional() })
+/** GET /api/v1/gc (admin). */
+export const GcStatus = z.object({
+  running: z.object({ startedAt: time, dryRun: z.boolean() }).optional(),
+  lastRun: GcReport.optional(),
+  lastDryRun: GcReport.optional(),
+  lastFailure: z.object({ startedAt: time, message: z.string() }).optional(),
+})
+
+/** PUT and DELETE /api/v1/pins/REFERENCE (admin): what no retention rule and no collection removes. */
+export const Pin = z.object({
+  /** NAME:TAG or NAME@DIGEST. */
+  reference: z.string(),
+  /** What it named when it was pinned. */
+  digest,
+  pinnedAt: time,
+  by: z.string(),
+})
+/** GET /api/v1/pins (admin). */
+export const PinList = z.object({ pins: z.array(Pin) })
+
 /** GET /api/v1/server: open to anyone with a valid token; what `doctor` looks at. */
 export const ServerInfo = z.object({
   version: z.string(),
@@ -503,6 +551,11 @@ export type Release = z.infer<typeof Release>
 export type ReleaseList = z.infer<typeof ReleaseList>
 export type ReleaseStatus = z.infer<typeof ReleaseStatus>
 export type HostList = z.infer<typeof HostList>
+export type GcItem = z.infer<typeof GcItem>
+export type GcReport = z.infer<typeof GcReport>
+export type GcStatus = z.infer<typeof GcStatus>
+export type Pin = z.infer<typeof Pin>
+export type PinList = z.infer<typeof PinList>
 export type ServerInfo = z.infer<typeof ServerInfo>
 export type AddressPlace = z.infer<typeof AddressPlace>
 export type TopologyExplanation = z.infer<typeof TopologyExplanation>

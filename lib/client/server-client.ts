@@ -16,10 +16,13 @@ import {
   BootstrapTokenList,
   CreatedBootstrapToken,
   CreatedToken,
+  GcStatus,
   HostCredential,
   HostList,
   KeyInfo,
   KeyList,
+  Pin,
+  PinList,
   ReleaseList,
   ReleaseStatus,
   ReportReply,
@@ -114,6 +117,12 @@ export function createServerClient(http: HttpClient) {
       ),
     releaseStatus: (reference: string) =>
       get(ReleaseStatus, `/releases/status?reference=${encodeURIComponent(reference)}`),
+    collectGarbage: (request: { dryRun: boolean }) => post(GcStatus, '/gc', request),
+    garbageCollection: () => get(GcStatus, '/gc'),
+    pins: () => get(PinList, '/pins'),
+    pin: (reference: string) =>
+      http.json(Pin, { method: 'PUT', path: `/api/v1/pins/${encodeURIComponent(reference)}` }),
+    unpin: (reference: string) => remove(`/pins/${encodeURIComponent(reference)}`),
     explainAddresses: (addresses: readonly string[]) =>
       get(
         TopologyExplanation,

@@ -17,6 +17,8 @@ export type AuditAction =
   | 'tag.move'
   | 'tag.delete'
   | 'gc'
+  | 'pin.put'
+  | 'pin.remove'
   | 'token.create'
   | 'token.exchange'
   | 'token.revoke'

@@ -32,6 +32,12 @@ export interface Manifest<Name extends ContentDigest = ContentDigest> {
   readonly bytes: Buffer
 }
 
+/** What collection sees of a stored thing: when somebody last put it there, mounted it, or claimed it. Milliseconds since 1970. */
+export interface Stored {
+  readonly digest: ContentDigest
+  readonly usedAtMs: number
+}
+
 export interface Tag {
   readonly tag: string
   readonly digest: Digest
@@ -46,6 +52,10 @@ export interface Tag {
  * - concurrent uploads of the same blob end as one; the same bytes named by another algorithm are another blob, and only
  *   those named by SHA-256 have a torrent;
  * - a blob is readable through a repository only where it was pushed or mounted there;
+ * - what makes a blob readable (commit, mountBlob), `claimBlob`, `unlinkBlob` and `deleteBlob` of one digest happen one after the
+ *   other: a claim that has returned is seen by the next removal, and a removal that has returned by the next claim. With
+ *   conditional writes (If-Match on the object that is the link) an S3-compatible store can give the same;
+ * - a link is gone durably before `unlinkBlob` returns, and with it before its blob can go: no crash leaves a link that names nothing;
  * - nothing in it needs rename or locks across processes to be more than a POSIX directory gives, so that an
  *   S3-compatible store can follow.
  */
@@ -58,6 +68,11 @@ export interface BlobStore extends AsyncDisposable {
   resumeUpload(repository: string, id: string): Promise<BlobUpload | undefined>
 
   statBlob(repository: string, digest: ContentDigest): Promise<BlobStat | undefined>
+  /**
+   * Like `statBlob`, for whoever is about to name the blob: it counts as used now. Not synced: after power loss it may count as
+   * used when it was used before.
+   */
+  claimBlob(repository: string, digest: ContentDigest): Promise<BlobStat | undefined>
   /** Bytes `[start, end)`. @throws if the blob is gone */
   readBlob(
     digest: ContentDigest,
@@ -66,6 +81,17 @@ export interface BlobStore extends AsyncDisposable {
   ): AsyncIterable<Uint8Array>
   /** Makes a blob that another repository holds visible in this one; false if `from` does not hold it. */
   mountBlob(repository: string, digest: ContentDigest, from: string): Promise<boolean>
+  /** Takes the blob away from this repository, unless it was used at `unusedSinceMs` or later. @returns whether it did */
+  unlinkBlob(repository: string, digest: ContentDigest, unusedSinceMs: number): Promise<boolean>
+  /**
+   * Removes the bytes and the torrent, unless the blob was pushed or mounted anywhere at `unusedSinceMs` or later. The caller knows
+   * that no repository had it then. @returns whether it did
+   */
+  deleteBlob(digest: ContentDigest, unusedSinceMs: number): Promise<boolean>
+  /** All blobs, those that no repository has too; in no order, as they are read. */
+  scanBlobs(): AsyncIterable<Stored & BlobStat>
+  /** The blobs of a repository; in no order, as they are read. */
+  scanLinks(repository: string): AsyncIterable<Stored>
   /** Repositories that hold a blob, in no order. Looks through all of them. */
   repositoriesWith(digest: ContentDigest): Promise<string[]>
   /** The torrent of a blob of any repository; undefined for blobs too small to have one or unknown. */
@@ -83,6 +109,12 @@ export interface BlobStore extends AsyncDisposable {
   /** Digests of the manifests whose `subject` it is, sorted; whether there is such a subject or not. */
   listReferrers(repository: string, subject: ContentDigest): Promise<ContentDigest[]>
   deleteManifest(repository: string, digest: ContentDigest): Promise<boolean>
+  /** The manifest counts as used now, as by `putManifest`. @returns whether there is one */
+  claimManifest(repository: string, digest: ContentDigest): Promise<boolean>
+  /** Undefined if there is no such manifest. */
+  manifestUsedAtMs(repository: string, digest: ContentDigest): Promise<number | undefined>
+  /** In no order, as they are read. */
+  scanManifests(repository: string): AsyncIterable<Stored>
   putTag(repository: string, tag: string, digest: Digest): Promise<void>
   getTag(repository: string, tag: string): Promise<Tag | undefined>
   deleteTag(repository: string, tag: string): Promise<boolean>
@@ -90,6 +122,8 @@ export interface BlobStore extends AsyncDisposable {
   listTags(repository: string): Promise<Tag[]>
   /** Whether anything was ever pushed there. */
   hasRepository(repository: string): Promise<boolean>
-  /** Those that manifests were pushed to, sorted. */
+  /** Those that ever had a manifest; sorted. */
   listRepositories(): Promise<string[]>
+  /** Those with blobs alone too; in no order, as they are read. */
+  scanRepositories(): AsyncIterable<string>
 }

@@ -1,6 +1,18 @@
 import { randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { mkdir, open, readFile, readdir, rename, rm, stat, statfs, unlink, writeFile } from 'node:fs/promises'
+import {
+  mkdir,
+  open,
+  readFile,
+  readdir,
+  rename,
+  rm,
+  stat,
+  statfs,
+  unlink,
+  utimes,
+  writeFile,
+} from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { LRUCache } from 'lru-cache'
 import type { ContentDigest, Digest } from '../../lib/protocol/digest.ts'
@@ -18,7 +30,7 @@ import {
 import type { Logger } from '../../lib/runtime/log.ts'
 import { createTurns } from '../../lib/runtime/turn.ts'
 import { ApiError } from './api-error.ts'
-import type { BlobStat, BlobStore, BlobUpload, Manifest, Tag } from './blob-store.ts'
+import type { BlobStat, BlobStore, BlobUpload, Manifest, Stored, Tag } from './blob-store.ts'
 import { createHashPool } from './hash-pool.ts'
 import { subjectIn } from './oci-manifest.ts'
 import { createReadCache } from './read-cache.ts'
@@ -36,6 +48,9 @@ export interface DiskBlobStoreOptions {
   readonly now: () => number
   readonly log: Logger
 }
+
+/** Files looked at at once while a directory is read through. */
+const scanWidth = 64
 
 /** An upload that nobody has touched for this long may lose its open file to another; its bytes stay. */
 const idleMs = 10_000
@@ -59,8 +74,10 @@ const directoriesRemembered = 20_000
  *     repositories/<name>/_manifests/<hex>       media type, newline, the manifest's bytes
  *     repositories/<name>/_referrers/<hex>/<hex> the second manifest's subject is the first; made of the manifests where it is missing
  *     repositories/<name>/_tags/<tag>            digest
+ *     trash/<64 hex>-<uuid>/                     blobs on their way out
  *
- * A blob's directory is renamed into place when all in it is synced. `_` cannot begin a part of a repository's name.
+ * A blob's directory is renamed into place when all in it is synced, and out of it before anything in it goes. `_` cannot begin a
+ * part of a repository's name. When something was last used is the time of modification of its file: `data`, the link, the manifest.
  *
  * What is seen here need not be on disk yet: another request may be about to sync it, or the server before this one was killed
  * before it could. So whatever is acknowledged syncs what it rests on too, even where that is there already.
@@ -69,9 +86,12 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
   const { directory, now, log } = options
   const paths = storePaths(directory)
   const ensureDirectory = createDirectories(directory)
-  await ensureDirectory(paths.blobs, paths.uploads, paths.infoHashes, paths.repositories)
+  await ensureDirectory(paths.blobs, paths.uploads, paths.infoHashes, paths.repositories, paths.trash)
+  await emptyTrash(paths)
   const pool = createHashPool()
   const sessions = new Map<string, UploadSession>()
+  /** One at a time links, claims or removes a blob, or changes the manifests of a repository. */
+  const inTurn = createTurns()
 
   const checkRoom = async () => {
     const { bavail, bsize } = await statfs(directory)
@@ -86,6 +106,14 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
     await syncDirectory(dirname(file))
   }
 
+  /** The bytes count as used now too: whoever saw them without this link must not remove them. */
+  const link = async (repository: string, digest: ContentDigest) => {
+    await touch(paths.blobData(digest), now())
+    const file = paths.link(repository, digest)
+    await putMark(file)
+    await touch(file, now())
+  }
+
   const commit = async (session: UploadSession, expected: ContentDigest): Promise<BlobStat> => {
     const { sha256Hex, sha512Hex, pieces, offset } = await session.finish(!isSha256(expected))
     sessions.delete(session.id)
@@ -98,14 +126,22 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       )
     }
     const blob = { digest: expected, sizeBytes: offset }
-    const shelf = dirname(paths.blob(expected))
-    await ensureDirectory(shelf)
-    if ((await sizeOf(paths.blobData(expected))) === undefined)
-      await moveIntoPlace(paths, session.id, blob, pieces)
-    else await rm(paths.upload(session.id), { recursive: true, force: true })
-    await syncDirectory(shelf)
-    await putMark(paths.link(session.repository, expected))
-    return blob
+    return inTurn(expected, async () => {
+      const shelf = dirname(paths.blob(expected))
+      await ensureDirectory(shelf)
+      if ((await sizeOf(paths.blobData(expected))) === undefined)
+        await moveIntoPlace(paths, session.id, blob, pieces)
+      else await rm(paths.upload(session.id), { recursive: true, force: true })
+      await syncDirectory(shelf)
+      await link(session.repository, expected)
+      return blob
+    })
+  }
+
+  const statBlob = async (repository: string, digest: ContentDigest): Promise<BlobStat | undefined> => {
+    if (!(await exists(paths.link(repository, digest)))) return undefined
+    const sizeBytes = await sizeOf(paths.blobData(digest))
+    return sizeBytes === undefined ? undefined : { digest, sizeBytes }
   }
 
   const wrap = (session: UploadSession): BlobUpload => ({
@@ -213,8 +249,6 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
   sweeper.unref()
   await sweep()
 
-  /** One at a time changes the manifests of a repository: a manifest is never without its mark among the referrers. */
-  const inTurn = createTurns()
   const manifests = createReadCache<Manifest>({
     entriesMax: manifestsCached,
     freshMs,
@@ -294,21 +328,48 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       if (saved?.repository !== repository) return undefined
       return wrap(await openSession(id, saved))
     },
-    statBlob: async (repository, digest) => {
-      if (!(await exists(paths.link(repository, digest)))) return undefined
-      const sizeBytes = await sizeOf(paths.blobData(digest))
-      return sizeBytes === undefined ? undefined : { digest, sizeBytes }
-    },
+    statBlob,
+    claimBlob: (repository, digest) =>
+      inTurn(digest, async () =>
+        (await touch(paths.link(repository, digest), now())) ? statBlob(repository, digest) : undefined,
+      ),
     readBlob: (digest, { start, end }, signal) => readRange(paths.blobData(digest), start, end, signal),
-    mountBlob: async (repository, digest, from) => {
-      if (!(await exists(paths.link(from, digest)))) return false
-      await putMark(paths.link(repository, digest))
-      return true
+    mountBlob: (repository, digest, from) =>
+      inTurn(digest, async () => {
+        if (!(await statBlob(from, digest))) return false
+        await link(repository, digest)
+        return true
+      }),
+    unlinkBlob: (repository, digest, unusedSinceMs) =>
+      inTurn(digest, async () => {
+        const file = paths.link(repository, digest)
+        const usedAtMs = await usedAtMsOf(file)
+        return usedAtMs !== undefined && usedAtMs < unusedSinceMs && removeFile(file)
+      }),
+    deleteBlob: (digest, unusedSinceMs) =>
+      inTurn(digest, async () => {
+        const usedAtMs = await usedAtMsOf(paths.blobData(digest))
+        if (usedAtMs === undefined || usedAtMs >= unusedSinceMs) return false
+        await moveToTrash(paths, digest)
+        return true
+      }),
+    scanBlobs: async function* () {
+      for (const shelf of await shelvesOf(paths)) {
+        const digests = digestsOf(await list(shelf))
+        yield* looked(digests, async (digest) => {
+          const found = await stat(paths.blobData(digest)).catch(ignoreMissing)
+          return found && { digest, usedAtMs: Math.round(found.mtimeMs), sizeBytes: found.size }
+        })
+      }
     },
-    repositoriesWith: async (digest) =>
-      (await exists(paths.blobData(digest)))
-        ? findRepositories(paths.repositories, '', join('_blobs', digestHex(digest)))
-        : [],
+    scanLinks: (repository) => scanStored(join(paths.repository(repository), '_blobs')),
+    repositoriesWith: async (digest) => {
+      if (!(await exists(paths.blobData(digest)))) return []
+      const found: string[] = []
+      for await (const name of findRepositories(paths.repositories, '', ['_blobs']))
+        if (await exists(paths.link(name, digest))) found.push(name)
+      return found
+    },
     torrentOf: async (digest) => {
       const info = await readFile(join(paths.blob(digest), 'info')).catch(ignoreMissing)
       return info && { ...parseTorrent(writeTorrent(info, {})), info }
@@ -335,6 +396,7 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
             await putMark(paths.referrer(repository, subject, digest))
           }
           await writeFileAtomic(file, content)
+          await touch(file, now())
         }
         await write().catch(mapDiskFull)
         manifests.forget(manifestKey(repository, digest))
@@ -362,6 +424,20 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
           await unlink(paths.referrer(repository, subject, digest)).catch(ignoreMissing)
         return removed
       }),
+    claimManifest: (repository, digest) => touch(paths.manifest(repository, digest), now()),
+    manifestUsedAtMs: (repository, digest) => usedAtMsOf(paths.manifest(repository, digest)),
+    scanManifests: async function* (repository) {
+      const directory = join(paths.repository(repository), '_manifests')
+      // Whoever asks removes what no manifest names: one that is passed over would lose what it needs.
+      const strange = (await list(directory)).find(
+        (name) => contentDigestFromHex(name) === undefined && !name.startsWith('.'),
+      )
+      if (strange !== undefined)
+        throw new Error(
+          `Cannot tell what ${join(directory, strange)} is: a newer version may have written it`,
+        )
+      yield* scanStored(directory)
+    },
     putTag: async (repository, tag, digest) => {
       const file = paths.tag(repository, tag)
       const text = JSON.stringify({ digest, updatedAt: new Date(now()).toISOString() })
@@ -390,7 +466,12 @@ export async function startDiskBlobStore(options: DiskBlobStoreOptions): Promise
       const kinds = ['_manifests', '_blobs'].map((kind) => exists(join(paths.repository(repository), kind)))
       return (await Promise.all(kinds)).includes(true)
     },
-    listRepositories: async () => (await findRepositories(paths.repositories, '', '_manifests')).sort(),
+    listRepositories: async () => {
+      const found: string[] = []
+      for await (const name of findRepositories(paths.repositories, '', ['_manifests'])) found.push(name)
+      return found.sort()
+    },
+    scanRepositories: () => findRepositories(paths.repositories, '', ['_manifests', '_blobs']),
     [Symbol.asyncDispose]: async () => {
       clearInterval(sweeper)
       await pool[Symbol.asyncDispose]()
@@ -410,9 +491,11 @@ function storePaths(directory: string) {
   const referrers = (name: string) => join(repository(name), '_referrers')
   return {
     blobs: join(directory, 'blobs', 'sha256'),
+    shelves: ['sha256', 'sha512'].map((algorithm) => join(directory, 'blobs', algorithm)),
     repositories,
     uploads: join(directory, 'uploads'),
     infoHashes: join(directory, 'infohashes'),
+    trash: join(directory, 'trash'),
     blob,
     blobData: (digest: ContentDigest) => join(blob(digest), 'data'),
     upload: (id: string) => join(directory, 'uploads', id),
@@ -506,6 +589,36 @@ function digestsOf(names: readonly string[]): ContentDigest[] {
   return names.map(contentDigestFromHex).filter((digest) => digest !== undefined)
 }
 
+/**
+ * Out of place in one step, and for good before anything in it goes: a directory with half of a blob would be in the way of whoever
+ * pushes it again.
+ */
+async function moveToTrash(paths: StorePaths, digest: ContentDigest): Promise<void> {
+  const from = paths.blob(digest)
+  const to = join(paths.trash, `${digestHex(digest)}-${randomUUID()}`)
+  await rename(from, to)
+  await syncDirectory(paths.trash)
+  await syncDirectory(dirname(from))
+  await dropTrash(paths, to)
+}
+
+async function dropTrash(paths: StorePaths, directory: string): Promise<void> {
+  const info = await readFile(join(directory, 'info')).catch(ignoreMissing)
+  // A name without a blob: nobody finds anything under it, but it would stay for ever.
+  if (info) await unlink(join(paths.infoHashes, infoHashOf(info))).catch(ignoreMissing)
+  await rm(directory, { recursive: true, force: true })
+}
+
+/** What a crash kept from going. A blob that has been pushed again since keeps the name of its swarm. */
+async function emptyTrash(paths: StorePaths): Promise<void> {
+  for (const name of await list(paths.trash)) {
+    const directory = join(paths.trash, name)
+    const digest = contentDigestFromHex(name.split('-')[0] ?? '')
+    if (digest && !(await exists(paths.blobData(digest)))) await dropTrash(paths, directory)
+    else await rm(directory, { recursive: true, force: true })
+  }
+}
+
 async function* readRange(
   file: string,
   start: number,
@@ -521,18 +634,44 @@ async function* readRange(
   }) as AsyncIterable<Uint8Array>
 }
 
-/** The repositories in whose directory `what` is; their names may hold slashes. */
-async function findRepositories(directory: string, name: string, what: string): Promise<string[]> {
-  const entries = await readdir(directory, { withFileTypes: true }).catch(ignoreMissing)
-  const children = (entries ?? []).filter((entry) => entry.isDirectory()).map((entry) => entry.name)
-  const below = await Promise.all(
-    children
-      .filter((child) => !child.startsWith('_'))
-      .map((child) =>
-        findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`, what),
-      ),
-  )
-  return [...((await exists(join(directory, what))) ? [name] : []), ...below.flat()]
+/** Repositories are the directories that have one of `parts` in them; their names may hold slashes. */
+async function* findRepositories(
+  directory: string,
+  name: string,
+  parts: readonly string[],
+): AsyncGenerator<string> {
+  const entries = (await readdir(directory, { withFileTypes: true }).catch(ignoreMissing)) ?? []
+  const children = entries.filter((entry) => entry.isDirectory()).map((entry) => entry.name)
+  if (children.some((child) => parts.includes(child))) yield name
+  for (const child of children)
+    if (!child.startsWith('_'))
+      yield* findRepositories(join(directory, child), name === '' ? child : `${name}/${child}`, parts)
+}
+
+/** The directories of blobs, of either algorithm. */
+async function shelvesOf({ shelves }: StorePaths): Promise<string[]> {
+  const found: string[] = []
+  for (const directory of shelves) for (const name of await list(directory)) found.push(join(directory, name))
+  return found
+}
+
+/** Links or manifests, which are named by a digest each. */
+async function* scanStored(directory: string): AsyncGenerator<Stored> {
+  const digests = digestsOf(await list(directory))
+  yield* looked(digests, async (digest) => {
+    const usedAtMs = await usedAtMsOf(join(directory, digestHex(digest)))
+    return usedAtMs === undefined ? undefined : { digest, usedAtMs }
+  })
+}
+
+/** What `look` finds for each item, some at once; what is gone by then is left out. */
+async function* looked<Item, Found>(
+  items: readonly Item[],
+  look: (item: Item) => Promise<Found | undefined>,
+): AsyncGenerator<Found> {
+  for (let at = 0; at < items.length; at += scanWidth)
+    for (const found of await Promise.all(items.slice(at, at + scanWidth).map(look)))
+      if (found !== undefined) yield found
 }
 
 async function list(directory: string): Promise<string[]> {
@@ -545,6 +684,23 @@ async function sizeOf(file: string): Promise<number | undefined> {
 
 async function exists(file: string): Promise<boolean> {
   return (await stat(file).catch(ignoreMissing)) !== undefined
+}
+
+/** Milliseconds, whole ones: the system keeps a time that is a little less than what it was given. */
+async function usedAtMsOf(file: string): Promise<number | undefined> {
+  const found = await stat(file).catch(ignoreMissing)
+  return found && Math.round(found.mtimeMs)
+}
+
+/** @returns whether there is such a file */
+async function touch(file: string, nowMs: number): Promise<boolean> {
+  try {
+    await utimes(file, nowMs / 1000, nowMs / 1000)
+    return true
+  } catch (error) {
+    if (isMissing(error)) return false
+    throw error
+  }
 }
 
 async function removeFile(file: string): Promise<boolean> {

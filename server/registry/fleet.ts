@@ -4,6 +4,7 @@ import { HostReport } from '../../lib/client/api.ts'
 import type { Ip } from '../../lib/protocol/address.ts'
 import { formatIp } from '../../lib/protocol/address.ts'
 import type { Digest } from '../../lib/protocol/digest.ts'
+import { parseDigest } from '../../lib/protocol/digest.ts'
 import type { Place } from '../../lib/protocol/place.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
 import { requireCredential } from './access-control.ts'
@@ -29,6 +30,14 @@ export interface Fleet {
   forget(host: string): void
   /** Hosts heard in the last minute. */
   present(): HeardHost[]
+  /** Hosts heard at `sinceMs` or later, and those that are present anyway. */
+  heardSince(sinceMs: number): HeardHost[]
+}
+
+/** Tags and digests of one repository that hosts follow, hold or fetch. */
+export interface Deployed {
+  readonly tags: ReadonlySet<string>
+  readonly digests: ReadonlySet<Digest>
 }
 
 /** A host that has been silent for this long is not part of the fleet. */
@@ -36,6 +45,10 @@ const presentMs = 60_000
 
 export function createFleet({ hostsMax, now }: { hostsMax: number; now: () => number }): Fleet {
   const heard = new Map<string, HeardHost>()
+  const heardSince = (sinceMs: number) => {
+    const earliestMs = Math.min(sinceMs, now() - presentMs)
+    return [...heard.values()].filter(({ atMs }) => atMs >= earliestMs)
+  }
   return {
     hear: (host) => {
       // Re-inserted, so that the first in the map is the one silent for longest.
@@ -48,8 +61,33 @@ export function createFleet({ hostsMax, now }: { hostsMax: number; now: () => nu
     forget: (host) => {
       heard.delete(host)
     },
-    present: () => [...heard.values()].filter(({ atMs }) => now() - atMs <= presentMs),
+    present: () => heardSince(now()),
+    heardSince,
   }
+}
+
+/** What is out there, by repository. */
+export function deployedOn(hosts: readonly HeardHost[]): Map<string, Deployed> {
+  const deployed = new Map<string, { tags: Set<string>; digests: Set<Digest> }>()
+  const of = (repository: string) => {
+    const known = deployed.get(repository) ?? { tags: new Set<string>(), digests: new Set<Digest>() }
+    deployed.set(repository, known)
+    return known
+  }
+  // Ten thousand hosts say much the same.
+  const followed = new Set(hosts.flatMap(({ report }) => report.follow))
+  const held = new Map<string, Set<string>>()
+  for (const { report } of hosts)
+    for (const { reference, digest } of report.held)
+      held.set(reference, (held.get(reference) ?? new Set<string>()).add(digest))
+  for (const text of followed) {
+    const { repository, tag, digest } = parseReference(text)
+    if (tag !== undefined) of(repository).tags.add(tag)
+    if (digest !== undefined) of(repository).digests.add(digest)
+  }
+  for (const [text, digests] of held)
+    for (const digest of digests) of(parseReference(text).repository).digests.add(parseDigest(digest))
+  return deployed
 }
 
 /** Digests of tags for 10,000 hosts that ask every ten seconds: read once, dropped when the tag moves. */

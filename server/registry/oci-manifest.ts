@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { ContentDigest } from '../../lib/protocol/digest.ts'
-import { parseContentDigest } from '../../lib/protocol/digest.ts'
+import { isSha256, isSha512, parseContentDigest } from '../../lib/protocol/digest.ts'
 import { ClientError } from '../../lib/protocol/errors.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
@@ -43,12 +43,8 @@ export type Descriptor = z.output<typeof descriptor>
 
 /** @throws ApiError `MANIFEST_INVALID`, naming the member that is wrong */
 export function parseManifest(bytes: Uint8Array): ManifestContent {
-  let json: unknown
-  try {
-    json = JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString())
-  } catch (cause) {
-    throw new ApiError(400, 'MANIFEST_INVALID', 'Cannot read manifest: it is not JSON', { cause })
-  }
+  const json = parseJson(bytes)
+  if (json === undefined) throw new ApiError(400, 'MANIFEST_INVALID', 'Cannot read manifest: it is not JSON')
   const parsed = ManifestShape.safeParse(json)
   if (parsed.success) return parsed.data
   const [issue] = parsed.error.issues
@@ -64,6 +60,47 @@ export function blobsOf({ config, layers, blobs }: ManifestContent): Descriptor[
   return [...(config ? [config] : []), ...(layers ?? []), ...(blobs ?? [])].filter(
     ({ urls }) => urls === undefined || urls.length === 0,
   )
+}
+
+/** What a manifest keeps, and what it is about. */
+export interface ManifestReferences {
+  /** Everything that it names in a descriptor: configuration, layers, manifests, and what later specs may add. */
+  readonly names: readonly ContentDigest[]
+  readonly subject: ContentDigest | undefined
+}
+
+/**
+ * Reads what a stored manifest refers to, whatever its type. Too much would keep a blob that could go, too little would lose one
+ * that is needed: so every `digest` member counts, wherever it stands, but the subject's, which is a reference the other way.
+ *
+ * @returns undefined where it is not JSON: nobody can tell what such a manifest needs
+ */
+export function referencesOf(bytes: Uint8Array): ManifestReferences | undefined {
+  const json = parseJson(bytes)
+  if (json === undefined) return undefined
+  const names = new Set<ContentDigest>()
+  let subject: ContentDigest | undefined
+  // No recursion: how deep a manifest is nested is its author's choice.
+  const open: unknown[] = [json]
+  while (open.length > 0) {
+    const value = open.pop()
+    if (typeof value !== 'object' || value === null) continue
+    for (const [key, member] of Object.entries(value)) {
+      if (key === 'subject' && value === json) subject = digestIn(member)
+      else if (key === 'digest' && isDigest(member)) names.add(member)
+      else open.push(member)
+    }
+  }
+  return { names: [...names], subject }
+}
+
+function digestIn(descriptor: unknown): ContentDigest | undefined {
+  const digest = (descriptor as { digest?: unknown } | null | undefined)?.digest
+  return isDigest(digest) ? digest : undefined
+}
+
+function isDigest(value: unknown): value is ContentDigest {
+  return typeof value === 'string' && (isSha256(value) || isSha512(value))
 }
 
 /** The digest that a manifest refers to as its subject. @throws ClientError `DIGEST_INVALID` */
@@ -102,14 +139,19 @@ export function readManifest(
   return { mediaType, content }
 }
 
-/** All that a manifest names must be in the repository before it, but its subject. @throws ApiError `MANIFEST_INVALID`, `MANIFEST_BLOB_UNKNOWN` */
+/**
+ * All that a manifest names must be in the repository before it, but its subject. It is claimed while we look: between here and the manifest's
+ * being stored no collection takes it away.
+ *
+ * @throws ApiError `MANIFEST_INVALID`, `MANIFEST_BLOB_UNKNOWN`
+ */
 export async function checkReferences(
   repository: string,
   content: ManifestContent,
   store: BlobStore,
 ): Promise<void> {
   for (const { digest, size } of blobsOf(content)) {
-    const found = await store.statBlob(repository, parseContentDigest(digest))
+    const found = await store.claimBlob(repository, parseContentDigest(digest))
     if (!found)
       throw new ApiError(
         404,
@@ -125,12 +167,24 @@ export async function checkReferences(
     }
   }
   for (const { digest } of content.manifests ?? []) {
-    if (!(await store.getManifest(repository, parseContentDigest(digest)))) {
+    if (!(await store.claimManifest(repository, parseContentDigest(digest)))) {
       throw new ApiError(
         404,
         'MANIFEST_BLOB_UNKNOWN',
         `Cannot store index: manifest ${digest} is not in ${repository}; push it first`,
       )
     }
+  }
+  // It need not be there; where it is, what is said about it keeps it for a while.
+  const subject = subjectOf(content)
+  if (subject) await store.claimManifest(repository, subject)
+}
+
+/** Undefined where it is not JSON; no JSON text means undefined. */
+function parseJson(bytes: Uint8Array): unknown {
+  try {
+    return JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString())
+  } catch {
+    return undefined
   }
 }

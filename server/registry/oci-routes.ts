@@ -2,7 +2,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { parseContentDigest } from '../../lib/protocol/digest.ts'
 import { ApiError } from './api-error.ts'
 import { require, withScope } from './oci/authorize.ts'
-import { getBlob } from './oci/blobs.ts'
+import { deleteBlob, getBlob } from './oci/blobs.ts'
 import type { Context, OciDeps } from './oci/context.ts'
 import { unsupported } from './oci/context.ts'
 import { listCatalog, listReferrers, listTags } from './oci/listings.ts'
@@ -62,12 +62,7 @@ async function dispatch(target: OciTarget, context: Context): Promise<FastifyRep
     case 'blob':
       if (method === 'DELETE') {
         require(context, 'delete', target.repository)
-        // Blobs are shared between repositories; collecting those that nobody names is the server's work.
-        throw new ApiError(
-          405,
-          'UNSUPPORTED',
-          'Blobs are not deleted by hand: delete the manifests that name them',
-        )
+        return deleteBlob(target.repository, parseContentDigest(target.digest), context)
       }
       if (!reads) throw unsupported(method)
       require(context, 'pull', target.repository)

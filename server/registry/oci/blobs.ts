@@ -3,6 +3,7 @@ import type { ContentDigest } from '../../../lib/protocol/digest.ts'
 import { isSha256 } from '../../../lib/protocol/digest.ts'
 import { ApiError } from '../api-error.ts'
 import { parseRange } from '../../../lib/protocol/http-range.ts'
+import { removeBlob } from '../removal.ts'
 import { torrentAccepted } from '../torrents.ts'
 import type { IncomingBlob } from '../upstream/incoming-blob.ts'
 import type { Context } from './context.ts'
@@ -60,6 +61,18 @@ export async function getBlob(
   )
 }
 
+/** DELETE (spec: "Deleting Blobs"): from this repository, unless one of its manifests names it. */
+export async function deleteBlob(
+  repository: string,
+  digest: ContentDigest,
+  context: Context,
+): Promise<FastifyReply> {
+  const { request, reply, caller, audit } = context
+  const act = { action: 'blob.delete', target: `${repository}@${digest}` } as const
+  await audit(request, caller, act, () => removeBlob(context, repository, digest))
+  return reply.code(202).send()
+}
+
 /** A blob that is here, or else at the upstream of its repository: `whole` waits until it is here. */
 async function findBlob(
   repository: string,
@@ -67,7 +80,9 @@ async function findBlob(
   whole: boolean,
   { request, store, pullThrough, caller }: Context,
 ): Promise<{ readonly sizeBytes: number; readonly incoming?: IncomingBlob } | undefined> {
-  const held = await store.statBlob(repository, digest)
+  // Who may push and asks whether a blob is here pushes only the manifest if it is.
+  const pushes = request.method === 'HEAD' && caller.may('publish', repository)
+  const held = await (pushes ? store.claimBlob(repository, digest) : store.statBlob(repository, digest))
   if (held || !isSha256(digest) || !pullThrough.upstreamOf(repository)) return held
   return patiently(request, () => {
     if (whole) return pullThrough.fetchBlob(repository, digest)

@@ -8,6 +8,7 @@ import type { Manifest } from '../blob-store.ts'
 import type { ManifestContent } from '../oci-manifest.ts'
 import { blobsOf, checkReferences, readManifest, subjectOf } from '../oci-manifest.ts'
 import type { OciTarget } from '../oci-path.ts'
+import { removeManifest, removeTag } from '../removal.ts'
 import type { Context } from './context.ts'
 import { bodyOf, checkTag, contentLength, created, patiently, queryOf, unchanged } from './context.ts'
 
@@ -19,6 +20,9 @@ export async function getManifest(target: ManifestTarget, context: Context): Pro
   const { manifest, stale } = await findManifest(target, context)
   // RFC 7234 section 5.5.1; the RFC after it has dropped the header, and names nothing in its place.
   if (stale) reply.header('warning', '110 - "Response is Stale"')
+  // As with blobs: an index may be all that is pushed.
+  if (request.method === 'HEAD' && context.caller.may('publish', target.repository))
+    await claim(target, manifest.digest, context)
   const etag = `"${manifest.digest}"`
   reply.headers({
     'docker-content-digest': manifest.digest,
@@ -31,10 +35,26 @@ export async function getManifest(target: ManifestTarget, context: Context): Pro
   return request.method === 'HEAD' ? reply.send() : reply.send(manifest.bytes)
 }
 
+/** @throws ApiError 404 where a collection was faster */
+async function claim(
+  target: ManifestTarget,
+  digest: ContentDigest,
+  { store, torrents, inTurn }: Context,
+): Promise<void> {
+  const { repository } = target
+  if (await inTurn(repository, () => store.claimManifest(repository, digest))) return
+  if (!(await torrents.manifest(repository, digest))) throw unknownManifest(target)
+}
+
+function unknownManifest({ repository, reference }: ManifestTarget): ApiError {
+  return new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+}
+
 async function findManifest(
-  { repository, reference }: ManifestTarget,
+  target: ManifestTarget,
   { request, store, torrents, pullThrough }: Context,
 ): Promise<{ manifest: Manifest; stale: boolean }> {
+  const { repository, reference } = target
   const named = reference.includes(':') ? parseContentDigest(reference) : undefined
   if (pullThrough.upstreamOf(repository) && (named ? isSha256(named) : isTag(reference))) {
     const found = await patiently(request, () => pullThrough.manifest(repository, reference))
@@ -43,8 +63,7 @@ async function findManifest(
   const digest = named ?? (isTag(reference) ? (await store.getTag(repository, reference))?.digest : undefined)
   const manifest =
     digest && ((await store.getManifest(repository, digest)) ?? (await torrents.manifest(repository, digest)))
-  if (!manifest)
-    throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+  if (!manifest) throw unknownManifest(target)
   return { manifest, stale: false }
 }
 
@@ -76,8 +95,9 @@ export async function putManifest(
   await keepTorrents(repository, content, context)
   if (context.pullThrough.upstreamOf(repository))
     await patiently(request, () => fetchMissing(repository, content, context))
-  await checkReferences(repository, content, store)
+  // In one turn, so that a collection either sees the manifest or finds what it names claimed.
   await context.inTurn(repository, async () => {
+    await checkReferences(repository, content, store)
     const put = () => store.putManifest(repository, { digest, mediaType, bytes })
     if (byDigest)
       await audit(request, caller, { action: 'manifest.put', target: `${repository}@${digest}` }, put)
@@ -86,6 +106,8 @@ export async function putManifest(
       const act = { action: 'tag.move', target: `${repository}:${tag}`, details: { digest, was } } as const
       await audit(request, caller, act, async () => {
         if (!byDigest) await put()
+        // The release before stays for a while yet.
+        if (was !== undefined) await store.claimManifest(repository, was)
         await store.putTag(repository, tag, digestOf(bytes))
       })
     }
@@ -166,45 +188,25 @@ export async function deleteManifest(
   const found = reference.includes(':')
     ? await deleteByDigest(repository, parseContentDigest(reference), context)
     : isTag(reference) && (await deleteTag(repository, reference, context))
-  if (!found) throw new ApiError(404, 'MANIFEST_UNKNOWN', `There is no manifest ${repository}:${reference}`)
+  if (!found) throw unknownManifest({ kind: 'manifest', repository, reference })
   return reply.code(202).send()
 }
 
-async function deleteTag(
-  repository: string,
-  tag: string,
-  { request, store, caller, audit, inTurn, onTag }: Context,
-): Promise<boolean> {
-  const found = await inTurn(repository, async () => {
-    const was = (await store.getTag(repository, tag))?.digest
-    if (was === undefined) return false
-    const act = { action: 'tag.delete', target: `${repository}:${tag}`, details: { was } } as const
-    return audit(request, caller, act, () => store.deleteTag(repository, tag))
-  })
-  if (found) onTag(repository, tag)
-  return found
+async function deleteTag(repository: string, tag: string, context: Context): Promise<boolean> {
+  const { request, store, caller, audit } = context
+  const was = (await store.getTag(repository, tag))?.digest
+  if (was === undefined) return false
+  const act = { action: 'tag.delete', target: `${repository}:${tag}`, details: { was } } as const
+  return audit(request, caller, act, () => removeTag(context, repository, tag))
 }
 
-async function deleteByDigest(
-  repository: string,
-  digest: ContentDigest,
-  { request, store, caller, audit, inTurn, onTag }: Context,
-): Promise<boolean> {
-  return inTurn(repository, async () => {
-    if (!(await store.getManifest(repository, digest))) return false
-    const tags = (await store.listTags(repository))
-      .filter((one) => one.digest === digest)
-      .map(({ tag }) => tag)
-    const details = { tags: tags.slice(0, tagsTold) }
-    const act = { action: 'manifest.delete', target: `${repository}@${digest}`, details } as const
-    return audit(request, caller, act, async () => {
-      for (const tag of tags) {
-        await store.deleteTag(repository, tag)
-        onTag(repository, tag)
-      }
-      return store.deleteManifest(repository, digest)
-    })
-  })
+async function deleteByDigest(repository: string, digest: ContentDigest, context: Context): Promise<boolean> {
+  const { request, store, caller, audit } = context
+  if (!(await store.getManifest(repository, digest))) return false
+  const tags = (await store.listTags(repository)).filter((one) => one.digest === digest).map(({ tag }) => tag)
+  const details = { tags: tags.slice(0, tagsTold) }
+  const act = { action: 'manifest.delete', target: `${repository}@${digest}`, details } as const
+  return audit(request, caller, act, () => removeManifest(context, repository, digest))
 }
 
 async function readBody(request: FastifyRequest, maxBytes: number): Promise<Buffer> {

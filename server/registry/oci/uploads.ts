@@ -77,7 +77,7 @@ export async function continueUpload(
     if (
       request.method === 'PUT' &&
       wanted !== null &&
-      (await store.statBlob(repository, parseContentDigest(wanted)))
+      (await store.claimBlob(repository, parseContentDigest(wanted)))
     )
       return created(reply, `/v2/${repository}/blobs/${wanted}`, parseContentDigest(wanted))
     throw new ApiError(

@@ -124,6 +124,8 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     // Before the tag: after a crash in between it still has the old digest, and is known as pulled.
     const digests = [digest, ...(before && before.digest !== digest ? [before.digest] : [])]
     await state.put(tagKey(repository, tag), { digests } satisfies PulledTag)
+    // The release before stays for a while yet.
+    if (before) await store.claimManifest(repository, before.digest)
     await store.putTag(repository, tag, digest)
     deps.onTag(repository, tag)
     log.info({ repository, tag, digest, by: 'upstream' }, 'tag moved')
@@ -196,7 +198,7 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     const options = { signal: ended.signal, authorization }
     const work = slots.run(async () => {
       // Another fetch may have ended since somebody looked.
-      const held = await store.statBlob(repository, digest)
+      const held = await store.claimBlob(repository, digest)
       if (held) {
         opened.resolve(heldBlob(store, held))
         return
@@ -236,7 +238,7 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     digest: Digest,
     authorization?: string,
   ): Promise<BlobStat | undefined> => {
-    const held = await store.statBlob(repository, digest)
+    const held = await store.claimBlob(repository, digest)
     return held ?? (await receive(repository, digest, authorization))?.stored
   }
 
@@ -322,7 +324,7 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     })
     await deps.inTurn(repository, async () => {
       for (const each of manifests.values())
-        if (!(await store.getManifest(repository, each.digest))) await store.putManifest(repository, each)
+        if (!(await store.claimManifest(repository, each.digest))) await store.putManifest(repository, each)
       // Whoever moved the tag meanwhile knew more.
       if (isTag && (await store.getTag(repository, reference))?.digest === held?.digest)
         await moveTag(repository, reference, manifest.digest, askedAtMs)

@@ -12,7 +12,11 @@ import type { BlobStore, BlobUpload } from '../../../server/registry/blob-store.
 export interface StoreUnderTest {
   readonly store: BlobStore
   /** As after a crash: nothing is told to the old store. @returns a new one over the same data */
-  reopen(): Promise<BlobStore>
+  readonly reopen: () => Promise<BlobStore>
+  /** The store's clock. */
+  readonly now: () => number
+  /** Time goes by for the store. */
+  readonly advance: (ms: number) => void
 }
 
 /** What blob-store.ts promises; run by every implementation. */
@@ -240,6 +244,138 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     assert.equal(await store.getManifest('a', one.digest), undefined)
     assert.ok(await store.getManifest('b', one.digest))
   })
+
+  test(`${name}: what is there can be scanned, with when it was used last`, async (t) => {
+    const { store, now, advance } = await start(t)
+    const startMs = now()
+    const digest = await push(store, 'team/app', Buffer.from('layer'))
+    const alone = await push(store, 'only/blobs', randomBytes(300_000))
+    advance(5000)
+    await store.mountBlob('web', digest, 'team/app')
+    const manifest = { digest: digestOf(Buffer.from('{}')), mediaType: 'a/b', bytes: Buffer.from('{}') }
+    await store.putManifest('web', manifest)
+    assert.deepEqual((await all(store.scanRepositories())).sort(), ['only/blobs', 'team/app', 'web'])
+    assert.deepEqual(await store.listRepositories(), ['web'])
+    const blobs = await all(store.scanBlobs())
+    assert.deepEqual(
+      new Map(blobs.map((blob) => [blob.digest, blob.sizeBytes])),
+      new Map([
+        [digest, 5],
+        [alone, 300_000],
+      ]),
+    )
+    for (const { digest: its, usedAtMs } of blobs)
+      assert.ok(
+        its === digest ? usedAtMs >= startMs + 5000 : usedAtMs < startMs + 5000,
+        'a mount is a use of the bytes',
+      )
+    const [before] = await all(store.scanLinks('team/app'))
+    const [after] = await all(store.scanLinks('web'))
+    const [stored] = await all(store.scanManifests('web'))
+    assert.deepEqual([before?.digest, after?.digest, stored?.digest], [digest, digest, manifest.digest])
+    assert.ok(before && before.usedAtMs >= startMs && before.usedAtMs < startMs + 5000)
+    assert.ok(after && stored && after.usedAtMs >= startMs + 5000 && stored.usedAtMs >= startMs + 5000)
+    assert.deepEqual(await all(store.scanLinks('nowhere')), [])
+    assert.deepEqual(await all(store.scanManifests('only/blobs')), [])
+  })
+
+  test(`${name}: what was pushed, mounted or claimed since is not removed`, async (t) => {
+    const { store, now, advance } = await start(t)
+    const bytes = randomBytes(300_000)
+    const digest = await push(store, 'web', bytes)
+    const pushedMs = now()
+    assert.equal(await store.claimBlob('other', digest), undefined)
+    advance(1000)
+    assert.deepEqual(await store.claimBlob('web', digest), { digest, sizeBytes: bytes.length })
+    assert.equal(await store.unlinkBlob('web', digest, pushedMs + 1000), false)
+    assert.equal(await store.unlinkBlob('other', digest, now() + 1), false)
+    advance(1000)
+    await push(store, 'web', bytes)
+    assert.equal(await store.unlinkBlob('web', digest, pushedMs + 2000), false)
+    assert.equal(await store.deleteBlob(digest, pushedMs + 2000), false)
+    assert.ok((await read(store, digest, 0, bytes.length)).equals(bytes))
+    advance(1000)
+    assert.equal(await store.mountBlob('other', digest, 'web'), true)
+    assert.equal(await store.unlinkBlob('web', digest, pushedMs + 3000), true, 'nobody used it here since')
+    assert.equal(await store.statBlob('web', digest), undefined)
+    assert.ok(await store.statBlob('other', digest))
+    assert.equal(await store.deleteBlob(digest, pushedMs + 3000), false)
+
+    const manifest = { digest, mediaType: 'a/b', bytes: Buffer.from('{}') }
+    await store.putManifest('web', manifest)
+    const putMs = now()
+    advance(1000)
+    assert.equal(await store.claimManifest('web', digest), true)
+    assert.equal(await store.claimManifest('other', digest), false)
+    assert.ok((await store.manifestUsedAtMs('web', digest)) ?? 0 >= putMs + 1000)
+    assert.equal(await store.manifestUsedAtMs('other', digest), undefined)
+  })
+
+  test(`${name}: bytes that were removed can be pushed again, after a restart too, and their swarm is found again`, async (t) => {
+    const { store, reopen, now, advance } = await start(t)
+    const bytes = randomBytes(600_000)
+    const digest = await push(store, 'web', bytes)
+    const torrent = await store.torrentOf(digest)
+    assert.ok(torrent)
+    const remove = async (from: BlobStore) => {
+      advance(1000)
+      assert.equal(await from.unlinkBlob('web', digest, now()), true)
+      assert.equal(await from.deleteBlob(digest, now()), true)
+      assert.equal(await from.deleteBlob(digest, now()), false)
+      assert.equal(await from.torrentOf(digest), undefined)
+      assert.equal(await from.blobOfInfoHash(infoHashToHex(torrent.infoHash)), undefined)
+      assert.deepEqual(await all(from.scanBlobs()), [])
+    }
+    await remove(store)
+    assert.equal(await store.mountBlob('other', digest, 'web'), false)
+    await push(store, 'web', bytes)
+    await assertTorrent(store, bytes)
+    await remove(store)
+    const after = await reopen()
+    await push(after, 'web', bytes)
+    await assertTorrent(after, bytes)
+    assert.ok((await read(after, digest, 0, bytes.length)).equals(bytes))
+  })
+
+  test(`${name}: of a claim, a mount or a push and a removal at the same time one comes first, and the other knows`, async (t) => {
+    const { store, now, advance } = await start(t)
+    for (let round = 0; round < 60; round++) {
+      const bytes = Buffer.from(`blob ${round}`)
+      const digest = await push(store, 'web', bytes)
+      advance(1000)
+      const unusedSinceMs = now()
+      const collect = async () => {
+        const unlinked = await store.unlinkBlob('web', digest, unusedSinceMs)
+        if (unlinked) await store.deleteBlob(digest, unusedSinceMs)
+        return unlinked
+      }
+      const works = [
+        collect,
+        () => store.claimBlob('web', digest),
+        () => store.mountBlob('other', digest, 'web'),
+        () => push(store, 'third', bytes),
+      ]
+      // Each comes first in some rounds.
+      const results = new Map(
+        await Promise.all(
+          works.map(async (_, i) => {
+            const at = (i + round) % works.length
+            return [at, await works[at]?.()] as const
+          }),
+        ),
+      )
+      const unlinked = results.get(0) === true
+      assert.equal(results.get(1) === undefined, unlinked, 'who claimed it has it')
+      assert.equal((await store.statBlob('web', digest)) === undefined, unlinked)
+      assert.equal((await store.statBlob('other', digest)) !== undefined, results.get(2))
+      assert.ok(await store.statBlob('third', digest))
+      assert.ok((await read(store, digest, 0, bytes.length)).equals(bytes))
+    }
+  })
+}
+
+async function all<Item>(items: AsyncIterable<Item>): Promise<Item[]> {
+  return Array.fromAsync(items)
 }
 
 /** The torrent that a store computed while the bytes arrived is the one of the bytes. */

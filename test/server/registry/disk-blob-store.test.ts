@@ -1,18 +1,60 @@
 import assert from 'node:assert/strict'
-import { mkdir, mkdtemp, readdir, rm, truncate } from 'node:fs/promises'
+import { randomBytes } from 'node:crypto'
+import { cp, mkdir, mkdtemp, readdir, rename, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { digestOf } from '../../../lib/protocol/digest.ts'
+import { digestHex, digestOf } from '../../../lib/protocol/digest.ts'
+import { infoHashToHex } from '../../../lib/protocol/infohash.ts'
 import { silentLog } from '../../../lib/runtime/log.ts'
 import type { BlobStore } from '../../../server/registry/blob-store.ts'
 import { startDiskBlobStore } from '../../../server/registry/disk-blob-store.ts'
-import { append, blobStoreContract } from './blob-store.contract.ts'
+import { append, blobStoreContract, push } from './blob-store.contract.ts'
 
 blobStoreContract('disk', async (t) => {
   const directory = await temporaryDirectory(t)
-  return { store: await start(t, directory), reopen: () => start(t, directory) }
+  let aheadMs = 0
+  const now = () => Date.now() + aheadMs
+  return {
+    store: await start(t, directory, { now }),
+    reopen: () => start(t, directory, { now }),
+    now,
+    advance: (ms) => (aheadMs += ms),
+  }
+})
+
+test('disk: a blob that was on its way out when the server ended is gone after the next start, with the name of its swarm', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const store = await start(t, directory)
+  const [digest, again] = [
+    await push(store, 'web', randomBytes(300_000)),
+    await push(store, 'web', randomBytes(300_001)),
+  ]
+  const place = (hex: string) => join(directory, 'blobs', 'sha256', hex.slice(0, 2), hex)
+  await mkdir(join(directory, 'trash'), { recursive: true })
+  await rename(place(digestHex(digest)), join(directory, 'trash', `${digestHex(digest)}-1`))
+  // Half of one, and it was pushed again since.
+  await mkdir(join(directory, 'trash', `${digestHex(again)}-2`))
+  await cp(join(place(digestHex(again)), 'info'), join(directory, 'trash', `${digestHex(again)}-2`, 'info'))
+  const after = await start(t, directory)
+  assert.deepEqual(await readdir(join(directory, 'trash')), [])
+  assert.equal((await readdir(join(directory, 'infohashes'))).length, 1)
+  const torrent = await after.torrentOf(again)
+  assert.ok(torrent)
+  assert.equal((await after.blobOfInfoHash(infoHashToHex(torrent.infoHash)))?.digest, again)
+})
+
+test('disk: a manifest of a name that this version does not know is not passed over', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const store = await start(t, directory)
+  await store.putManifest('web', {
+    digest: digestOf(Buffer.from('{}')),
+    mediaType: 'a/b',
+    bytes: Buffer.from('{}'),
+  })
+  await writeFile(join(directory, 'repositories', 'web', '_manifests', 'a'.repeat(128)), 'a/b\n{}')
+  await assert.rejects(Array.fromAsync(store.scanManifests('web')), /Cannot tell what .*a{128} is/)
 })
 
 test('disk: uploads that nobody touches give way to new ones at the bound, and can be resumed', async (t) => {

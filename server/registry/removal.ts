@@ -1,0 +1,96 @@
+import type { ContentDigest } from '../../lib/protocol/digest.ts'
+import type { InTurn } from '../../lib/runtime/turn.ts'
+import { ApiError } from './api-error.ts'
+import type { BlobStore, Tag } from './blob-store.ts'
+import { referencesOf } from './oci-manifest.ts'
+
+export interface RemovalDeps {
+  readonly store: BlobStore
+  /** The turn of a repository. */
+  readonly inTurn: InTurn
+  /** Called after a tag went, durably. */
+  readonly onTag: (repository: string, tag: string) => void
+}
+
+/**
+ * Removes a tag; `unchanged`: only if it still is what it was then. What it named counts as used until now: the grace period of a
+ * collection begins here, and a tag that went by mistake can be put back.
+ *
+ * @returns whether it did
+ */
+export async function removeTag(
+  { store, inTurn, onTag }: RemovalDeps,
+  repository: string,
+  tag: string,
+  unchanged?: Tag,
+): Promise<boolean> {
+  const removed = await inTurn(repository, async () => {
+    const found = await store.getTag(repository, tag)
+    if (!found) return false
+    if (unchanged && (found.digest !== unchanged.digest || +found.updatedAt !== +unchanged.updatedAt))
+      return false
+    await store.claimManifest(repository, found.digest)
+    return store.deleteTag(repository, tag)
+  })
+  if (removed) onTag(repository, tag)
+  return removed
+}
+
+/** Removes a manifest and the tags that name it. As with a tag, what it named counts as used until now. @returns whether it did */
+export async function removeManifest(
+  { store, inTurn, onTag }: RemovalDeps,
+  repository: string,
+  digest: ContentDigest,
+): Promise<boolean> {
+  return inTurn(repository, async () => {
+    const manifest = await store.getManifest(repository, digest)
+    for (const named of (manifest && referencesOf(manifest.bytes)?.names) ?? []) {
+      await store.claimBlob(repository, named)
+      await store.claimManifest(repository, named)
+    }
+    for (const { tag, digest: its } of await store.listTags(repository)) {
+      if (its !== digest) continue
+      await store.deleteTag(repository, tag)
+      onTag(repository, tag)
+    }
+    return store.deleteManifest(repository, digest)
+  })
+}
+
+/**
+ * Takes a blob away from a repository. Its bytes stay for those that have it too; if there are none, a collection removes them.
+ *
+ * @throws ApiError 404 `BLOB_UNKNOWN`; 405 `UNSUPPORTED` while a manifest of the repository names it
+ */
+export async function removeBlob(
+  { store, inTurn }: Omit<RemovalDeps, 'onTag'>,
+  repository: string,
+  digest: ContentDigest,
+): Promise<void> {
+  if (!(await store.statBlob(repository, digest)))
+    throw new ApiError(404, 'BLOB_UNKNOWN', `There is no blob ${digest} in ${repository}`)
+  const read = new Set<ContentDigest>()
+  const namedBy = async (): Promise<ContentDigest | undefined> => {
+    for await (const { digest: manifest } of store.scanManifests(repository)) {
+      if (read.has(manifest)) continue
+      const found = await store.getManifest(repository, manifest)
+      if (found && (referencesOf(found.bytes)?.names.includes(digest) ?? true)) return manifest
+      read.add(manifest)
+    }
+    return undefined
+  }
+  // Most are read before the turn: pushes to the repository only wait for those that came meanwhile.
+  const named =
+    (await namedBy()) ??
+    (await inTurn(repository, async () => {
+      const late = await namedBy()
+      if (late === undefined) await store.unlinkBlob(repository, digest, Number.POSITIVE_INFINITY)
+      return late
+    }))
+  if (named === undefined) return
+  throw new ApiError(
+    405,
+    'UNSUPPORTED',
+    `Cannot delete blob ${digest}: manifest ${named} of ${repository} needs it; delete that one first`,
+  )
+}
