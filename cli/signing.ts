@@ -112,7 +112,8 @@ export async function infoHashOf(
   try {
     return parseTorrent(await registry.pullTorrent(repository, digest, { webseed: false })).infoHash
   } catch (error) {
-    if (error instanceof RequestError && error.status === 404) return undefined
+    // 406: there is a blob, and no torrent of it.
+    if (error instanceof RequestError && [404, 406].includes(error.status)) return undefined
     throw error
   }
 }

@@ -95,7 +95,6 @@ test('a blob is served while it comes, whole and by range, and then from the cac
     ['bytes=1000-300000', 206, 1000, 300_001],
     ['bytes=-5', 206, blob.bytes.length - 5, blob.bytes.length],
     [`bytes=100-${10 * blob.bytes.length}`, 206, 100, blob.bytes.length],
-    ['bytes=7-3', 200, 0, blob.bytes.length],
     ['bytes=0-1,5-6', 200, 0, blob.bytes.length],
   ] as const) {
     const part = await fetch(path, { headers: { range } })

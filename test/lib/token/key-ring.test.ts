@@ -65,8 +65,12 @@ test('what was rotated is so after a restart; time that the server was away does
   await using authority = await open({ dispose: false })
   assert.notEqual(authority.minter.kid, first)
   assert.deepEqual(
-    authority.keys.list().map(({ state }) => state),
-    ['retiring', 'active'],
+    // Made within one millisecond.
+    authority.keys
+      .list()
+      .map(({ state }) => state)
+      .sort(),
+    ['active', 'retiring'],
   )
   for (const file of await readdir(directory))
     assert.equal((await stat(join(directory, file))).mode & 0o777, 0o600, file)

@@ -53,8 +53,8 @@ test('disk: a manifest of a name that this version does not know is not passed o
     mediaType: 'a/b',
     bytes: Buffer.from('{}'),
   })
-  await writeFile(join(directory, 'repositories', 'web', '_manifests', 'a'.repeat(128)), 'a/b\n{}')
-  await assert.rejects(Array.fromAsync(store.scanManifests('web')), /Cannot tell what .*a{128} is/)
+  await writeFile(join(directory, 'repositories', 'web', '_manifests', 'a'.repeat(100)), 'a/b\n{}')
+  await assert.rejects(Array.fromAsync(store.scanManifests('web')), /Cannot tell what .*a{100} is/)
 })
 
 test('disk: uploads that nobody touches give way to new ones at the bound, and can be resumed', async (t) => {
