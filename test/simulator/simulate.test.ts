@@ -71,7 +71,7 @@ for (const [name, settings] of Object.entries(faults)) {
 }
 
 test('1,000 hosts in 25 racks', () => {
-  const { summary } = run({ hosts: 1000, racks: 25, size: '64MiB', host_uplink: '1Gb', rack_uplink: '4Gb' })
+  const { summary } = run({ hosts: 1000, racks: 25, size: '32MiB', host_uplink: '1Gb', rack_uplink: '4Gb' })
   assert.equal(summary.finished, 1000)
   assert.ok(summary.originOfBuild < 1.1, `${summary.originOfBuild} from the server`)
   assert.ok((summary.crossRackOfMin ?? 9) < 1.3, `${summary.crossRackOfMin} copies a rack`)

@@ -121,7 +121,7 @@ export async function deployctl(
     args.includes('--sign-key') ||
     args.includes('--no-sign') ||
     options.env?.['DEPLOYCTL_SIGN_KEY_FILE'] !== undefined
-  const signing = args[0] === 'publish' && !saysSo ? ['--no-sign'] : []
+  const signing = args.includes('publish') && !saysSo ? ['--no-sign'] : []
   const child = spawn(process.execPath, [bin('deployctl'), ...args, ...signing], {
     stdio: ['pipe', 'pipe', 'pipe'],
     env: {

@@ -18,8 +18,9 @@ type ManifestTarget = Extract<OciTarget, { kind: 'manifest' }>
 export async function getManifest(target: ManifestTarget, context: Context): Promise<FastifyReply> {
   const { request, reply } = context
   const { manifest, stale } = await findManifest(target, context)
-  // RFC 7234 section 5.5.1; the RFC after it has dropped the header, and names nothing in its place.
-  if (stale) reply.header('warning', '110 - "Response is Stale"')
+  // The spec knows no other code ("Warnings").
+  if (stale)
+    reply.header('warning', '299 - "The upstream is down: this is what the tag was when it was last asked."')
   // As with blobs: an index may be all that is pushed.
   if (request.method === 'HEAD' && context.caller.may('publish', target.repository))
     await claim(target, manifest.digest, context)
