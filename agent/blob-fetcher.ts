@@ -14,6 +14,7 @@ import { parseTorrent, pieceCount, pieceSize, swarmLengthMin } from '../lib/prot
 import { backoff, delay } from '../lib/runtime/backoff.ts'
 import { errorCode } from '../lib/runtime/files.ts'
 import type { Logger } from '../lib/runtime/log.ts'
+import { createSemaphore } from '../lib/runtime/semaphore.ts'
 import type { AnnounceGrant, Announcement, Announcer } from './announcer.ts'
 import type { BlobCache } from './blob-cache.ts'
 import { NoSpaceError } from './blob-cache.ts'
@@ -172,8 +173,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
   const { cache, engine, announcer, now, monotonic, random, log } = deps
   const jobs = new Map<Digest, Job>()
   const seeds = new Map<Digest, Seed>()
-  const slots = createSlots(deps.fetchesMax)
-  const smallSlots = createSlots(smallFetchesMax)
+  const slots = createSemaphore(deps.fetchesMax)
+  const smallSlots = createSemaphore(smallFetchesMax)
   const lastBytes = new Map<Digest, BytesBySource>()
   let closed = false
 
@@ -872,41 +873,4 @@ async function openPart(file: string): Promise<FileHandle> {
     if (errorCode(error) === 'ENOENT') return open(file, 'wx+', 0o640)
     throw error
   })
-}
-
-/** At most `max` at once, in the order of asking. */
-function createSlots(max: number) {
-  let free = max
-  const waiting: (() => void)[] = []
-  return {
-    take: async (signal: AbortSignal): Promise<() => void> => {
-      if (free > 0) {
-        free--
-      } else {
-        const turn = Promise.withResolvers<undefined>()
-        const next = () => {
-          turn.resolve(undefined)
-        }
-        waiting.push(next)
-        const leave = () => {
-          const at = waiting.indexOf(next)
-          if (at >= 0) {
-            waiting.splice(at, 1)
-            turn.reject(signal.reason as Error)
-          }
-        }
-        signal.addEventListener('abort', leave, { once: true })
-        await turn.promise
-        signal.removeEventListener('abort', leave)
-      }
-      let given = false
-      return () => {
-        if (given) return
-        given = true
-        const next = waiting.shift()
-        if (next) next()
-        else free++
-      }
-    },
-  }
 }

@@ -1,13 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { open, readFile, writeFile } from 'node:fs/promises'
-import { connect, createServer } from 'node:net'
-import type { AddressInfo } from 'node:net'
+import { open, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { Pool } from 'undici'
-import { refreshFile, removeAll, startFleetServer, writeRandomFile } from '../test/support/fleet.ts'
+import { startDockerRegistry } from '../test/support/docker-registry.ts'
+import { refreshFile, startFleetServer, writeRandomFile } from '../test/support/fleet.ts'
+import { freePort } from '../test/support/foreign.ts'
 import { installTools } from '../test/support/tools.ts'
 import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { cpuSecondsOf } from './harness.ts'
@@ -46,7 +43,7 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
   const build = join(directory, 'layer.bin')
   await writeRandomFile(build, sizeBytes)
   const ours = stack.use(await startFleetServer(join(directory, 'ours')))
-  const theirs = await startDockerRegistry(stack, join(directory, 'theirs'))
+  const theirs = stack.use(await startDockerRegistry(join(directory, 'theirs'), { port: await freePort() }))
   const token = (await readFile(ours.adminTokenFile, 'utf8')).trim()
   const client =
     'one client over loopback, plaintext: POST, PATCH in one stream of 1 MiB reads, PUT; GET of the blob; 2,000 manifests by digest, five times each, over 16 connections; new content each run; CPU of the server alone'
@@ -58,8 +55,8 @@ async function prepare(stack: AsyncDisposableStack, { sizeBytes, directory }: Be
     }),
     side(
       'docker-registry',
-      `docker-registry of Debian, filesystem driver, no authentication, logs errors alone; it neither syncs nor hashes pieces; ${client}`,
-      { registry: theirs, build, sizeBytes },
+      `docker-registry of Debian, filesystem driver, descriptors cached in memory, no authentication, no access log; it neither syncs nor hashes pieces; ${client}`,
+      { registry: { origin: theirs.url, pid: theirs.pid, headers: {} }, build, sizeBytes },
     ),
   ]
 }
@@ -194,43 +191,4 @@ async function sha256Of(file: string): Promise<string> {
   const hash = createHash('sha256')
   for await (const chunk of readChunks(file)) hash.update(chunk)
   return hash.digest('hex')
-}
-
-async function startDockerRegistry(stack: AsyncDisposableStack, directory: string): Promise<Registry> {
-  const port = await freePort()
-  const config = `${directory}.yml`
-  await writeFile(
-    config,
-    `version: 0.1
-log: { level: error, accesslog: { disabled: true } }
-storage: { filesystem: { rootdirectory: ${directory} } }
-http: { addr: 127.0.0.1:${port} }
-`,
-  )
-  const child = spawn('docker-registry', ['serve', config], { stdio: ['ignore', 'ignore', 'inherit'] })
-  stack.defer(async () => {
-    child.kill('SIGKILL')
-    await removeAll(directory)
-  })
-  for (let tries = 0; tries < 100; tries++) {
-    const socket = connect(port, '127.0.0.1')
-    const isUp = await once(socket, 'connect').then(
-      () => true,
-      () => false,
-    )
-    socket.destroy()
-    if (isUp) return { origin: `http://127.0.0.1:${port}`, pid: child.pid ?? 0, headers: {} }
-    await sleep(100)
-  }
-  throw new Error('Cannot measure: docker-registry did not start')
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer()
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }

@@ -97,7 +97,7 @@ export function aheadOf(rate: number): number {
 
 /** A peer that is owed this much need not be asked for more yet. */
 export function isAskedEnough(requestedBytes: number, rate: number): boolean {
-  return requestedBytes > 0 && requestedBytes > aheadOf(rate) / 2 && requestedBytes > aheadMinOf(rate)
+  return requestedBytes > aheadOf(rate) / 2 && requestedBytes > aheadMinOf(rate)
 }
 
 /** The longest block to ask such a peer for. */

@@ -74,7 +74,7 @@ const directoriesRemembered = 20_000
  *     repositories/<name>/_manifests/<hex>       media type, newline, the manifest's bytes
  *     repositories/<name>/_referrers/<hex>/<hex> the second manifest's subject is the first; made of the manifests where it is missing
  *     repositories/<name>/_tags/<tag>            digest
- *     trash/<64 hex>-<uuid>/                     blobs on their way out
+ *     trash/<hex>-<uuid>/                        blobs on their way out
  *
  * A blob's directory is renamed into place when all in it is synced, and out of it before anything in it goes. `_` cannot begin a
  * part of a repository's name. When something was last used is the time of modification of its file: `data`, the link, the manifest.

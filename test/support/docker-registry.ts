@@ -10,6 +10,7 @@ import { waitForPort } from './foreign.ts'
 export interface DockerRegistry extends AsyncDisposable {
   readonly url: string
   readonly host: string
+  readonly pid: number
 }
 
 /** Starts it on a port of loopback; what `directory` holds from an earlier start is there. `notify` is told of every push. */
@@ -28,7 +29,7 @@ export async function startDockerRegistry(
   }
   const config = {
     version: '0.1',
-    log: { level: 'warn' },
+    log: { level: 'warn', accesslog: { disabled: true } },
     storage: {
       filesystem: { rootdirectory: join(directory, 'data') },
       delete: { enabled: true },
@@ -50,6 +51,7 @@ export async function startDockerRegistry(
   return {
     url: `http://${host}`,
     host,
+    pid: child.pid ?? 0,
     [Symbol.asyncDispose]: async () => {
       child.kill('SIGKILL')
       await ended

@@ -1,3 +1,4 @@
+import { createSemaphore } from '../../../lib/runtime/semaphore.ts'
 import { UpstreamError } from './upstream-error.ts'
 
 /** So many at once, so many more in line, and no more. */
@@ -7,23 +8,12 @@ export interface Slots {
 }
 
 export function createSlots(what: string, { max, waitingMax }: { max: number; waitingMax: number }): Slots {
-  const waiting: (() => void)[] = []
-  let taken = 0
-  const take = async () => {
-    if (taken < max) taken++
-    else if (waiting.length >= waitingMax)
-      throw new UpstreamError('down', `${waitingMax} wait for ${what} already`)
-    else await new Promise<void>((resolve) => waiting.push(resolve))
-  }
-  const giveBack = () => {
-    const next = waiting.shift()
-    // The slot goes to the next in line, and stays taken.
-    if (next) next()
-    else taken--
-  }
+  const turns = createSemaphore(max)
   return {
     run: async (work) => {
-      await take()
+      if (turns.isFull && turns.waiting >= waitingMax)
+        throw new UpstreamError('down', `${waitingMax} wait for ${what} already`)
+      const giveBack = await turns.take()
       try {
         return await work()
       } finally {
