@@ -42,7 +42,11 @@ module.exports = {
     shelf('simulator-is-below-the-cli', '^simulator/', '^cli/'),
     shelf('tracker-does-not-know-the-registry', '^server/tracker/', '^server/registry/'),
     shelf('registry-does-not-know-the-tracker', '^server/registry/', '^server/tracker/'),
-    shelf('rooms-do-not-know-the-root (tracker)', '^server/(tracker|registry|state)/', '^server/[^/]+\\.ts$'),
+    shelf(
+      'rooms-do-not-know-the-root (tracker)',
+      '^server/(tracker|registry|state|redis)/',
+      '^server/[^/]+\\.ts$',
+    ),
     shelf(
       'programs-do-not-import-tests',
       '^(lib|server|agent|cli|simulator|bin|packaging)/',

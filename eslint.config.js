@@ -1,7 +1,18 @@
 import tseslint from 'typescript-eslint'
 
 export default tseslint.config(
-  { ignores: ['dist/', 'node_modules/', 'packaging/stubs/', 'examples/', 'bin/', '*.js', '.*.cjs'] },
+  {
+    ignores: [
+      '.rackswarm/',
+      'dist/',
+      'node_modules/',
+      'packaging/stubs/',
+      'examples/',
+      'bin/',
+      '*.js',
+      '.*.cjs',
+    ],
+  },
   ...tseslint.configs.strictTypeChecked,
   {
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },

@@ -39,7 +39,7 @@ import { createPrefixHasher } from './prefix-hasher.ts'
 import { createReleaseFetcher } from './release-fetcher.ts'
 import { createReleaseVerifier } from './release-verifier.ts'
 import { openReleaseStore } from './releases.ts'
-import { createRevokedTorrents } from './revoked-torrents.ts'
+import { openRevokedTorrents } from './revoked-torrents.ts'
 
 export interface AgentDeps {
   log: Logger
@@ -164,7 +164,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
   const identity =
     config.peer_tls === 'off' ? undefined : await openHostIdentity(join(dataDir, 'peer-identity.pem'), host)
   const hasher = started.use(createPrefixHasher())
-  const revoked = createRevokedTorrents({
+  const revoked = await openRevokedTorrents(join(dataDir, 'revoked-torrents.json'), {
     server,
     changed: (infoHashes, someBack) => {
       void changeSwarms(infoHashes, someBack).catch((error: unknown) => {
@@ -373,7 +373,14 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
 
   if (config.mirror.enabled) {
     const readers = started.use(createBlobReaders({ cache, blobs }))
-    const catalogue = createCatalogue({ registry, cache, blobs, monotonic, log })
+    const catalogue = createCatalogue({
+      registry,
+      cache,
+      blobs,
+      verify: config.mirror.signatures === 'require' ? verifier.verify : undefined,
+      monotonic,
+      log,
+    })
     const listening = started.use(
       await startMirror(
         { addr: config.mirror.addr, registries: mirroredRegistries(config) },
@@ -409,6 +416,7 @@ export async function startAgent(config: AgentConfig, deps: AgentDeps): Promise<
     reload: (next) => {
       checkEngine(next)
       verifier.reload(next.signatures)
+      mirror?.catalogue.forgetApprovals()
       fetcher.retryRefused()
       engine.setLimits(limitsOf(next))
       return restartNeeded(config, next, live)

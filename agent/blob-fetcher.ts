@@ -394,10 +394,18 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     const { signal } = job.abort
     const watchdog = createWatchdog(deps.stallMs, monotonic())
     const webseedOf = ({ webseed: may, webseedUrl: url, webseedRange: range }: SwarmGrant) =>
-      may ? { url, range, rangeDone } : undefined
-    /** Asks for more of the build; where there is no more, what is under way goes on. */
-    const rangeDone = () => {
-      renewGrant(want, { rangeDone: true }, signal).then(
+      may
+        ? {
+            url,
+            range,
+            rangeDone: () => {
+              askForMore(range?.firstPiece)
+            },
+          }
+        : undefined
+    /** Asks for more of the build than a range; where there is no more, what is under way goes on. */
+    const askForMore = (rangeDone = 0) => {
+      renewGrant(want, { rangeDone }, signal).then(
         (next) => {
           if (next.webseed) use(next)
         },
@@ -555,7 +563,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
 
   const askGrant = (
     { repository, digest }: BlobWant,
-    { stalledMs, rangeDone }: { stalledMs?: number | undefined; rangeDone?: boolean },
+    { stalledMs, rangeDone }: { stalledMs?: number | undefined; rangeDone?: number },
     signal: AbortSignal,
   ): Promise<SwarmGrant> =>
     deps.server.swarmGrant(

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { repositoryPattern } from '../lib/client/api.ts'
 import { formatReference, parseReference } from '../lib/protocol/reference.ts'
 import { formatIp, isLoopback, parseIp } from '../lib/protocol/address.ts'
 import { duration, parsed, size } from '../lib/runtime/config.ts'
@@ -113,10 +114,7 @@ export const AgentConfig = z.strictObject({
       repositories: z
         .array(
           z.strictObject({
-            match: z
-              .array(z.string().regex(/^(\*|[a-z0-9._/-]+(\/\*)?)$/, 'need a repository, team/* or *'))
-              .min(1)
-              .max(100),
+            match: z.array(repositoryPattern).min(1).max(100),
             policy: signaturePolicy.optional(),
             keys: keyFiles.optional(),
             accept_other_tags: z.boolean().optional(),
@@ -223,6 +221,12 @@ export const AgentConfig = z.strictObject({
         .optional()
         .describe(
           'Registries, by the names in image references, whose images the server has under the same names. Default: the host and port of `server`.',
+        ),
+      signatures: z
+        .enum(['require', 'ignore'])
+        .default('ignore')
+        .describe(
+          'With `require` manifests are served only where the rules of `signatures` take them, as releases; what they refuse clients ask the registry for. With `ignore` signatures are up to the clients.',
         ),
     })
     .prefault({})

@@ -1,5 +1,6 @@
 import type { RegistryClient } from '../lib/client/registry-client.ts'
 import { attachedBundles } from '../lib/client/signatures.ts'
+import { covers } from '../lib/protocol/reference.ts'
 import type { ReleaseIdentity } from '../lib/protocol/statement.ts'
 import { ConfigError } from '../lib/runtime/config.ts'
 import type { Logger } from '../lib/runtime/log.ts'
@@ -34,7 +35,7 @@ export interface ReleaseVerifier {
    * @returns what is to be said of a release that is taken all the same
    * @throws UnverifiedError where it is refused; RequestError or UnreachableError where the signatures cannot be had
    */
-  verify(release: ReleaseIdentity, signal: AbortSignal): Promise<string | undefined>
+  readonly verify: (release: ReleaseIdentity, signal: AbortSignal) => Promise<string | undefined>
   /** Puts other rules in force, and reads the keys again. @throws ConfigError, and then the old ones stay */
   reload(rules: AgentConfig['signatures']): void
 }
@@ -52,7 +53,7 @@ interface Rule {
 export function createReleaseVerifier(
   config: AgentConfig['signatures'],
   deps: {
-    registry: Pick<RegistryClient, 'referrers' | 'pullManifest' | 'pullBlob'>
+    registry: Pick<RegistryClient, 'findSignature' | 'referrers' | 'pullManifest' | 'pullBlob'>
     log: Logger
     observe: VerificationObserver
   },
@@ -65,15 +66,19 @@ export function createReleaseVerifier(
       const reference = keyOf(release)
       const { policy, keys, anyTag } = ruleFor(rules, repository)
       if (policy === 'accept_unsigned') return undefined
-      const keyIds = keys.map(({ id }) => id)
       // Without keys nothing that is attached could be right.
       const verdict: Verdict =
         keys.length === 0
           ? { kind: 'unverified', fault: 'unknown_key', reason: 'this host trusts no key for it' }
-          : await verifyRelease(release, attachedBundles(registry, { repository, digest, keyIds }, signal), {
-              keys,
-              anyTag,
-            })
+          : await verifyRelease(
+              release,
+              attachedBundles(
+                registry,
+                { repository, digest, tag: anyTag ? undefined : release.tag, keys },
+                signal,
+              ),
+              { keys, anyTag },
+            )
       if (verdict.kind === 'signed') {
         observe.signatureChecked('signed', 'none')
         log.info({ reference, digest, keyId: verdict.keyId }, 'signature is good')
@@ -111,7 +116,7 @@ function hintFor(fault: SignatureFault, reference: string): string {
     case 'unknown_key':
       return `Add the public key to signatures.keys in agent.yaml and send SIGHUP, or sign it with a key that is there: deployctl sign ${reference}`
     case 'too_many':
-      return 'Publish the build again, and find out who attached them'
+      return `Sign it for what it is: deployctl sign ${reference}; the audit log says who attached the others`
     case 'bad_signature':
       return `Find out who changed it, then publish the build again or sign it anew: deployctl sign ${reference}`
   }
@@ -122,11 +127,6 @@ function ruleFor(rules: readonly Rule[], repository: string): Rule {
   const rule = rules.find(({ match }) => match?.some((pattern) => covers(pattern, repository)) ?? true)
   if (!rule) throw new Error('there is always a rule for every repository')
   return rule
-}
-
-/** A repository, `team/*`, or `*`, as in scopes. */
-function covers(pattern: string, repository: string): boolean {
-  return pattern === repository || (pattern.endsWith('*') && repository.startsWith(pattern.slice(0, -1)))
 }
 
 /** @throws ConfigError naming every file that cannot be used */

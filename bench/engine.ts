@@ -7,7 +7,8 @@ import { pieceLengthFor, writeBlobInfo, writeTorrent } from '../lib/protocol/met
 import { bundle } from '../packaging/bundle.ts'
 import { peerAt, withDeadline } from '../test/agent/engine/fixtures.ts'
 import { removeAll, writeRandomFile } from '../test/support/fleet.ts'
-import { aria2Options, freePort, startTinyTracker, waitForPort } from '../test/support/foreign.ts'
+import { aria2Options, freePort, startTinyTracker } from '../test/support/foreign.ts'
+import { untilListening } from '../test/support/until.ts'
 import type { BenchOptions, Benchmark, Side } from './harness.ts'
 import { cpuSecondsOf } from './harness.ts'
 import { readDescendants, readPeakMemoryMiB, readTotalCpu } from './proc.ts'
@@ -198,7 +199,7 @@ uwsgi_temp_path ${home}; scgi_temp_path ${home}; server { listen 127.0.0.1:${por
     settings: `${version}, one worker, sendfile; curl to a file, then sha1sum of it`,
     startSeeder: async () => {
       const server = stack.use(startLines('nginx', ['-c', settings]))
-      await waitForPort(port)
+      await untilListening(port)
       return { pid: await workerOf(server.pid), port, [Symbol.asyncDispose]: () => Promise.resolve() }
     },
     startFetcher: async (_blob, directory) => {
@@ -310,7 +311,7 @@ async function startableAria2(stack: AsyncDisposableStack, blob: Blob): Promise<
           `--rpc-listen-port=${control}`,
         ]),
       )
-      await waitForPort(control)
+      await untilListening(control)
       const socket = await openSocket(`ws://127.0.0.1:${control}/jsonrpc`)
       started.defer(() => {
         socket.close()

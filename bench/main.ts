@@ -8,8 +8,10 @@ import { agentRest } from './agent-rest.ts'
 import { engine } from './engine.ts'
 import type { Benchmark } from './harness.ts'
 import { formatReport, installPrograms, measure, saveReport } from './harness.ts'
+import { mirror } from './mirror.ts'
 import { publish } from './publish.ts'
 import { picker } from './picker.ts'
+import { redis } from './redis.ts'
 import { registry } from './registry.ts'
 import { selection } from './selection.ts'
 import { topology } from './topology.ts'
@@ -36,6 +38,8 @@ const benchmarks: readonly Benchmark[] = [
   selection,
   picker,
   registry,
+  redis,
+  mirror,
 ]
 
 const { values, positionals } = parseArgs({

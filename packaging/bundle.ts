@@ -1,5 +1,5 @@
 import { globSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
+import { copyFile, readFile } from 'node:fs/promises'
 import { dirname, join, relative } from 'node:path'
 import type { Plugin } from 'esbuild'
 import { build } from 'esbuild'
@@ -18,7 +18,7 @@ export async function bundle(programs: Readonly<Record<string, string>>, outdir:
     absWorkingDir: root,
     entryPoints: {
       ...programs,
-      ...Object.fromEntries(workers.map((file) => [workerName(file), file])),
+      ...Object.fromEntries(workers.map((file) => [flatName(file).replace(/\.ts$/, ''), file])),
     },
     outdir,
     bundle: true,
@@ -37,25 +37,33 @@ export async function bundle(programs: Readonly<Record<string, string>>, outdir:
     banner: {
       js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",
     },
-    plugins: [workerUrls],
+    plugins: [fileUrls],
   })
+  const scripts = globSync('server/**/*.lua', { cwd: root })
+  for (const file of scripts) await copyFile(join(root, file), join(outdir, flatName(file)))
   return Object.keys(metafile.inputs)
 }
 
-function workerName(file: string): string {
-  return relative(root, join(root, file)).replace(/\.ts$/, '').replaceAll('/', '-')
+/** What a file below the root is called in the one directory of what is shipped. */
+function flatName(file: string): string {
+  return relative(root, join(root, file)).replaceAll('/', '-')
 }
 
-/** Sources start a worker by the URL of its file beside them; in dist/ all files lie side by side. */
-const workerUrls: Plugin = {
-  name: 'worker-urls',
+/** Sources name a worker, or a script for Redis, by the URL of its file beside or below them; in dist/ all files lie side by side. */
+const fileUrls: Plugin = {
+  name: 'file-urls',
   setup(plugin) {
     plugin.onLoad({ filter: /\.ts$/ }, async ({ path }) => {
-      const contents = (await readFile(path, 'utf8')).replace(
-        /new URL\('\.\/([\w-]+-worker)\.ts', import\.meta\.url\)/g,
-        (_, name: string) =>
-          `new URL('./${workerName(join(dirname(relative(root, path)), `${name}.ts`))}.js', import.meta.url)`,
-      )
+      const shipped = (file: string) => flatName(join(dirname(relative(root, path)), file))
+      const contents = (await readFile(path, 'utf8'))
+        .replace(
+          /new URL\('\.\/([\w-]+-worker)\.ts', import\.meta\.url\)/g,
+          (_, name: string) => `new URL('./${shipped(name)}.js', import.meta.url)`,
+        )
+        .replace(
+          /new URL\('\.\/([\w/-]+\.lua)', import\.meta\.url\)/g,
+          (_, name: string) => `new URL('./${shipped(name)}', import.meta.url)`,
+        )
       return { contents, loader: 'ts' }
     })
   },

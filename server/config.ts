@@ -2,14 +2,14 @@ import { z } from 'zod'
 import { parseCidr } from '../lib/protocol/cidr.ts'
 import { parseIp, isLoopback } from '../lib/protocol/address.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
-import { Scope } from '../lib/client/api.ts'
-import { isRepository } from '../lib/protocol/reference.ts'
+import { Scope, repositoryPattern } from '../lib/client/api.ts'
 import { duration, parsed, rate, size } from '../lib/runtime/config.ts'
 import { builtInPreHooks } from './tracker/hooks/built-in.ts'
 import { isModulePath } from './tracker/load-module.ts'
 import type { PrefixTable } from './tracker/prefix-table.ts'
 import type { TopologyConfig } from './tracker/topology.ts'
 import { createTopology } from './tracker/topology.ts'
+import type { RedisAddress } from './redis/connection.ts'
 
 /** `HOST:PORT`, `[IPV6]:PORT`; port 0 lets the system choose. */
 export function listenAddress() {
@@ -255,11 +255,13 @@ const storage = z
     name: z
       .string()
       .default('memory')
-      .describe('Where swarms are kept: `memory`, or the path of a module that makes a store.'),
+      .describe(
+        'Where swarms are kept: `memory`, `redis` (shared by several servers), or the path of a module that makes a store.',
+      ),
     config: z
       .record(z.string(), z.json())
       .prefault({})
-      .describe('Settings of the store; those of `memory`: docs/configuration.md.'),
+      .describe('Settings of the store; those of `memory` and `redis`: docs/configuration.md.'),
   })
   .prefault({})
   .describe('Where swarms are kept.')
@@ -288,6 +290,127 @@ export const MemoryStorage = z.strictObject({
       'Between two snapshots: what you trade is the news of that long, after a crash, against the disk.',
     ),
 })
+
+/** What `storage.config` may say of the store in Redis. */
+export const RedisStorage = z.strictObject({
+  staleness: duration()
+    .prefault('5s')
+    .describe(
+      'How long after Redis named a peer it may be handed out by a server that cannot ask Redis any more; what you trade is more to hand out when Redis goes away against peers that are gone.',
+    ),
+  degraded_max: z
+    .union([z.literal('forever'), duration()])
+    .prefault('1h')
+    .describe(
+      'How long announces are answered from what this server knows itself while Redis does not answer. After that they are refused and /readyz is 503, so that servers which reach Redis take over; docs/operations.md.',
+    ),
+  reconcile_rate: z
+    .int()
+    .positive()
+    .max(100_000)
+    .default(1000)
+    .describe('Peers a second that Redis is told of once it answers again, by each thread of each server.'),
+  untold_max: z
+    .int()
+    .positive()
+    .max(10_000_000)
+    .default(200_000)
+    .describe(
+      'Peers that Redis has to be told of, kept at most by each thread, some 500 bytes each; the oldest go, and are known again when they announce next.',
+    ),
+  peers_max: z
+    .int()
+    .positive()
+    .max(100_000_000)
+    .default(1_000_000)
+    .describe('Peers that this server remembers for the time when Redis does not answer; as with `memory`.'),
+  swarms_max: z
+    .int()
+    .positive()
+    .max(100_000_000)
+    .default(200_000)
+    .describe('Swarms that it remembers for it.'),
+})
+
+/** What is refused in a URL of Redis, where everybody who sees the configuration would see it. */
+function parseRedisUrl(text: string): { tls: boolean; address: RedisAddress; database: number } {
+  const url = URL.parse(text)
+  if (url?.protocol === 'unix:' && url.pathname.length > 1)
+    return { tls: false, address: { path: decodeURIComponent(url.pathname) }, database: 0 }
+  if (!url || !['redis:', 'rediss:'].includes(url.protocol) || url.hostname === '')
+    throw new Error('need redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH')
+  if (url.username !== '' || url.password !== '')
+    throw new Error('no credentials here: put the name into redis.username, the password into a file')
+  const database = url.pathname.replace(/^\/$/, '').slice(1)
+  if (!/^\d{0,4}$/.test(database) || url.search !== '' || url.hash !== '')
+    throw new Error('need at most /NUMBER after the port: the database')
+  return {
+    tls: url.protocol === 'rediss:',
+    address: { host: url.hostname.replace(/^\[(.*)\]$/, '$1'), port: Number(url.port || 6379) },
+    database: Number(database),
+  }
+}
+
+const redis = z
+  .strictObject({
+    url: z
+      .union([parsed(parseRedisUrl).transform((url) => [url]), z.array(parsed(parseRedisUrl)).min(1)])
+      .describe(
+        'Where it is: redis://HOST:PORT, rediss:// over TLS, unix:///PATH; redis://HOST:PORT/2 for another database. A list of several Sentinels, or nodes of the Cluster.',
+      ),
+    mode: z
+      .enum(['single', 'sentinel', 'cluster'])
+      .default('single')
+      .describe('One server; the primary that the Sentinels of `url` know; a Redis Cluster.'),
+    username: z.string().optional().describe('The user of its ACL. Default: the default one.'),
+    password_file: z
+      .string()
+      .optional()
+      .describe('A file (0600) with the password. Or RACKSWARM_REDIS_PASSWORD in the environment.'),
+    sentinel: z
+      .strictObject({
+        name: z.string().min(1).describe('What the Sentinels call the primary.'),
+        username: z.string().optional().describe('Their user.'),
+        password_file: z.string().optional().describe('A file (0600) with their password.'),
+      })
+      .optional()
+      .describe('With `mode: sentinel`.'),
+    ca: z.string().optional().describe('PEM file with the authority of its certificate, if it is your own.'),
+    client_cert: z.string().optional().describe('PEM file with a client certificate, if it asks for one.'),
+    client_key: z.string().optional().describe('PEM file with its private key.'),
+    insecure_plaintext: z
+      .boolean()
+      .default(false)
+      .describe('Says that a Redis on another machine without TLS is meant.'),
+    key_prefix: z
+      .string()
+      .regex(/^[\w.:-]{1,64}$/, 'need up to 64 of A-Z a-z 0-9 _ . : -')
+      .default('rackswarm:')
+      .describe('What every key begins with. Servers with the same one share their swarms and their state.'),
+    connect_timeout: duration().prefault('2s').describe('How long a connection may take.'),
+    command_timeout: duration()
+      .prefault('500ms')
+      .describe(
+        'A command that takes longer has failed; what you trade is the time that an announce may wait against answers from what this server knows itself.',
+      ),
+    calls_max: z
+      .int()
+      .positive()
+      .default(10_000)
+      .describe('Commands under way at once, in each thread; beyond it they fail at once.'),
+  })
+  .optional()
+  .describe('A Redis that several servers share, for `storage` and `state`: configs/server.redis.yaml.')
+
+const state = z
+  .strictObject({
+    name: z
+      .enum(['sqlite', 'redis'])
+      .default('sqlite')
+      .describe('`sqlite`: in `data_dir`, for one server. `redis`: shared by several.'),
+  })
+  .prefault({})
+  .describe('Where hosts, tokens, deny lists, pins and leases are kept.')
 
 /** A hook that ships with the tracker, by its name, or one of somebody else's, by the path of its module. */
 const hook = z.strictObject({
@@ -407,7 +530,7 @@ function isOrigin(text: string): boolean {
 
 const retentionRule = z
   .strictObject({
-    repositories: z.array(parsed(parseRepositories)).min(1),
+    repositories: z.array(repositoryPattern).min(1),
     tags: z
       .string()
       .regex(/^[\w.*-]{1,128}$/, 'need a tag, * for any characters')
@@ -421,14 +544,20 @@ const retentionRule = z
     'need keep_last or keep_newer_than: a rule with neither would remove every tag',
   )
 
-/** As in scopes: `web`, `team/*`, `*`. */
-function parseRepositories(text: string): string {
-  if (text === '*' || isRepository(text.replace(/\/\*$/, ''))) return text
-  throw new Error('need a repository, `team/*` or `*`')
-}
-
 const registry = z
   .strictObject({
+    shared_dir: z
+      .string()
+      .optional()
+      .describe(
+        'A directory that several servers share, over NFS for instance: blobs, manifests, tags, keys, audit logs and secrets are there instead of in `data_dir`, which stays of each server alone. Needs `state.name: redis`. See docs/operations.md.',
+      ),
+    shared_settle: duration()
+      .refine((ms) => ms >= 100, 'need 100ms or more')
+      .prefault('10s')
+      .describe(
+        'With shared_dir: no server sees the directory as it was longer ago than half of this. Twice what clients of the file system may cache (actimeo of NFS); what you trade is how long removals take.',
+      ),
     anonymous_pull: z.boolean().default(false).describe('Lets anyone pull anything without a token.'),
     manifest_max: size().prefault('4MiB').describe('Largest manifest.'),
     blob_max: size().prefault('100GiB').describe('Largest blob.'),
@@ -467,7 +596,7 @@ const registry = z
             .refine(isOrigin, 'need https://HOST or https://HOST:PORT, and nothing after it')
             .describe('Where it is: https://registry.example.com.'),
           repositories: z
-            .array(z.string().regex(/^(\*|[a-z0-9._/-]+(\/\*)?)$/, 'need a repository, team/* or *'))
+            .array(repositoryPattern)
             .min(1)
             .max(1000)
             .describe('What is pulled from it: names, `team/*`, or `*`. They have the same names here.'),
@@ -586,6 +715,13 @@ const Settings = z.strictObject({
     .describe(
       'Keys, blobs and state. Default: /var/lib/rackswarm/server, or below XDG_STATE_HOME without root.',
     ),
+  server_name: z
+    .string()
+    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'need up to 63 of A-Z a-z 0-9 . _ -')
+    .optional()
+    .describe(
+      'What this server is called among those that share a directory and a Redis; no two may have one name. Default: the name of the machine and something random, kept in `data_dir`.',
+    ),
   log_level: z
     .enum(['trace', 'debug', 'info', 'warn', 'error'])
     .default('info')
@@ -606,6 +742,18 @@ const Settings = z.strictObject({
     .describe(
       'Threads that answer announces, on the same ports and the same swarms. More than one needs `roles: [tracker]`, and ports that are theirs alone.',
     ),
+  shutdown_delay: duration()
+    .refine((ms) => ms <= 300_000, 'need 5m or less')
+    .prefault('0s')
+    .describe(
+      'At SIGTERM: how long everything is still answered while /readyz says 503 already. As long as what is in front of several servers takes to see that; 0s where nothing is. See docs/operations.md.',
+    ),
+  reuse_port: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Lets another server of the same user listen on the same addresses, so that a new one takes over before the old one ends. See docs/operations.md.',
+    ),
   http,
   udp,
   tracker,
@@ -617,6 +765,8 @@ const Settings = z.strictObject({
     ),
   posthooks: z.array(hook).default([]).describe('What is told of announces once they are answered.'),
   storage,
+  redis,
+  state,
   topology,
   tokens,
   registry,
@@ -714,11 +864,21 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
     for (const issue of schema.safeParse(value).error?.issues ?? [])
       for (const { at, message } of flattened(issue)) fault([...path, ...at], message)
   }
+  if (config.registry.shared_dir !== undefined && config.state.name !== 'redis')
+    fault(
+      ['registry', 'shared_dir'],
+      'servers that share a directory share their state too: set state.name: redis',
+    )
+  if (config.redis) checkRedis(config.redis, isLocal, (path, message) => fault(['redis', ...path], message))
+  for (const user of ['storage', 'state'] as const)
+    if (config[user].name === 'redis' && config.redis === undefined)
+      fault([user, 'name'], 'needs a Redis: say where it is in redis.url')
   if (config.storage.name === 'memory') nested(['storage', 'config'], MemoryStorage, config.storage.config)
+  else if (config.storage.name === 'redis') nested(['storage', 'config'], RedisStorage, config.storage.config)
   else if (!isModulePath(config.storage.name))
     fault(
       ['storage', 'name'],
-      'there is no such store: need memory, or the path of a module such as ./store.js',
+      'there is no such store: need memory, redis, or the path of a module such as ./store.js',
     )
   for (const [i, { name, options }] of config.prehooks.entries()) {
     const known = builtInPreHooks.find((definition) => definition.name === name)
@@ -754,8 +914,39 @@ function checkTogether({ value: config, issues }: { value: Settings; issues: z.c
       fault(path.split('.'), what)
     }
   }
+  if (config.reuse_port && roles.includes('registry') && config.state.name !== 'redis')
+    fault(
+      ['reuse_port'],
+      'two servers would share state.sqlite: need roles: [tracker], or state.name: redis and a data_dir for each',
+    )
   if (config.workers > 1 && roles.includes('registry'))
     fault(['workers'], 'more than one needs roles: [tracker]; run the registry as a server of its own')
+}
+
+function checkRedis(
+  redis: NonNullable<Settings['redis']>,
+  isLocal: (host: string) => boolean,
+  fault: (path: string[], message: string) => void,
+): void {
+  const { mode, url } = redis
+  if (mode === 'single' && url.length > 1)
+    fault(['url'], 'one is enough: or set redis.mode to sentinel or cluster')
+  if (mode !== 'single' && url.some(({ address }) => 'path' in address))
+    fault(['url'], 'a socket is for redis.mode: single')
+  if (mode === 'cluster' && url.some(({ database }) => database !== 0))
+    fault(['url'], 'a Cluster has no databases but 0')
+  if (url.some(({ tls, database }) => tls !== url[0]?.tls || database !== url[0].database))
+    fault(['url'], 'all of them need the same scheme and database')
+  for (const { tls, address } of url)
+    if (!tls && 'host' in address && !isLocal(address.host) && !redis.insecure_plaintext)
+      fault(
+        ['url'],
+        `${address.host} is another machine, and redis:// shows passwords and peers: use rediss://, or set insecure_plaintext: true if that is meant`,
+      )
+  if ((mode === 'sentinel') !== (redis.sentinel !== undefined))
+    fault(['sentinel'], mode === 'sentinel' ? 'needs redis.sentinel.name' : 'is for redis.mode: sentinel')
+  if ((redis.client_cert === undefined) !== (redis.client_key === undefined))
+    fault(['client_key'], 'a client certificate needs both: client_cert and client_key')
 }
 
 function isExact(claim: z.output<typeof trusted>['claims'][string] | undefined): boolean {

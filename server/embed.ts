@@ -54,6 +54,7 @@ export type {
   PeerStore,
   StoreAnnounce,
   StoreReply,
+  StoreStatus,
   StoreTotals,
   SwarmView,
 } from './tracker/peer-store.ts'

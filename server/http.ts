@@ -2,21 +2,25 @@ import type { Server as HttpServer, IncomingMessage } from 'node:http'
 import { createServer as createPlainServer } from 'node:http'
 import { Server as HttpsServer, createServer as createTlsServer } from 'node:https'
 import type { AddressInfo, Socket } from 'node:net'
+import { Server as NetServer } from 'node:net'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RawServerDefault } from 'fastify'
 import { fastify } from 'fastify'
 import type { Ip } from '../lib/protocol/address.ts'
 import { socketAddress } from '../lib/protocol/address.ts'
 import { ClientError } from '../lib/protocol/errors.ts'
+import { monotonicMs } from '../lib/runtime/clock.ts'
 import type { Logger } from '../lib/runtime/log.ts'
 import type { ServerConfig } from './config.ts'
 import { lingerOnClose } from './lingering-close.ts'
-import { ApiError } from './registry/api-error.ts'
+import { ApiError, passingFault } from './registry/api-error.ts'
 import { clientAddress } from './tracker/client-address.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
+import { quietTurn } from './tracker/quiet-turn.ts'
 
 /**
- * The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. Disposed, it
- * takes no more connections and waits for the requests under way; once more does nothing.
+ * The main port: bound, but answering 503 until `open` is called, since routes need to know the port that was chosen. One that another
+ * process may listen on too is bound by `open`: until then that one answers. Disposed, it takes no more connections and waits for the
+ * requests under way; once more does nothing.
  */
 export interface MainPort extends AsyncDisposable {
   readonly app: FastifyInstance
@@ -25,8 +29,10 @@ export interface MainPort extends AsyncDisposable {
   readonly origin: string
   /** The client's address: the socket's, or what trusted proxies say. */
   readonly sourceOf: (request: FastifyRequest) => Ip
-  /** Call when all routes are registered. */
+  /** Call when all routes are registered. @throws Error when the address cannot be used */
   open(): Promise<void>
+  /** From now on each reply is the last on its connection, so that clients go elsewhere; new connections are still taken. */
+  leave(): void
   /** Trusts other proxies, sets other limits, and shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
   reload(config: ServerConfig['http'], tls: TlsMaterial | undefined): void
 }
@@ -37,17 +43,22 @@ const bodyMaxBytes = 1024 * 1024
 const bodyBytesPerSecondMin = 1024
 /** How long requests under way may take to end at shutdown. */
 const drainMs = 10_000
+/** Within this the request comes on a connection that was the last to be taken. */
+const freshMs = 500
+/** Between two looks for connections that have become idle at the end. */
+const sweepMs = 100
 
 /**
  * Binds the main port.
  *
- * @throws ConfigError when the certificate cannot be used
+ * @throws ConfigError when the certificate cannot be used, Error when the address cannot
  */
 export async function startMainPort(
   config: ServerConfig['http'],
-  deps: { tls: TlsMaterial | undefined; log: Logger },
+  deps: { tls: TlsMaterial | undefined; log: Logger; reusePort?: boolean },
 ): Promise<MainPort> {
   const { host, port } = config.addr
+  const { reusePort = false } = deps
   const server = createHttpServer(config, deps.tls)
   server.requestTimeout = 0
   limit(server, config)
@@ -58,6 +69,7 @@ export async function startMainPort(
   })
   let current = config
   let opened = false
+  let leaving = false
   const app = fastify<RawServerDefault>({
     logger: false,
     bodyLimit: bodyMaxBytes,
@@ -71,6 +83,7 @@ export async function startMainPort(
     },
     serverFactory: (handler) => {
       server.on('request', (request, response) => {
+        if (leaving) response.setHeader('connection', 'close')
         if (opened) {
           handler(request, response)
         } else {
@@ -83,22 +96,33 @@ export async function startMainPort(
   let closing: Promise<void> | undefined
   // A server that ends must not be kept by clients that go on asking on connections they have.
   app.addHook('onSend', (_request, reply, payload, done) => {
-    if (closing !== undefined) void reply.header('connection', 'close')
+    if (leaving) void reply.header('connection', 'close')
     done(null, payload)
   })
   guardSlowBodies(app, () => current.request_timeout)
   answerErrors(app, deps.log)
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.listen({ host, port }, () => {
-      server.off('error', reject)
-      resolve()
+  const listen = () =>
+    new Promise<void>((resolve, reject) => {
+      server.once('error', reject)
+      server.listen({ host, port, reusePort }, () => {
+        server.off('error', reject)
+        resolve()
+      })
     })
-  })
-  const address = { host, port: (server.address() as AddressInfo).port }
+  // The kernel would give this process connections that the other one could answer.
+  const listensLate = reusePort && port !== 0
+  if (!listensLate) await listen()
+  const address = { host, port: listensLate ? port : (server.address() as AddressInfo).port }
   const close = async () => {
-    const drained = new Promise((resolve) => server.close(resolve))
-    server.closeIdleConnections()
+    leaving = true
+    if (reusePort) await quietTurn()
+    // That of node:http would at once end connections whose request is still on its way.
+    const drained = new Promise((resolve) => NetServer.prototype.close.call(server, resolve))
+    const idleFromMs = monotonicMs() + freshMs
+    // Bytes of a blob may have been on their way, under a head that did not say that the connection ends with them.
+    const sweep = setInterval(() => {
+      if (monotonicMs() >= idleFromMs) server.closeIdleConnections()
+    }, sweepMs)
     // To node:http they are no connections yet, and it would wait for them.
     handshakes?.destroy()
     const cut = setTimeout(() => {
@@ -106,6 +130,7 @@ export async function startMainPort(
     }, drainMs)
     await drained
     clearTimeout(cut)
+    clearInterval(sweep)
     await app.close()
   }
   const shown = host.includes(':') ? `[${host}]` : host
@@ -122,6 +147,10 @@ export async function startMainPort(
     open: async () => {
       await app.ready()
       opened = true
+      if (listensLate) await listen()
+    },
+    leave: () => {
+      leaving = true
     },
     [Symbol.asyncDispose]: () => (closing ??= close()),
   }
@@ -240,11 +269,12 @@ function guardSlowBodies(app: FastifyInstance, window: () => number): void {
 /** `{error: {code, message, hint}}`; what is not the caller's fault is logged and not told. */
 function answerErrors(app: FastifyInstance, log: Logger): void {
   app.setErrorHandler((error: unknown, request, reply) => {
-    if (error instanceof ApiError) {
+    const told = error instanceof ApiError ? error : passingFault(error)
+    if (told) {
       return reply
-        .code(error.status)
-        .headers(error.headers)
-        .send({ error: { code: error.code, message: error.message, hint: error.hint } })
+        .code(told.status)
+        .headers(told.headers)
+        .send({ error: { code: told.code, message: told.message, hint: told.hint } })
     }
     if (error instanceof ClientError) {
       return reply.code(400).send({ error: { code: error.code, message: error.message } })

@@ -20,7 +20,7 @@ export async function main(argv: string[]): Promise<void> {
       version,
       schema: ServerConfig,
       defaultConfig: defaultPaths('server').config,
-      start: async (config, _signal, file) => {
+      start: async (config, signal, file) => {
         log.level = config.log_level
         const directory = file === undefined ? undefined : dirname(resolve(file))
         server = await startServer(config, {
@@ -28,6 +28,7 @@ export async function main(argv: string[]): Promise<void> {
           now: Date.now,
           random: createRandom(Math.random),
           directory,
+          signal,
         })
         return server
       },

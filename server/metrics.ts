@@ -1,5 +1,5 @@
 import type { Metric } from 'prom-client'
-import { Counter, Gauge, Registry, collectDefaultMetrics } from 'prom-client'
+import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client'
 import type { TokenAuthority } from '../lib/token/token-authority.ts'
 import type { AuditLog } from './registry/audit-log.ts'
 import type { BlobStore } from './registry/blob-store.ts'
@@ -7,8 +7,10 @@ import type { Fleet } from './registry/fleet.ts'
 import type { UpstreamsDeps } from './registry/upstream/start-upstreams.ts'
 import type { GarbageCollector } from './registry/garbage-collector.ts'
 import type { WebseedObserver } from './registry/webseed.ts'
+import type { CommandOutcome, RedisConnection } from './redis/connection.ts'
+import type { RedisStateStore } from './state/redis-state-store.ts'
 import type { CounterMemory } from './tracker/counters.ts'
-import { durationBuckets, readCounters } from './tracker/counters.ts'
+import { durationBuckets, openCounters, readCounters } from './tracker/counters.ts'
 import type { TrackerService } from './tracker/tracker-service.ts'
 
 /** Every metric of the server. Labels come from closed sets: never an infohash, a host or an address. */
@@ -16,6 +18,10 @@ export interface ServerMetrics {
   readonly registry: Registry
   readonly webseed: WebseedObserver
   readonly upstreams: UpstreamsDeps['observer']
+  /** Tells of each command to Redis. */
+  readonly redisCommand: (outcome: CommandOutcome, seconds: number) => void
+  watchRedis(connection: RedisConnection): void
+  watchSharedState(state: RedisStateStore): void
   watchTracker(tracker: TrackerService): void
   watchRegistry(registry: { blobs: BlobStore; authority: TokenAuthority; auditLog: AuditLog }): void
   watchFleet(fleet: Fleet): void
@@ -65,6 +71,13 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
     help: 'Events of other registries, by what became of them.',
     labelNames: ['outcome'] as const,
     registers,
+  })
+  const redisSeconds = new Histogram({
+    name: 'rackswarm_redis_command_duration_seconds',
+    help: 'How long commands to Redis took, by how they ended: answered, refused (by Redis), unavailable.',
+    labelNames: ['outcome'] as const,
+    buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1],
+    registers: [],
   })
   const gauge = (name: string, help: string, read: () => number) =>
     new Gauge({
@@ -121,6 +134,39 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
         )
       },
     },
+    redisCommand: (outcome, seconds) => {
+      redisSeconds.observe({ outcome }, seconds)
+    },
+    watchRedis: (connection) => {
+      registry.registerMetric(redisSeconds)
+      gauge('rackswarm_redis_up', 'Whether the last thing heard of Redis was an answer.', () =>
+        connection.stats().isUp ? 1 : 0,
+      )
+      gauge(
+        'rackswarm_redis_calls',
+        'Commands to Redis under way; when there are redis.calls_max, further ones fail at once.',
+        () => connection.stats().calls,
+      )
+    },
+    watchSharedState: ({ losses }) => {
+      const total = (name: string, help: string, read: () => number) =>
+        counted(name, help, () => new Map([['', read()]]))
+      total(
+        'rackswarm_state_lost_total',
+        'Times that Redis had nothing of the state that this server knew.',
+        () => losses.lost,
+      )
+      total(
+        'rackswarm_state_rewound_total',
+        'Times that Redis had lost the last changes of the state.',
+        () => losses.rewound,
+      )
+      total(
+        'rackswarm_state_restored_total',
+        'Entries that this server has put back into Redis.',
+        () => losses.restored,
+      )
+    },
     watchTracker: ({ first, store, snapshots, counters }) => {
       registry.registerMetric(durations(counters))
       counted(
@@ -161,6 +207,46 @@ export function createServerMetrics({ ofProcess }: { ofProcess: boolean }): Serv
         'Connections closed as they came, because too many were open.',
         () => new Map([['', readCounters(counters).connections.refused]]),
       )
+      if (store.status) {
+        const own = openCounters(counters, 0)
+        const of = () => {
+          const status = store.status?.()
+          if (status) own.store(status)
+          return readCounters(counters).store
+        }
+        gauge(
+          'rackswarm_store_degraded',
+          '1 while announces of any swarm are answered from what this server knows itself, because the shared store does not answer.',
+          () => (of().degradedMs > 0 ? 1 : 0),
+        )
+        gauge(
+          'rackswarm_store_degraded_seconds',
+          'For how long that has been so.',
+          () => of().degradedMs / 1000,
+        )
+        gauge(
+          'rackswarm_store_untold_peers',
+          'Peers that the shared store has to be told of once it answers; bounded by storage.config.untold_max in each thread.',
+          () => of().untold,
+        )
+        const total = (name: string, help: string, read: () => number) =>
+          counted(name, help, () => new Map([['', read()]]))
+        total(
+          'rackswarm_store_answered_locally_total',
+          'Announces answered from what this server knows itself.',
+          () => of().answeredLocally,
+        )
+        total(
+          'rackswarm_store_told_peers_total',
+          'Peers that the shared store was told of late.',
+          () => of().told,
+        )
+        total(
+          'rackswarm_store_dropped_peers_total',
+          'Peers that it is not told of, because too many waited or it would not have them; it hears of them when they announce next.',
+          () => of().dropped,
+        )
+      }
       if (snapshots)
         gauge('rackswarm_tracker_snapshot_age_seconds', 'Since the swarms were last saved.', () =>
           snapshots.ageSeconds(),

@@ -5,7 +5,8 @@ import { ConfigError } from '../lib/runtime/config.ts'
 import { makeSecret, readOrMakeSecret, readSecret } from '../lib/runtime/secret-file.ts'
 import type { KeySetSource } from '../lib/token/key-set.ts'
 import type { ServerConfig } from './config.ts'
-import { MemoryStorage } from './config.ts'
+import { MemoryStorage, RedisStorage } from './config.ts'
+import type { RedisSettings } from './redis/connection.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
 import type { TopologyConfig } from './tracker/topology.ts'
 import type { TrackerConfig } from './tracker/tracker.ts'
@@ -157,7 +158,24 @@ export function trackerConfigOf(config: ServerConfig): TrackerConfig {
 export function storageSettings(
   { storage }: ServerConfig,
   dataDirectory: string | undefined,
+  redis: RedisSettings | undefined,
 ): StorageSettings {
+  if (storage.name === 'redis') {
+    if (!redis) throw new ConfigError(['storage.name: needs a Redis: say where it is in redis.url'])
+    const { staleness, degraded_max, ...own } = RedisStorage.parse(storage.config)
+    return {
+      name: 'redis',
+      redis,
+      peersMax: own.peers_max,
+      swarmsMax: own.swarms_max,
+      resilience: {
+        staleMs: staleness,
+        degradedMaxMs: degraded_max === 'forever' ? Infinity : degraded_max,
+        toldPerSecond: own.reconcile_rate,
+        untoldMax: own.untold_max,
+      },
+    }
+  }
   if (storage.name !== 'memory') return { name: 'module', path: storage.name, config: storage.config }
   const memory = MemoryStorage.parse(storage.config)
   return {

@@ -7,14 +7,18 @@ import type { Logger } from '../../lib/runtime/log.ts'
 import type { BlobCache } from '../blob-cache.ts'
 import type { BlobFetcher } from '../blob-fetcher.ts'
 import { isRefusal } from '../blob-fetcher.ts'
-import type { ManifestBlob } from '../manifest.ts'
+import type { ReleaseVerifier } from '../release-verifier.ts'
+import { UnverifiedError } from '../release-verifier.ts'
+import type { ManifestContent } from '../manifest.ts'
 import { parseManifest } from '../manifest.ts'
-import { cannotHelp } from './mirror-error.ts'
+import { MirrorError, cannotHelp } from './mirror-error.ts'
 
 export interface CatalogueDeps {
   registry: Pick<RegistryClient, 'pullChangedManifest' | 'statBlob'>
   cache: Pick<BlobCache, 'find'>
   blobs: Pick<BlobFetcher, 'progress'>
+  /** Rejects where this host does not take a manifest, or nobody can tell; undefined: it takes all. */
+  verify: ReleaseVerifier['verify'] | undefined
   /** Milliseconds since some start. */
   monotonic: () => number
   log: Logger
@@ -27,6 +31,8 @@ export interface CatalogueDeps {
 export interface Catalogue {
   /** Of manifests in memory. */
   readonly manifestBytes: number
+  /** The rules by which manifests are taken are others now. */
+  forgetApprovals(): void
   manifest(
     repository: string,
     reference: Digest | { tag: string },
@@ -48,13 +54,23 @@ const manifestsMax = 1000
 const manifestsMaxBytes = 16 * 1024 * 1024
 const tagsMax = 10_000
 const sizesMax = 50_000
+/** Who has signed a manifest is asked once; the time that a client is kept waiting for it. */
+const verifyMs = 5000
+const approvedMax = 50_000
 
 interface Known extends PulledManifest {
-  readonly blobs: readonly ManifestBlob[]
+  readonly content: ManifestContent
   allowedAtMs: number
 }
 
-export function createCatalogue({ registry, cache, blobs, monotonic, log }: CatalogueDeps): Catalogue {
+export function createCatalogue({
+  registry,
+  cache,
+  blobs,
+  verify,
+  monotonic,
+  log,
+}: CatalogueDeps): Catalogue {
   const manifests = new LRUCache<string, Known>({
     max: manifestsMax,
     maxSize: manifestsMaxBytes,
@@ -64,6 +80,8 @@ export function createCatalogue({ registry, cache, blobs, monotonic, log }: Cata
   const sizes = new LRUCache<string, { readonly sizeBytes: number; readonly allowedAtMs: number }>({
     max: sizesMax,
   })
+  /** Manifests that this host takes, by tag or digest; those that an index names with it. */
+  let approved = new LRUCache<string, true>({ max: approvedMax })
   let awayUntilMs = 0
 
   /** What the server says; undefined while it is away. @throws MirrorError with its refusal */
@@ -88,9 +106,60 @@ export function createCatalogue({ registry, cache, blobs, monotonic, log }: Cata
 
   const allow = (repository: string, known: Known): Known => {
     known.allowedAtMs = monotonic()
-    for (const { digest, sizeBytes } of known.blobs)
+    for (const { digest, sizeBytes } of known.content.blobs)
       sizes.set(`${repository}@${digest}`, { sizeBytes, allowedAtMs: known.allowedAtMs })
     return known
+  }
+
+  /** @throws MirrorError where this host does not take it: the registry may, and its client */
+  const approve = async (
+    repository: string,
+    tag: string | undefined,
+    { digest, content }: Known,
+    signal: AbortSignal,
+  ): Promise<void> => {
+    if (!verify) return
+    const taken = approved
+    const key = tag === undefined ? `${repository}@${digest}` : `${repository}:${tag}@${digest}`
+    if (!taken.has(key)) {
+      try {
+        await verify({ repository, tag, digest }, AbortSignal.any([signal, AbortSignal.timeout(verifyMs)]))
+      } catch (error) {
+        signal.throwIfAborted()
+        if (tag === undefined && (await isNamedByApproved(repository, digest, signal))) return
+        const why =
+          error instanceof UnverifiedError
+            ? `This host does not take ${repository}@${digest}`
+            : `Nobody can tell who has signed ${repository}@${digest}`
+        throw cannotHelp('MANIFEST_UNKNOWN', `${why}: ${(error as Error).message}`, error)
+      }
+    }
+    // An index may name indexes, so what counts with another passes it on.
+    for (const each of [key, ...[digest, ...content.manifests].map((named) => `${repository}@${named}`)])
+      taken.set(each, true)
+  }
+
+  /** Whether an index that is known here names it and is signed: a client that has the index does not ask for it again, and rules may have changed since. */
+  const isNamedByApproved = async (
+    repository: string,
+    digest: Digest,
+    signal: AbortSignal,
+  ): Promise<boolean> => {
+    const naming = [...manifests].filter(
+      ([key, { digest: its, content }]) =>
+        key === `${repository}@${its}` && content.manifests.includes(digest),
+    )
+    const until = monotonic() + verifyMs
+    for (const [, index] of naming) {
+      if (monotonic() > until) break
+      try {
+        await approve(repository, undefined, index, signal)
+        return true
+      } catch (error) {
+        if (!(error instanceof MirrorError)) throw error
+      }
+    }
+    return false
   }
 
   const isFresh = (entry: { allowedAtMs: number }) => monotonic() - entry.allowedAtMs < allowedMs
@@ -106,13 +175,20 @@ export function createCatalogue({ registry, cache, blobs, monotonic, log }: Cata
     get manifestBytes() {
       return manifests.calculatedSize
     },
+    forgetApprovals: () => {
+      // What is being verified now is by the rules of before.
+      approved = new LRUCache({ max: approvedMax })
+    },
     manifest: async (repository, reference, signal) => {
       const isTag = typeof reference === 'object'
       const name = isTag ? reference.tag : reference
       const key = isTag ? `${repository}:${name}` : `${repository}@${name}`
       const known = isTag ? knownTag(key, repository) : manifests.get(key)
       // A tag moves: the server is asked each time.
-      if (known && !isTag && isFresh(known)) return known
+      if (known && !isTag && isFresh(known)) {
+        await approve(repository, undefined, known, signal)
+        return known
+      }
       const answer = await ask(
         (limited) => registry.pullChangedManifest(repository, name, known?.digest, limited),
         'MANIFEST_UNKNOWN',
@@ -123,17 +199,21 @@ export function createCatalogue({ registry, cache, blobs, monotonic, log }: Cata
         throw error
       })
       if (!answer) {
-        if (known) return known
+        if (known) {
+          await approve(repository, isTag ? name : undefined, known, signal)
+          return known
+        }
         throw cannotHelp(
           'MANIFEST_UNKNOWN',
           `The server does not answer, and ${repository}:${name} is not held`,
         )
       }
-      const manifest = answer.value ? { ...answer.value, blobs: blobsOf(answer.value.bytes) } : known
+      const manifest = answer.value ? { ...answer.value, content: contentOf(answer.value.bytes) } : known
       if (!manifest) throw cannotHelp('MANIFEST_UNKNOWN', `The server sent no manifest ${repository}:${name}`)
       const current = allow(repository, { ...manifest, allowedAtMs: 0 })
       manifests.set(`${repository}@${current.digest}`, current)
       if (isTag) tags.set(key, { digest: current.digest, seenAtMs: monotonic() })
+      await approve(repository, isTag ? name : undefined, current, signal)
       return current
     },
     blobSize: async (repository, digest, signal) => {
@@ -161,12 +241,12 @@ export function createCatalogue({ registry, cache, blobs, monotonic, log }: Cata
   }
 }
 
-/** Blobs whose lengths a manifest tells; none where it is of a kind that is not known. */
-function blobsOf(bytes: Uint8Array): readonly ManifestBlob[] {
+/** What a manifest names; nothing where it is of a kind that is not known. */
+function contentOf(bytes: Uint8Array): ManifestContent {
   try {
-    return parseManifest(bytes).blobs
+    return parseManifest(bytes)
   } catch (error) {
-    if (error instanceof ClientError) return []
+    if (error instanceof ClientError) return { blobs: [], manifests: [] }
     throw error
   }
 }

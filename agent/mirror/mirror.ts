@@ -2,7 +2,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { isLoopback, parseIp } from '../../lib/protocol/address.ts'
-import { parseRange } from '../../lib/protocol/http-range.ts'
+import { answerRange, contentRange, etagOf, isUnchanged } from '../../lib/protocol/http-range.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import type { BlobReader, BlobReaders } from './blob-reader.ts'
 import type { Catalogue } from './catalogue.ts'
@@ -166,9 +166,9 @@ async function answerManifest(
   { catalogue, request, response, signal, observe }: Exchange,
 ): Promise<void> {
   const { bytes, digest, mediaType } = await catalogue.manifest(repository, reference, signal)
-  const etag = `"${digest}"`
+  const etag = etagOf(digest)
   const headers = { 'docker-content-digest': digest, etag }
-  if (request.headers['if-none-match']?.includes(etag) === true) {
+  if (isUnchanged(request.headers, etag)) {
     response.writeHead(304, headers).end()
     return
   }
@@ -188,27 +188,25 @@ async function answerBlob(
 ): Promise<void> {
   const { catalogue, readers, request, response, signal } = exchange
   const sizeBytes = await catalogue.blobSize(repository, digest, signal)
-  const etag = `"${digest}"`
+  const etag = etagOf(digest)
   const common = { 'docker-content-digest': digest, 'accept-ranges': 'bytes', etag }
-  if (request.headers['if-none-match']?.includes(etag) === true) {
+  const wanted = answerRange(request.headers, etag, sizeBytes)
+  if (wanted.status === 304) {
     response.writeHead(304, common).end()
     return
   }
-  const ifRange = request.headers['if-range']
-  const range =
-    ifRange === undefined || ifRange === etag ? parseRange(request.headers.range, sizeBytes) : undefined
-  if (range === 'unsatisfiable') {
+  if (wanted.status === 416) {
     throw new MirrorError(416, 'SIZE_INVALID', `Cannot serve the range: the blob has ${sizeBytes} bytes`, {
-      headers: { 'content-range': `bytes */${sizeBytes}` },
+      headers: { 'content-range': contentRange(undefined, sizeBytes) },
     })
   }
-  const { start, end } = range ?? { start: 0, end: sizeBytes }
+  const { status, start, end } = wanted
   const head = () => {
-    response.writeHead(range ? 206 : 200, {
+    response.writeHead(status, {
       ...common,
       'content-type': 'application/octet-stream',
       'content-length': end - start,
-      ...(range && { 'content-range': `bytes ${start}-${end - 1}/${sizeBytes}` }),
+      ...(status === 206 && { 'content-range': contentRange(wanted, sizeBytes) }),
     })
   }
   if (request.method === 'HEAD' || start === end) {

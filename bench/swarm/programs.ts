@@ -8,6 +8,7 @@ import type { Station } from './network.ts'
 
 /** A program that runs at a station. Disposing it kills it. */
 export interface Program extends AsyncDisposable {
+  readonly pid: number
   readonly stdin: Writable
   /** Resolves with the exit code, or null after a signal. */
   readonly exited: Promise<number | null>
@@ -51,7 +52,7 @@ export function startProgram(
       heard?.(line)
     })
   const end = () => killChild(child)
-  return { stdin: child.stdin, exited, kill: end, [Symbol.asyncDispose]: end }
+  return { pid: child.pid ?? 0, stdin: child.stdin, exited, kill: end, [Symbol.asyncDispose]: end }
 }
 
 async function killChild(child: ChildProcess): Promise<void> {

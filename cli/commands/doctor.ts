@@ -65,7 +65,7 @@ async function checkServer(findings: Finding[], context: Context): Promise<void>
           },
   )
   if (!info) return
-  findings.push(checkClock(info, context.now()))
+  findings.push(checkClock(info, context.now()), ...checkParts(info))
   if (info.roles.includes('tracker') && info.caller.scopes.includes('admin'))
     await checkTracker(findings, connection)
   else
@@ -171,6 +171,18 @@ function checkClock({ serverTime }: ServerInfo, nowMs: number): Finding {
         ? undefined
         : 'Set the clock (NTP): tokens are refused when clocks differ by more than two minutes.',
   }
+}
+
+/** What the server says of its own parts, such as its way to Redis. */
+function checkParts({ checks = {} }: ServerInfo): Finding[] {
+  return Object.entries(checks)
+    .filter(([, result]) => result !== 'ok')
+    .map(([part, result]) => ({
+      check: `server, ${part}`,
+      verdict: result.startsWith('degraded: ') ? 'warn' : 'fail',
+      detail: result,
+      advice: `See docs/operations.md, "What each failure looks like"; the log of the server says more.`,
+    }))
 }
 
 type Judgement = Omit<Finding, 'check'>

@@ -5,6 +5,7 @@ import type { PulledManifest, RegistryClient } from '../../lib/client/registry-c
 import { attachedBundles } from '../../lib/client/signatures.ts'
 import type { Reference } from '../../lib/protocol/reference.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
+import type { ReleaseIdentity } from '../../lib/protocol/statement.ts'
 import { provenanceOf, tagsOf } from '../../lib/protocol/statement.ts'
 import { ignoreMissing, writeFileAtomic } from '../../lib/runtime/files.ts'
 import { algorithms } from '../../lib/token/algorithms.ts'
@@ -142,7 +143,8 @@ export async function runVerify(
   const { registry } = connection
   const { digest } = await pull(registry, reference, context)
   const release = { repository: reference.repository, tag: reference.tag, digest }
-  const verdict = await verifyRelease(release, attached(registry, release, keys, context), { keys, anyTag })
+  const sought = anyTag ? { ...release, tag: undefined } : release
+  const verdict = await verifyRelease(release, attached(registry, sought, keys, context), { keys, anyTag })
   if (verdict.kind === 'unverified')
     throw new Failure(
       exitCodes.verification,
@@ -209,11 +211,11 @@ async function pull(
 
 function attached(
   registry: RegistryClient,
-  { repository, digest }: { repository: string; digest: PulledManifest['digest'] },
+  release: ReleaseIdentity,
   keys: readonly ReleaseKey[],
   { signal }: Context,
 ) {
-  return attachedBundles(registry, { repository, digest, keyIds: keys.map(({ id }) => id) }, signal)
+  return attachedBundles(registry, { ...release, keys }, signal)
 }
 
 function readKeys(file: string): ReleaseKey[] {

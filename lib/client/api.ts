@@ -1,6 +1,6 @@
 // The bodies of /api/v1 and of the agent's control API, as both ends know them. docs/protocol.md tells them in words.
 import { z } from 'zod'
-import { isReference } from '../protocol/reference.ts'
+import { isReference, repositoryPatternSource } from '../protocol/reference.ts'
 
 const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, 'need sha256: and 64 lower-case hex digits')
 const infoHash = z.string().regex(/^[0-9a-f]{40}$/, 'need 40 lower-case hex digits')
@@ -9,6 +9,11 @@ const place = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$/, 'need up to 64 of A-Z a-z 0-9 . _ : / -')
 const reference = z.string().max(400).refine(isReference, 'need NAME[:TAG][@DIGEST]')
+/** As in scopes, rules and upstreams. */
+export const repositoryPattern = z
+  .string()
+  .max(257)
+  .regex(new RegExp(`^${repositoryPatternSource}$`), 'need a repository, team/* or *')
 const time = z.iso.datetime()
 const count = z.int().nonnegative()
 
@@ -85,8 +90,8 @@ export const GrantRequest = z.strictObject({
   digest,
   /** Whole seconds without a byte, where a stuck fetch asks for the webseed. */
   stalledSeconds: count.optional(),
-  /** The host has asked the webseed for all of the range that it was given. */
-  rangeDone: z.boolean().optional(),
+  /** The first piece of a range that the host was given, all of which it has asked the webseed for. Older agents say true, of what they were given last. */
+  rangeDone: z.union([count, z.boolean()]).optional(),
   /** SHA-256 of the certificate that the host shows to other agents, base64url: the peer token will name it. */
   certificate: z
     .string()
@@ -134,7 +139,7 @@ export const Scope = z
   .string()
   .max(300)
   .regex(
-    /^(admin|(pull|publish|delete):(\*|[a-z0-9._/-]+(\/\*)?))$/,
+    new RegExp(`^(admin|(pull|publish|delete):${repositoryPatternSource})$`),
     'need admin, pull:PREFIX, publish:PREFIX or delete:PREFIX',
   )
 
@@ -179,12 +184,16 @@ export const AuditQuery = z.strictObject({
   after: z.coerce.number().pipe(count).optional(),
   since: time.optional(),
   limit: z.coerce.number().pipe(count.min(1)).optional(),
+  /** Of which server, where several write one each. */
+  log: z.string().max(100).optional(),
 })
 export const AuditReply = z.object({
   /** As they stand in the file, for whoever checks their chain; each is an AuditLine. */
   lines: z.array(z.string()),
   /** `after` of the next page; absent on the last. */
   next: count.optional(),
+  /** Where several servers write one each: the names of all, for `log`. Then the lines are of the one that was asked for, or of none. */
+  logs: z.array(z.string()).optional(),
 })
 export const AuditLine = z.object({
   seq: count,
@@ -244,7 +253,7 @@ export const CreateBootstrapTokenRequest = z.strictObject({
   /** Places a host may claim with it; `any` lets hosts name their own. Default: none. */
   places: z.union([z.literal('any'), z.array(place).max(1000)]).optional(),
   /** Repositories the enrolled hosts may fetch, as in scopes. Default: `["*"]`. */
-  repositories: z.array(z.string().max(255)).min(1).max(100).optional(),
+  repositories: z.array(repositoryPattern).min(1).max(100).optional(),
   usesMax: count.min(1).optional(),
   ttlSeconds: count.min(1).optional(),
 })
@@ -290,6 +299,8 @@ export const ReleaseStatus = z.object({
   reference: z.string(),
   digest,
   fleet: z.object({ total: count, held: count, fetching: count, failed: count, waiting: count }),
+  /** Servers, or `Redis`, that did not say what hosts report to them: the counts are without those. Absent where all did. */
+  unheard: z.array(z.string()).optional(),
   racks: z.array(
     z.object({
       place: z.string(),
@@ -374,6 +385,8 @@ export const ServerInfo = z.object({
   publicUrl: z.url(),
   epoch: z.string(),
   serverTime: time,
+  /** What the server says of its parts, as on /readyz; 'ok', or what is wrong with one. */
+  checks: z.record(z.string(), z.string()).optional(),
   /** What the caller's token says. */
   caller: z.object({
     kind: z.string(),

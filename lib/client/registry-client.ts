@@ -145,14 +145,32 @@ export function createRegistryClient(http: HttpClient) {
         `/v2/${repository}/referrers/${subject}?artifactType=${encodeURIComponent(artifactType)}`
       for (let page = 0; path !== undefined && page < referrersPagesMax; page++) {
         const answer = await http.ok({ path, headers: { accept: indexType }, signal })
-        const { manifests } = parseReferrers(await answer.bytes(referrersPageMaxBytes))
-        for (const { digest, size, artifactType: its, annotations = {} } of manifests)
-          // Not every registry filters, and some have digests of other algorithms.
-          if (its === artifactType && digest.startsWith('sha256:'))
-            found.push({ digest: parseDigest(digest), sizeBytes: size, annotations })
+        for (const each of referrersIn(await answer.bytes(referrersPageMaxBytes), artifactType))
+          found.push(each)
         path = nextPage(answer)
       }
       return found
+    },
+    /**
+     * The signature of a manifest that is good by one key (docs/protocol.md); undefined where there is none, or the registry does not look. Its word is to be checked.
+     *
+     * @param signedBy the key's SubjectPublicKeyInfo in DER, base64url
+     * @param tag what it has to be for; undefined: any
+     */
+    findSignature: async (
+      repository: string,
+      subject: Digest,
+      { artifactType, signedBy, tag }: { artifactType: string; signedBy: string; tag: string | undefined },
+      signal?: AbortSignal,
+    ): Promise<Referrer | undefined> => {
+      const query = new URLSearchParams({ artifactType, signedBy, ...(tag === undefined ? {} : { tag }) })
+      const path = `/v2/${repository}/referrers/${subject}?${query.toString()}`
+      const answer = await http.ok({ path, headers: { accept: indexType }, signal })
+      if (!/\bsignedBy\b/.test(answer.header('oci-filters-applied') ?? '')) {
+        await answer.discard()
+        return undefined
+      }
+      return referrersIn(await answer.bytes(referrersPageMaxBytes), artifactType)[0]
     },
     hasBlob: async (repository: string, digest: Digest): Promise<boolean> => {
       const answer = await http.send({ method: 'HEAD', path: `/v2/${repository}/blobs/${digest}` })
@@ -259,12 +277,23 @@ export function bytesSource(bytes: Buffer): BlobSource {
   }
 }
 
-function parseReferrers(bytes: Buffer): z.output<typeof ReferrerIndex> {
+function referrersIn(bytes: Buffer, artifactType: string): Referrer[] {
+  let index: z.output<typeof ReferrerIndex>
   try {
-    return ReferrerIndex.parse(JSON.parse(bytes.toString()))
+    index = ReferrerIndex.parse(JSON.parse(bytes.toString()))
   } catch (cause) {
     throw new UnreachableError('Cannot understand the registry: its list of referrers is no index', { cause })
   }
+  return (
+    index.manifests
+      // Not every registry filters, and some have digests of other algorithms.
+      .filter((each) => each.artifactType === artifactType && each.digest.startsWith('sha256:'))
+      .map(({ digest, size, annotations = {} }) => ({
+        digest: parseDigest(digest),
+        sizeBytes: size,
+        annotations,
+      }))
+  )
 }
 
 /** Where a list goes on (RFC 8288): a path, or a whole URL of the registry's own. */

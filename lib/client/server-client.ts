@@ -82,10 +82,10 @@ export function createServerClient(http: HttpClient) {
       throw new UnreachableError('Cannot understand the answer to the token exchange')
     },
     /** Lines of the audit log, oldest first. */
-    audit: ({ after, since }: { after: number; since: string | undefined }) =>
+    audit: ({ after, since, log }: { after: number; since: string | undefined; log?: string | undefined }) =>
       get(
         AuditReply,
-        `/audit?after=${after}${since === undefined ? '' : `&since=${encodeURIComponent(since)}`}`,
+        `/audit?after=${after}${since === undefined ? '' : `&since=${encodeURIComponent(since)}`}${log === undefined ? '' : `&log=${encodeURIComponent(log)}`}`,
       ),
     keys: () => get(KeyList, '/keys'),
     rotateKey: (request: RotateKeyRequest) => post(KeyInfo, '/keys/rotate', request),

@@ -1,10 +1,9 @@
 import type { Digest } from '../protocol/digest.ts'
-import { digestOf, parseDigest } from '../protocol/digest.ts'
+import { digestOf } from '../protocol/digest.ts'
 import type { AttachedBundle } from '../protocol/dsse.ts'
-import { bundleMaxBytes, bundleType } from '../protocol/dsse.ts'
+import { attachingMaxBytes, bundleMaxBytes, bundleType, parseAttaching } from '../protocol/dsse.ts'
 import { ClientError } from '../protocol/errors.ts'
 import { provenanceType } from '../protocol/statement.ts'
-import { z } from 'zod'
 import { RequestError } from './http.ts'
 import type { Referrer, RegistryClient } from './registry-client.ts'
 import { bytesSource } from './registry-client.ts'
@@ -18,15 +17,15 @@ export interface SignedManifest {
 
 /** By whose key, so that a reader finds its own among many. Anyone can write it there: it only says where to look first. */
 const keyAnnotation = 'vnd.rackswarm.signature.key'
-/** Each costs two requests. Whoever may push may attach any number; those that name a key of ours come first. */
+/**
+ * Each costs two requests, and whoever may push may attach any number. A good one is found by the server among all of them; these are looked at to say what is
+ * wrong where there is none, and with a server that does not look.
+ */
 const signaturesMax = 100
-/** A manifest of one layer has 1 KiB. */
-const attachingMaxBytes = 64 * 1024
 
 const manifestType = 'application/vnd.oci.image.manifest.v1+json'
 const emptyType = 'application/vnd.oci.empty.v1+json'
 const emptyBytes = Buffer.from('{}')
-const Attaching = z.object({ layers: z.array(z.object({ digest: z.string(), size: z.int().nonnegative() })) })
 
 /**
  * Stores a signature as a referrer of what it signs, in the layout of cosign's BUNDLE_SPEC. It is found as soon as this resolves.
@@ -79,39 +78,61 @@ export async function attachBundle(
 }
 
 /**
- * The signatures that are attached to a manifest, those first that say they are by one of `keyIds`. One that is damaged, too large or gone comes with what is wrong with it.
+ * The signatures that are attached to a manifest: first the one that the registry finds good for each key, then those that say they are by one of `keys`, then the
+ * others, up to a bound. One that is damaged, too large or gone comes with what is wrong with it. Nothing here is believed: each is to be checked.
  * Rejects with RequestError or UnreachableError where the registry gives nothing.
+ *
+ * @param keys each with its SubjectPublicKeyInfo in DER, base64url
+ * @param tag what it has to be signed for; undefined: any
  */
 export async function* attachedBundles(
-  registry: Pick<RegistryClient, 'referrers' | 'pullManifest' | 'pullBlob'>,
-  { repository, digest, keyIds }: { repository: string; digest: Digest; keyIds: readonly string[] },
+  registry: Pick<RegistryClient, 'findSignature' | 'referrers' | 'pullManifest' | 'pullBlob'>,
+  {
+    repository,
+    digest,
+    tag,
+    keys,
+  }: {
+    repository: string
+    digest: Digest
+    tag: string | undefined
+    keys: readonly { readonly id: string; readonly spki: string }[]
+  },
   signal?: AbortSignal,
 ): AsyncGenerator<AttachedBundle> {
-  const all = await referrersOf(registry, repository, digest, signal)
-  const isOurs = ({ annotations }: Referrer) => keyIds.includes(annotations[keyAnnotation] ?? '')
-  const inTurn = [...all.filter(isOurs), ...all.filter((referrer) => !isOurs(referrer))]
-  for (const referrer of inTurn.slice(0, signaturesMax))
-    yield { digest: referrer.digest, ...(await pullBundle(registry, repository, referrer, signal)) }
+  const pull = async (referrer: Referrer) => ({
+    digest: referrer.digest,
+    ...(await pullBundle(registry, repository, referrer, signal)),
+  })
+  const found = new Set<Digest>()
+  for (const { spki } of keys) {
+    const query = { artifactType: bundleType, signedBy: spki, tag }
+    const referrer = await orNone(registry.findSignature(repository, digest, query, signal), undefined)
+    if (!referrer || found.has(referrer.digest)) continue
+    found.add(referrer.digest)
+    yield await pull(referrer)
+  }
+  const all = await orNone(registry.referrers(repository, digest, bundleType, signal), [])
+  const rest = all.filter((referrer) => !found.has(referrer.digest))
+  const keyIds = new Set(keys.map(({ id }) => id))
+  const isOurs = ({ annotations }: Referrer) => keyIds.has(annotations[keyAnnotation] ?? '')
+  const inTurn = [...rest.filter(isOurs), ...rest.filter((referrer) => !isOurs(referrer))]
+  for (const referrer of inTurn.slice(0, signaturesMax)) yield await pull(referrer)
   const [passedOver] = inTurn.slice(signaturesMax)
   if (passedOver)
     yield {
       digest: passedOver.digest,
       fault: 'too_many',
-      reason: `${inTurn.length} signatures are attached to it, and only ${signaturesMax} are looked at`,
+      reason: `${all.length} signatures are attached to it, the server finds no good one, and only ${signaturesMax} are looked at`,
     }
 }
 
 /** A registry that knows no referrers has none. */
-async function referrersOf(
-  registry: Pick<RegistryClient, 'referrers'>,
-  repository: string,
-  digest: Digest,
-  signal: AbortSignal | undefined,
-): Promise<Referrer[]> {
+async function orNone<Value>(asked: Promise<Value>, none: Value): Promise<Value> {
   try {
-    return await registry.referrers(repository, digest, bundleType, signal)
+    return await asked
   } catch (error) {
-    if (error instanceof RequestError && error.status === 404) return []
+    if (error instanceof RequestError && error.status === 404) return none
     throw error
   }
 }
@@ -123,13 +144,12 @@ async function pullBundle(
   signal: AbortSignal | undefined,
 ): Promise<{ bytes: Buffer } | Unreadable> {
   if (referrer.sizeBytes > attachingMaxBytes)
-    return unreadable(`a manifest that attaches a signature has ${referrer.sizeBytes} bytes`)
+    return unreadable(
+      `Cannot read signature: its manifest has ${referrer.sizeBytes} bytes, at most ${attachingMaxBytes} are read`,
+    )
   try {
     const manifest = await registry.pullManifest(repository, referrer.digest, signal)
-    const layer = parseAttaching(manifest.bytes)
-    if (layer.size > bundleMaxBytes)
-      return unreadable(`a signature has ${layer.size} bytes, at most ${bundleMaxBytes} are read`)
-    const digest = parseDigest(layer.digest)
+    const { digest } = parseAttaching(manifest.bytes)
     const answer = await registry.pullBlob(repository, digest, { start: 0 }, signal)
     const bytes = await answer.bytes(bundleMaxBytes)
     return digestOf(bytes) === digest ? { bytes } : unreadable(`a signature is not what ${digest} names`)
@@ -149,21 +169,4 @@ interface Unreadable {
 
 function unreadable(reason: string): Unreadable {
   return { fault: 'unreadable', reason }
-}
-
-/** The one layer. @throws ClientError `bad_bundle` */
-function parseAttaching(bytes: Buffer): { digest: string; size: number } {
-  let layers: { digest: string; size: number }[]
-  try {
-    layers = Attaching.parse(JSON.parse(bytes.toString())).layers
-  } catch (cause) {
-    throw new ClientError('bad_bundle', 'a manifest that attaches a signature cannot be read', { cause })
-  }
-  const [layer] = layers
-  if (!layer || layers.length > 1)
-    throw new ClientError(
-      'bad_bundle',
-      `a manifest that attaches a signature has ${layers.length} layers, need 1`,
-    )
-  return layer
 }

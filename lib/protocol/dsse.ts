@@ -1,3 +1,5 @@
+import type { Digest } from './digest.ts'
+import { parseDigest } from './digest.ts'
 import { ClientError } from './errors.ts'
 
 /** `keyid` is a hint for the reader: nothing is decided by it. */
@@ -25,6 +27,9 @@ export type AttachedBundle = { readonly digest: string } & (
 export const bundleType = 'application/vnd.dev.sigstore.bundle.v0.3+json'
 /** A statement of two thousand files has some 500 KiB; what is larger is there to cost memory. */
 export const bundleMaxBytes = 1024 * 1024
+
+/** What attaches a bundle is a manifest of one layer, and has 1 KiB. */
+export const attachingMaxBytes = 64 * 1024
 
 /** Each may cost a verification for every key. */
 const signaturesMax = 8
@@ -78,15 +83,26 @@ export function writeBundle({ payloadType, payload, signatures }: Envelope, keyH
 export function parseBundle(bytes: Uint8Array): Envelope {
   if (bytes.length > bundleMaxBytes)
     wrong('bundle', `it has ${bytes.length} bytes, at most ${bundleMaxBytes} are read`)
-  let json: unknown
-  try {
-    json = JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString())
-  } catch {
-    return wrong('bundle', 'it is not JSON')
-  }
-  const { mediaType, dsseEnvelope } = objectOf(json, 'bundle')
+  const { mediaType, dsseEnvelope } = objectOf(parseJson(bytes, 'bundle'), 'bundle')
   if (typeof mediaType !== 'string' || !bundleTypes.test(mediaType)) wrong('mediaType', `need ${bundleType}`)
   return parseEnvelope(dsseEnvelope)
+}
+
+/**
+ * Which bundle a manifest attaches: its one layer. Whoever looks for signatures reads them here, so that one passes over nothing that another finds.
+ *
+ * @throws ClientError `bad_bundle` or `DIGEST_INVALID`, also where manifest or bundle are larger than what is read
+ */
+export function parseAttaching(bytes: Uint8Array): { digest: Digest; sizeBytes: number } {
+  if (bytes.length > attachingMaxBytes)
+    wrong('manifest', `it has ${bytes.length} bytes, at most ${attachingMaxBytes} are read`)
+  const { layers } = objectOf(parseJson(bytes, 'manifest'), 'manifest')
+  if (!Array.isArray(layers) || layers.length !== 1) return wrong('layers', 'need a list of 1')
+  const { digest, size } = objectOf(layers[0], 'layers.0')
+  if (typeof digest !== 'string' || typeof size !== 'number')
+    return wrong('layers.0', 'need a digest and a size')
+  if (size > bundleMaxBytes) wrong('bundle', `it has ${size} bytes, at most ${bundleMaxBytes} are read`)
+  return { digest: parseDigest(digest), sizeBytes: size }
 }
 
 /** @throws ClientError `bad_bundle` naming the member that is wrong */
@@ -114,6 +130,14 @@ function base64Of(value: unknown, path: string): Buffer {
   if (typeof value !== 'string' || value === '' || !/^[\w+/-]+={0,2}$/.test(value))
     return wrong(path, 'need base64')
   return Buffer.from(value, 'base64')
+}
+
+function parseJson(bytes: Uint8Array, path: string): unknown {
+  try {
+    return JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString())
+  } catch {
+    return wrong(path, 'it is not JSON')
+  }
 }
 
 function objectOf(value: unknown, path: string): Record<string, unknown> {

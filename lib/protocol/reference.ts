@@ -9,12 +9,21 @@ export interface Reference {
   readonly digest: Digest | undefined
 }
 
+const part = '[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*'
+const name = `${part}(\\/${part})*`
+const whole = new RegExp(`^${name}$`)
+/** What scopes, rules and upstreams are for, as a part of an expression: a repository, all below a prefix (`team/*`), or all (`*`). */
+export const repositoryPatternSource = `(\\*|${name}(\\/\\*)?)`
+
 /** OCI distribution-spec `<name>`, at most 255 characters, so that a path below it fits every file system. */
 export function isRepository(text: string): boolean {
-  return (
-    text.length <= 255 &&
-    /^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$/.test(text)
-  )
+  return text.length <= 255 && whole.test(text)
+}
+
+/** Whether a pattern (`web`, `team/*`, `*`) covers a repository. */
+export function covers(pattern: string, repository: string): boolean {
+  if (pattern === '*') return true
+  return pattern.endsWith('/*') ? repository.startsWith(pattern.slice(0, -1)) : pattern === repository
 }
 
 /** OCI distribution-spec `<reference>` as a tag. */

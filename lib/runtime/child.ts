@@ -29,6 +29,8 @@ export interface ChildOptions {
 const startTimeoutMsDefault = 30_000
 /** SIGKILL follows SIGTERM after this long. */
 const stopTimeoutMs = 15_000
+/** What a process wrote before it ended is here by then. */
+const lastWordsMs = 1_000
 
 /**
  * Starts a program under this Node and waits for the line that says it is up. Disposing it ends it.
@@ -66,13 +68,28 @@ export async function startChild(options: ChildOptions): Promise<Child> {
   child.once('error', (error) => {
     giveUp(`cannot be run: ${error.message}`)
   })
-  child.once('exit', (code, signal) => {
-    giveUp(`ended with ${signal ?? `code ${String(code)}`}`)
+  const lines = createInterface({ input: child.stderr })
+  const logged = new Promise<void>((resolve) => {
+    lines.once('close', () => {
+      log.write('', () => {
+        resolve()
+      })
+    })
   })
-  createInterface({ input: child.stderr }).on('line', (line) => {
-    log.write(`${line}\n`)
+  child.once('exit', (code, signal) => {
+    const tell = () => {
+      giveUp(`ended with ${signal ?? `code ${String(code)}`}`)
+    }
+    // Whoever is told that it has ended finds in the log why; a child of its own may hold the pipe open.
+    setTimeout(tell, lastWordsMs).unref()
+    void logged.then(tell)
+  })
+  lines.on('line', (line) => {
     const entry = parseLine(line)
-    if (entry?.['msg'] === readyMessage) ready.resolve(entry)
+    log.write(`${line}\n`, () => {
+      // Whoever is told that it is up finds it said in the log.
+      if (entry?.['msg'] === readyMessage) ready.resolve(entry)
+    })
   })
   try {
     const line = await ready.promise

@@ -1,7 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
-import { mkdir, open, rename, stat, unlink } from 'node:fs/promises'
+import { link, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
+
+const temporarySuffix = '.tmp'
+/** No write of a small file takes as long. */
+const temporaryMaxMs = 3_600_000
 
 /**
  * Replaces a file so that a reader, or the next start after power loss, sees the old bytes or the new ones, whole:
@@ -12,17 +16,65 @@ export async function writeFileAtomic(
   bytes: string | Uint8Array,
   options: { mode?: number } = {},
 ): Promise<void> {
-  const temporary = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString('hex')}.tmp`)
+  await writeBeside(file, bytes, options.mode, (temporary) => rename(temporary, file))
+}
+
+/** The same for a file that must not be there yet: of several who make it at once one does. @returns whether it was this one */
+export async function createFileAtomic(
+  file: string,
+  bytes: string | Uint8Array,
+  options: { mode?: number } = {},
+): Promise<boolean> {
   try {
-    await using handle: FileHandle = await open(temporary, 'wx', options.mode ?? 0o644)
+    await writeBeside(file, bytes, options.mode, async (temporary) => {
+      await link(temporary, file)
+      await unlink(temporary).catch(ignoreMissing)
+    })
+    return true
+  } catch (error) {
+    if (errorCode(error) !== 'EEXIST') throw error
+    return false
+  }
+}
+
+async function writeBeside(
+  file: string,
+  bytes: string | Uint8Array,
+  mode: number | undefined,
+  putInPlace: (temporary: string) => Promise<void>,
+): Promise<void> {
+  const temporary = join(
+    dirname(file),
+    `.${basename(file)}.${randomBytes(6).toString('hex')}${temporarySuffix}`,
+  )
+  try {
+    await using handle: FileHandle = await open(temporary, 'wx', mode ?? 0o644)
     await handle.writeFile(bytes)
     await handle.sync()
-    await rename(temporary, file)
+    await putInPlace(temporary)
   } catch (error) {
     await unlink(temporary).catch(ignoreMissing)
     throw error
   }
   await syncDirectory(dirname(file))
+}
+
+/**
+ * Removes what `writeFileAtomic` left in a directory when it was killed, once nobody can be at it any more.
+ *
+ * @returns how many files
+ */
+export async function sweepTemporary(directory: string, nowMs: number): Promise<number> {
+  let removed = 0
+  for (const name of (await readdir(directory).catch(ignoreMissing)) ?? []) {
+    if (!name.startsWith('.') || !name.endsWith(temporarySuffix)) continue
+    const file = join(directory, name)
+    const found = await stat(file).catch(ignoreMissing)
+    if (!found || nowMs - found.mtimeMs < temporaryMaxMs) continue
+    await unlink(file).catch(ignoreMissing)
+    removed++
+  }
+  return removed
 }
 
 /** Makes a rename or a new name in `directory` survive power loss. */

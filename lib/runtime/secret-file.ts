@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { readFile, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import { isMissing, makeDirectory, writeFileAtomic } from './files.ts'
+import { createFileAtomic, isMissing, makeDirectory } from './files.ts'
 
 const secretBytes = 32
 
@@ -35,7 +35,7 @@ export async function readOrMakeSecret(file: string): Promise<string> {
   } catch (error) {
     if (!isMissing(error)) throw error
     await makeDirectory(dirname(file), 0o700)
-    await writeFileAtomic(file, `${makeSecret()}\n`, { mode: 0o600 })
+    await createFileAtomic(file, `${makeSecret()}\n`, { mode: 0o600 })
   }
   return readSecret(file)
 }

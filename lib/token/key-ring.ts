@@ -1,5 +1,10 @@
+import { join } from 'node:path'
 import { calculateJwkThumbprint, importJWK } from 'jose'
 import { ClientError } from '../protocol/errors.ts'
+import { delay } from '../runtime/backoff.ts'
+import { monotonicMs } from '../runtime/clock.ts'
+import { withFileLock } from '../runtime/file-lock.ts'
+import { makeDirectory } from '../runtime/files.ts'
 import type { Logger } from '../runtime/log.ts'
 import { silentLog } from '../runtime/log.ts'
 import { createTurn } from '../runtime/turn.ts'
@@ -12,6 +17,7 @@ import {
   publicJwk,
   readSigningKeys,
   removeSigningKey,
+  signingKeysVersion,
   signedUnknownMs,
   writeSigningKey,
 } from './signing-keys.ts'
@@ -35,6 +41,11 @@ export interface KeyRingOptions {
   /** Tokens are accepted for so long after they expired. */
   readonly clockToleranceMs: number
   readonly now: () => number
+  /**
+   * Several servers have the directory, and each sees within so many milliseconds what another has written. A key that is to sign at once is
+   * published for as long first. Default: the directory is this server's alone.
+   */
+  readonly settleMs?: number | undefined
   readonly log?: Logger | undefined
   /** Lets somebody write down a change before it happens; one that rejects keeps it from happening. */
   readonly aroundChange?: ((change: KeyChange, work: () => Promise<void>) => Promise<void>) | undefined
@@ -52,6 +63,9 @@ export interface Signer {
  *
  * - A next key is published for `leadMs` of running time before it signs: whoever fetches the key set knows it by then.
  * - A retiring key verifies until the last token that it signed has expired.
+ * - Servers that share the files see each other's steps within a second or two. They need no lock to agree: a key only goes forward, so of
+ *   two who write one file the later step stands, and who finds an earlier one in it than it knows of writes the later one again. What is to
+ *   be done once, making a key, is done under a lock.
  */
 export interface KeyRing extends KeySource, AsyncDisposable {
   readonly signer: Signer
@@ -74,6 +88,8 @@ export interface KeyRing extends KeySource, AsyncDisposable {
 /** Twice what a verifier may take to look again, by the `max-age` of our own key set. */
 const leadMsDefault = 600_000
 const lookMs = 1000
+/** Tokens of keys that nobody knows must not have the directory read for each of them. */
+const lookAgainMs = 250
 /** A few of each state are many. */
 const keysMax = 50
 /** The mark of `signedUntil` is set ahead, so that it is written now and then and not for each token. */
@@ -82,10 +98,19 @@ const markAheadMaxMs = 7 * 86_400_000
 
 /** Opens the key files, and makes the first key where there is none. @throws Error naming a key file that cannot be used, or saying that no key is active */
 export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
-  const { directory, algorithm, now, clockToleranceMs, leadMs = leadMsDefault, rotationMs } = options
+  const {
+    directory,
+    algorithm,
+    now,
+    clockToleranceMs,
+    leadMs = leadMsDefault,
+    rotationMs,
+    settleMs,
+  } = options
   const log = options.log ?? silentLog()
   const around = options.aroundChange ?? ((_change, work) => work())
   const turn = createTurn()
+  const ended = new AbortController()
   const keys = new Map<string, SigningKey>()
   const verification = new Map<string, VerificationKey>()
   /** Time that the server was away nobody could see a new key in. */
@@ -104,21 +129,66 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
   }
   const remove = async (key: SigningKey): Promise<void> => {
     await removeSigningKey(directory, key)
-    keys.delete(key.kid)
-    verification.delete(key.kid)
-    publishedAtMs.delete(key.kid)
+    forget(key)
+  }
+  const forget = ({ kid, createdAt }: SigningKey): void => {
+    keys.delete(kid)
+    verification.delete(kid)
+    publishedAtMs.delete(kid)
+    if (settleMs !== undefined) gone.set(kid, createdAt.getTime())
   }
   const list = () => [...keys.values()].sort((a, b) => a.createdAt.getTime() - b.createdAt.getTime())
   const inState = (state: SigningKey['state']) => list().filter((key) => key.state === state)
 
-  const found = await readSigningKeys(directory)
-  if (found.length === 0) {
+  /** Work that one of several servers does at a time, on what the others have done before. */
+  const exclusively = <Result>(work: () => Promise<Result>): Promise<Result> =>
+    turn(() =>
+      settleMs === undefined
+        ? work()
+        : withFileLock(join(directory, '.lock'), async () => {
+            await readAgain()
+            return work()
+          }),
+    )
+  let readVersion = ''
+  /** Keys that went, by when they were made: a server that knew less may have written one again. */
+  const gone = new Map<string, number>()
+  /** What other servers have written since. */
+  const readAgain = async (): Promise<void> => {
+    const version = await signingKeysVersion(directory)
+    if (version === readVersion) return
+    const found = await readSigningKeys(directory)
+    for (const key of found) {
+      const known = keys.get(key.kid)
+      if (gone.get(key.kid) === key.createdAt.getTime()) await remove(key)
+      else if (!known) put(key)
+      else {
+        const later = laterOf(known, key)
+        if (isSameStep(later, key)) put(later)
+        else await write(later)
+      }
+    }
+    const kids = new Set(found.map(({ kid }) => kid))
+    for (const key of list()) if (!kids.has(key.kid)) forget(key)
+    readVersion = version
+    const active = activeKey(list())
+    if (active && active.kid !== signer.key.kid) {
+      signer = await signerOf(active, verification)
+      log.info({ kid: active.kid }, 'another server has changed the signing key')
+    }
+  }
+
+  await makeDirectory(directory, 0o700)
+  const openFirst = async () => {
+    const found = await readSigningKeys(directory)
+    for (const key of found) put(key)
+    if (found.length > 0) return
     const first = await makeSigningKey(algorithm, 'active', now())
     await around({ kind: 'create', kid: first.kid }, async () => {
       await write(first)
     })
   }
-  for (const key of found) put(key)
+  await (settleMs === undefined ? openFirst() : withFileLock(join(directory, '.lock'), openFirst))
   const first = activeKey(list())
   if (!first) throw new Error(`Cannot sign: none of the ${keys.size} keys in ${directory} is active`)
   let signer = await signerOf(first, verification)
@@ -156,6 +226,7 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
     return fresh
   }
   const turnOver = async (): Promise<void> => {
+    if (settleMs !== undefined) await readAgain()
     await retireOthers()
     for (const key of inState('next')) if (dueAtMs(key) <= now()) await activate(key)
     for (const key of inState('retiring'))
@@ -163,23 +234,47 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
         await around({ kind: 'remove', kid: key.kid }, () => remove(key))
         log.info({ kid: key.kid }, 'signing key has retired')
       }
-    const ageMs = now() - signer.key.since.getTime()
-    if (rotationMs === undefined || ageMs < rotationMs - leadMs || inState('next').length > 0) return
-    await create(algorithm)
+  }
+  const isRotationDue = () =>
+    rotationMs !== undefined &&
+    now() - signer.key.since.getTime() >= rotationMs - leadMs &&
+    inState('next').length === 0
+  const lookAfter = async (): Promise<void> => {
+    await turn(turnOver)
+    if (isRotationDue())
+      await exclusively(async () => {
+        if (isRotationDue()) await create(algorithm)
+      })
+  }
+  /** Until other servers know a key that was made a moment ago. */
+  const published = async ({ kid }: SigningKey): Promise<void> => {
+    const waitMs = (publishedAtMs.get(kid) ?? now()) + (settleMs ?? 0) - now()
+    if (settleMs !== undefined && waitMs > 0) await delay(Math.min(waitMs, settleMs), ended.signal)
+  }
+  let lookedMs = -Infinity
+  const lookAgain = (): Promise<void> | undefined => {
+    if (settleMs === undefined || monotonicMs() - lookedMs < lookAgainMs) return undefined
+    lookedMs = monotonicMs()
+    return turn(readAgain).catch(() => undefined)
   }
   let failed = ''
+  let looksUnderWay = false
   const looking = setInterval(() => {
-    turn(turnOver).then(
-      () => {
+    if (looksUnderWay) return
+    looksUnderWay = true
+    lookAfter()
+      .finally(() => {
+        looksUnderWay = false
+      })
+      .then(() => {
         failed = ''
-      },
-      (error: unknown) => {
+      })
+      .catch((error: unknown) => {
         const reason = error instanceof Error ? error.message : String(error)
         if (reason !== failed)
           log.error({ err: error }, 'signing keys could not be turned over: trying again')
         failed = reason
-      },
-    )
+      })
   }, lookMs)
   looking.unref()
 
@@ -194,6 +289,7 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
       const known = keys.get(kid)
       if (!known || known.signedUntil.getTime() >= expiresAtMs) return undefined
       return turn(async () => {
+        if (settleMs !== undefined) await readAgain()
         const current = keys.get(kid)
         if (!current || current.signedUntil.getTime() >= expiresAtMs) return
         const aheadMs = Math.min(markAheadMaxMs, Math.max(markAheadMinMs, (expiresAtMs - now()) / 4))
@@ -201,7 +297,7 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
       })
     },
     rotate: ({ algorithm: wanted = algorithm, atOnce }) =>
-      turn(async () => {
+      exclusively(async () => {
         const [waiting] = inState('next')
         if (waiting && !atOnce)
           throw new ClientError(
@@ -209,11 +305,14 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
             `Cannot rotate: key ${waiting.kid} becomes active at ${new Date(dueAtMs(waiting)).toISOString()} already`,
           )
         const next = waiting ?? (await create(wanted))
-        if (atOnce) await activate(next)
+        if (atOnce) {
+          await published(next)
+          await activate(next)
+        }
         return keys.get(next.kid) ?? next
       }),
     add: (key, { verifyOnly }) =>
-      turn(async () => {
+      exclusively(async () => {
         checkRoom(keys.size)
         if (list().some(({ kid, thumbprint }) => kid === key.kid || thumbprint === key.thumbprint))
           throw new ClientError('KEY_EXISTS', `Cannot import key ${key.kid}: it is there already`)
@@ -227,22 +326,45 @@ export async function openKeyRing(options: KeyRingOptions): Promise<KeyRing> {
         })
       }),
     revoke: (kid) =>
-      turn(async () => {
+      exclusively(async () => {
         const key = keys.get(kid)
         if (!key) return undefined
         if (key.kid === signer.key.kid) {
           const other = inState('next')[0] ?? (await create(algorithm))
+          await published(other)
           await activate(other)
         }
         await remove(keys.get(kid) ?? key)
         return key
       }),
-    turnOver: () => turn(turnOver),
+    turnOver: lookAfter,
+    lookAgain,
     [Symbol.asyncDispose]: async () => {
       clearInterval(looking)
+      ended.abort(new Error('the server ends'))
       await turn(async () => undefined)
     },
   }
+}
+
+/** What is known of a key together: it only goes forward, and what it has signed it has. */
+function laterOf(a: SigningKey, b: SigningKey): SigningKey {
+  const later =
+    stepOf(a) > stepOf(b) || (stepOf(a) === stepOf(b) && a.since.getTime() >= b.since.getTime()) ? a : b
+  const signedUntil = a.signedUntil.getTime() > b.signedUntil.getTime() ? a.signedUntil : b.signedUntil
+  return { ...later, signedUntil }
+}
+
+function stepOf({ state }: SigningKey): number {
+  return ['next', 'active', 'retiring'].indexOf(state)
+}
+
+function isSameStep(a: SigningKey, b: SigningKey): boolean {
+  return (
+    a.state === b.state &&
+    a.since.getTime() === b.since.getTime() &&
+    a.signedUntil.getTime() === b.signedUntil.getTime()
+  )
 }
 
 async function signerOf(

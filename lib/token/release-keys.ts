@@ -9,6 +9,8 @@ import { importVerificationKey } from './verification-key.ts'
 export interface ReleaseKey {
   /** SHA-256 of the key in DER (SubjectPublicKeyInfo), base64: what sigstore's tools take as a hint. */
   readonly id: string
+  /** SubjectPublicKeyInfo in DER, base64url: the key as a registry is told it. */
+  readonly spki: string
   readonly algorithm: Algorithm
   readonly publicKey: KeyObject
 }
@@ -20,6 +22,8 @@ export interface ReleaseSigner extends ReleaseKey {
 
 /** Each may cost a verification for every signature of a release. */
 export const releaseKeysMax = 32
+/** An RSA key of 8192 bits has 1411; what is longer is there to cost time. */
+const spkiMaxLength = 2048
 
 /**
  * Reads public keys from a file: PEM, one block after the other, or a JWK, or a JWK Set.
@@ -39,6 +43,13 @@ export function parseReleaseKeys(text: string): ReleaseKey[] {
   const keys = text.trimStart().startsWith('{') ? fromJson(text) : fromPem(text)
   if (keys.length === 0) throw new Error('it has no public key, as PEM or JWK')
   return keys
+}
+
+/** Reads a public key as `spki` has it. @throws Error saying why it cannot be used */
+export function parseReleaseKey(spki: string): ReleaseKey {
+  if (spki.length > spkiMaxLength)
+    throw new Error(`it has ${spki.length} characters, at most ${spkiMaxLength} are read`)
+  return releaseKeyOf(createPublicKey({ key: Buffer.from(spki, 'base64url'), format: 'der', type: 'spki' }))
 }
 
 /**
@@ -99,5 +110,6 @@ function fromJson(text: string): ReleaseKey[] {
 function releaseKeyOf(publicKey: KeyObject): ReleaseKey {
   const { algorithm } = importVerificationKey(publicKey.export({ format: 'jwk' }))
   const der = publicKey.export({ type: 'spki', format: 'der' })
-  return { id: createHash('sha256').update(der).digest('base64'), algorithm, publicKey }
+  const id = createHash('sha256').update(der).digest('base64')
+  return { id, spki: der.toString('base64url'), algorithm, publicKey }
 }

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import type { JWK } from 'jose'
 import { calculateJwkThumbprint, exportJWK, generateKeyPair } from 'jose'
 import { z } from 'zod'
-import { ignoreMissing, makeDirectory, syncDirectory, writeFileAtomic } from '../runtime/files.ts'
+import { ignoreMissing, makeDirectory, syncDirectory, versionOf, writeFileAtomic } from '../runtime/files.ts'
 import type { Algorithm } from './algorithms.ts'
 import { algorithms } from './algorithms.ts'
 
@@ -49,8 +49,21 @@ const KeyFile = z.strictObject({
  */
 export async function readSigningKeys(directory: string): Promise<SigningKey[]> {
   await makeDirectory(directory, 0o700)
-  const files = (await readdir(directory)).filter((name) => name.endsWith('.json') && !name.startsWith('.'))
-  return Promise.all(files.map((name) => readKey(join(directory, name))))
+  const files = await keyFiles(directory)
+  // One that is gone meanwhile another server has removed.
+  const keys = await Promise.all(files.map((file) => readKey(file).catch(ignoreMissing)))
+  return keys.filter((key) => key !== undefined)
+}
+
+/** Changes whenever a key is made, changed or removed. */
+export async function signingKeysVersion(directory: string): Promise<string> {
+  const files = (await keyFiles(directory)).sort()
+  return (await Promise.all(files.map(async (file) => `${file} ${await versionOf(file)}`))).join('\n')
+}
+
+async function keyFiles(directory: string): Promise<string[]> {
+  const names = (await readdir(directory)).filter((name) => name.endsWith('.json') && !name.startsWith('.'))
+  return names.map((name) => join(directory, name))
 }
 
 /** The key that signs: of those that are active the last that became it. */

@@ -2,7 +2,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { TokenVerifier } from '../../lib/token/claims.ts'
 import { TokenError } from '../../lib/token/claims.ts'
 import type { AccessControl, Action, Caller } from './access.ts'
-import { covers } from './access.ts'
+import { covers } from '../../lib/protocol/reference.ts'
 import { ApiError, tooBusy } from './api-error.ts'
 
 export interface AccessControlOptions {

@@ -30,9 +30,3 @@ export interface AccessControl {
    */
   callerOf(headers: IncomingHttpHeaders): Promise<Caller>
 }
-
-/** Whether a scope's or credential's repository pattern (`web`, `team/*`, `*`) covers a repository. */
-export function covers(pattern: string, repository: string): boolean {
-  if (pattern === '*') return true
-  return pattern.endsWith('/*') ? repository.startsWith(pattern.slice(0, -1)) : pattern === repository
-}

@@ -2,9 +2,10 @@ import { createHash } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import { open, readFile, readdir, rename, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
+import { LRUCache } from 'lru-cache'
 import { chainStart, hashOfLine, parseLink } from '../../lib/protocol/audit-chain.ts'
 import { ClientError } from '../../lib/protocol/errors.ts'
-import { errorCode, ignoreMissing, syncDirectory } from '../../lib/runtime/files.ts'
+import { errorCode, ignoreMissing, isMissing, syncDirectory } from '../../lib/runtime/files.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import { createTurn } from '../../lib/runtime/turn.ts'
 import { ApiError } from './api-error.ts'
@@ -17,6 +18,7 @@ export type AuditAction =
   | 'tag.move'
   | 'tag.delete'
   | 'gc'
+  | 'gc.removed'
   | 'pin.put'
   | 'pin.remove'
   | 'token.create'
@@ -41,7 +43,7 @@ export type AuditAction =
 
 export interface AuditEntry {
   readonly who: {
-    /** `api`, `host`, `access`, `bootstrap`, `oidc`, `anonymous`; `server` is this server by itself. */
+    /** `api`, `host`, `access`, `bootstrap`, `oidc`, `anonymous`; `server` is this server by itself, `upstream` what another registry has. */
     readonly kind: string
     readonly name: string
     /** Id of the credential, never the credential. */
@@ -64,11 +66,17 @@ export interface AuditLog extends AsyncDisposable {
   /** Writes the line, and then does the work; work that fails has a second line that says so. Rejects with ApiError where the line cannot be written: then nothing is done. */
   around<Result>(entry: AuditEntry, work: () => Promise<Result>): Promise<Result>
   /** Lines as they stand, oldest first, after line `after` and not before `sinceMs`. */
-  read(options: { after: number; sinceMs: number; limit: number }): Promise<AuditPage>
+  read(asked: AuditAsk): Promise<AuditPage>
   /** Entries that wait for the disk; bounded. */
   readonly waiting: number
   /** Entries that could not be written. */
   readonly failures: number
+}
+
+export interface AuditAsk {
+  readonly after: number
+  readonly sinceMs: number
+  readonly limit: number
 }
 
 export interface AuditPage {
@@ -95,6 +103,8 @@ const batchMax = 200
 const pageBytesMax = 1024 * 1024
 const readBytes = 256 * 1024
 const currentName = 'audit.log'
+/** Logs of other servers that are read on from where a page ended. */
+const readersMax = 100
 
 interface Waiting {
   readonly entry: AuditEntry & { readonly outcome: 'allowed' | 'failed'; readonly of?: number }
@@ -128,8 +138,7 @@ export async function openAuditLog(options: AuditLogOptions): Promise<AuditLog> 
   let written = Promise.resolve()
   let broken: Error | undefined
   let failures = 0
-  /** Where the page before this one ended, so that the next one does not look for it. */
-  let bookmark: { seq: number; path: string; offset: number } | undefined
+  const reader = createAuditReader(directory, () => ({ seq: head.seq, sizeBytes, firstSeq }))
 
   const append = (entry: Waiting['entry']): Promise<number> =>
     new Promise((resolve, reject) => {
@@ -206,45 +215,12 @@ export async function openAuditLog(options: AuditLogOptions): Promise<AuditLog> 
     await handle.close()
     handle = fresh
     sizeBytes = 0
-    bookmark = undefined
+    reader.forget()
     const old = (await listFiles(directory)).slice(0, -(options.filesMax - 1) || undefined)
     for (const { path } of old)
       await unlink(path).catch((error: unknown) => {
         log.warn({ err: error, file: path }, 'an old audit log stays')
       })
-  }
-
-  const readPage = async ({ after, sinceMs, limit }: Parameters<AuditLog['read']>[0]): Promise<AuditPage> => {
-    const end = { seq: head.seq, sizeBytes }
-    const files = [
-      ...(await listFiles(directory)),
-      ...(end.sizeBytes > 0 ? [{ path: current, firstSeq }] : []),
-    ]
-    const at = bookmark?.seq === after ? bookmark : undefined
-    const start = at
-      ? files.findIndex(({ path }) => path === at.path)
-      : Math.max(
-          0,
-          files.findLastIndex((file) => file.firstSeq <= after + 1),
-        )
-    const lines: string[] = []
-    let bytes = 0
-    for (const { path } of files.slice(Math.max(0, start))) {
-      const to = path === current ? end.sizeBytes : Infinity
-      for await (const { line, offset } of linesOf(path, at?.path === path ? at.offset : 0, to)) {
-        const seq = parseLink(line)?.seq
-        if (seq !== undefined && seq <= after) continue
-        if (sinceMs > 0 && timeOf(line) < sinceMs) continue
-        lines.push(line)
-        bytes += line.length
-        // A line without a number was tampered with, and is no place to go on from.
-        if (seq === undefined || (lines.length < limit && bytes < pageBytesMax)) continue
-        if (seq >= end.seq) return { lines, next: undefined }
-        bookmark = { seq, path, offset }
-        return { lines, next: seq }
-      }
-    }
-    return { lines, next: undefined }
   }
 
   if (found.torn.length > 0) {
@@ -277,7 +253,7 @@ export async function openAuditLog(options: AuditLogOptions): Promise<AuditLog> 
         throw error
       }
     },
-    read: (asked) => filesTurn(() => readPage(asked)),
+    read: (asked) => filesTurn(() => reader.read(asked)),
     get waiting() {
       return waiting.length
     },
@@ -287,6 +263,98 @@ export async function openAuditLog(options: AuditLogOptions): Promise<AuditLog> 
     [Symbol.asyncDispose]: async () => {
       await written
       await handle.close()
+    },
+  }
+}
+
+interface AuditReader {
+  read(asked: AuditAsk): Promise<AuditPage>
+  /** Call when files were renamed. */
+  forget(): void
+}
+
+/** @param endOf where the log ends, for whoever writes it; another reads what is there */
+function createAuditReader(
+  directory: string,
+  endOf?: () => { seq: number; sizeBytes: number; firstSeq: number },
+): AuditReader {
+  const current = join(directory, currentName)
+  /** Where the page before this one ended, so that the next one does not look for it. */
+  let bookmark: { seq: number; path: string; offset: number } | undefined
+  const firstSeqOfCurrent = async () => {
+    for await (const { line } of linesOf(current, 0, Infinity)) return parseLink(line)?.seq
+    return undefined
+  }
+  return {
+    read: async ({ after, sinceMs, limit }) => {
+      const end = endOf?.()
+      const firstSeq = end ? (end.sizeBytes > 0 ? end.firstSeq : undefined) : await firstSeqOfCurrent()
+      const files = [
+        ...(await listFiles(directory)),
+        ...(firstSeq === undefined ? [] : [{ path: current, firstSeq }]),
+      ]
+      const at = bookmark?.seq === after ? bookmark : undefined
+      const start = at
+        ? files.findIndex(({ path }) => path === at.path)
+        : Math.max(
+            0,
+            files.findLastIndex((file) => file.firstSeq <= after + 1),
+          )
+      const lines: string[] = []
+      let bytes = 0
+      for (const { path } of files.slice(Math.max(0, start))) {
+        const to = path === current ? (end?.sizeBytes ?? Infinity) : Infinity
+        for await (const { line, offset } of linesOf(path, at?.path === path ? at.offset : 0, to)) {
+          const seq = parseLink(line)?.seq
+          if (seq !== undefined && seq <= after) continue
+          if (sinceMs > 0 && timeOf(line) < sinceMs) continue
+          lines.push(line)
+          bytes += line.length
+          // A line without a number was tampered with, and is no place to go on from.
+          if (seq === undefined || (lines.length < limit && bytes < pageBytesMax)) continue
+          if (end && seq >= end.seq) return { lines, next: undefined }
+          bookmark = { seq, path, offset }
+          return { lines, next: seq }
+        }
+      }
+      return { lines, next: undefined }
+    },
+    forget: () => {
+      bookmark = undefined
+    },
+  }
+}
+
+/** The logs of several servers, each in a directory of its name, with a chain of its own. */
+export interface SharedAuditLogs {
+  /** Sorted. */
+  names(): Promise<string[]>
+  /** Undefined where there is none of that name. */
+  read(name: string, asked: AuditAsk): Promise<AuditPage | undefined>
+}
+
+/** Reads the logs below a directory; that of this server through `own`. */
+export function openSharedAuditLogs(
+  directory: string,
+  own: { readonly name: string; readonly log: Pick<AuditLog, 'read'> },
+): SharedAuditLogs {
+  const readers = new LRUCache<string, AuditReader>({ max: readersMax })
+  const names = async () => (await readdir(directory)).filter((name) => !name.startsWith('.')).sort()
+  return {
+    names,
+    read: async (name, asked) => {
+      if (name === own.name) return own.log.read(asked)
+      if (!(await names()).includes(name)) return undefined
+      const reader = readers.get(name) ?? createAuditReader(join(directory, name))
+      readers.set(name, reader)
+      try {
+        return await reader.read(asked)
+      } catch (error) {
+        // Its server has put a file aside meanwhile.
+        if (!isMissing(error)) throw error
+        reader.forget()
+        return await reader.read(asked)
+      }
     },
   }
 }
@@ -327,7 +395,9 @@ async function* linesOf(
   from: number,
   to: number,
 ): AsyncGenerator<{ line: string; offset: number }> {
-  await using handle: FileHandle = await open(path, 'r')
+  const opened = await open(path, 'r').catch(ignoreMissing)
+  if (!opened) return
+  await using handle: FileHandle = opened
   let rest = Buffer.alloc(0)
   for (let at = from; at < to;) {
     const chunk = Buffer.allocUnsafe(Math.min(readBytes, to - at))

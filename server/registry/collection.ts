@@ -1,6 +1,7 @@
 import type { GcItem, GcReport } from '../../lib/client/api.ts'
 import type { ContentDigest } from '../../lib/protocol/digest.ts'
 import { parseReference } from '../../lib/protocol/reference.ts'
+import { delay } from '../../lib/runtime/backoff.ts'
 import type { BlobStore, Tag } from './blob-store.ts'
 import type { Deployed } from './fleet.ts'
 import { referencesOf } from './oci-manifest.ts'
@@ -9,7 +10,7 @@ import type { ManifestNode } from './reachability.ts'
 import { componentsOf, reachable } from './reachability.ts'
 import type { RemovalDeps } from './removal.ts'
 import type { AuditLog } from './audit-log.ts'
-import { removeTag } from './removal.ts'
+import { isShared, removeTag } from './removal.ts'
 import type { RetentionRule } from './retention.ts'
 import { tagsToGo } from './retention.ts'
 
@@ -17,7 +18,9 @@ export interface CollectionDeps extends RemovalDeps {
   readonly auditLog: Pick<AuditLog, 'around'>
   readonly pins: Pick<Pins, 'list'>
   /** What hosts said at `sinceMs` or later that they follow, hold or fetch, by repository. */
-  readonly deployed: (sinceMs: number) => ReadonlyMap<string, Deployed>
+  readonly deployed: (
+    sinceMs: number,
+  ) => ReadonlyMap<string, Deployed> | Promise<ReadonlyMap<string, Deployed>>
   readonly retention: readonly RetentionRule[]
   readonly graceMs: number
   readonly now: () => number
@@ -45,6 +48,14 @@ const faultsMax = 100
  * - Links are made in the blob's turn and renew its bytes' claim, so bytes that no repository had when it was looked through, and one
  *   has now, are too young to go.
  *
+ * Where several servers share the store, there are no turns between them, and this holds instead:
+ *
+ * - It waits for `settleMs` before it reads anything. Whoever claimed before its beginning has named by then what it claimed, where all can
+ *   see it, or claims it once more after that (`claimHoldsMs`); any later claim is too young.
+ * - A removal takes the thing out of place first, and looks for claims again when every server must have seen that; a claim
+ *   that finds nothing in its place puts it back. One step decides between the two. Two collections at once, where one has lost its lease and does not know it, leave
+ *   each other's things alone in the same way.
+ *
  * Ended at any moment, by `kill -9` or power loss, it leaves too much and never too little: each step is durable before what it made
  * possible begins.
  */
@@ -54,10 +65,15 @@ export async function collectGarbage(
 ): Promise<GcReport> {
   const { store, now } = deps
   const startedAtMs = now()
-  const unusedSinceMs = startedAtMs - deps.graceMs
+  // Of several servers one may be a little behind.
+  const unusedSinceMs = startedAtMs - Math.max(deps.graceMs, store.settleMs ?? 0)
+  if (store.settleMs !== undefined && !dryRun) {
+    await store.recover()
+    await delay(store.settleMs, signal)
+  }
   const ledger = createLedger()
   const pinned = Map.groupBy(await deps.pins.list(), ({ reference }) => parseReference(reference).repository)
-  const deployed = deps.deployed(unusedSinceMs)
+  const deployed = await deps.deployed(unusedSinceMs)
   const linked: Linked = { now: new Set(), later: new Set() }
   for await (const repository of store.scanRepositories()) {
     signal.throwIfAborted()
@@ -99,7 +115,8 @@ interface Run {
   readonly linked: Linked
 }
 
-const collectorName = { kind: 'server', name: 'garbage collection' }
+/** Who it is in the audit log. */
+export const collectorName = { kind: 'server', name: 'garbage collection' }
 
 /** @returns whether it did: not where the tag has moved meanwhile */
 function retire(repository: string, tag: Tag, reason: string, run: RepositoryRun): Promise<boolean> {
@@ -220,16 +237,10 @@ async function sweepManifests(
   { store, inTurn, unusedSinceMs, dryRun, signal, ledger }: RepositoryRun,
 ): Promise<void> {
   const doomed = new Set([...manifests.keys()].filter((digest) => !kept.has(digest)))
-  for (const component of componentsOf(manifests, doomed)) {
+  await eachOf(componentsOf(manifests, doomed), store, async (component) => {
     signal.throwIfAborted()
-    const removed =
-      dryRun ||
-      (await inTurn(repository, async () => {
-        for (const digest of component)
-          if (((await store.manifestUsedAtMs(repository, digest)) ?? 0) >= unusedSinceMs) return false
-        for (const digest of component) await store.deleteManifest(repository, digest)
-        return true
-      }))
+    const remove = () => store.deleteManifests(repository, component, { unusedSinceMs })
+    const removed = dryRun || (await (isShared(store) ? remove() : inTurn(repository, remove)))
     for (const digest of component) {
       if (removed)
         ledger.gone({
@@ -240,7 +251,7 @@ async function sweepManifests(
         })
       else kept.add(digest)
     }
-  }
+  })
 }
 
 async function sweepLinks(
@@ -249,7 +260,7 @@ async function sweepLinks(
   { named, later }: { named: ReadonlySet<ContentDigest>; later: ReadonlySet<ContentDigest> },
   { store, unusedSinceMs, dryRun, signal, ledger, linked }: RepositoryRun,
 ): Promise<void> {
-  for (const [digest, usedAtMs] of links) {
+  await eachOf(links, store, async ([digest, usedAtMs]) => {
     signal.throwIfAborted()
     if (later.has(digest)) linked.later.add(digest)
     const goes =
@@ -259,7 +270,7 @@ async function sweepLinks(
     if (goes)
       ledger.gone({ kind: 'link', repository, digest, reason: 'no manifest of the repository names it' })
     else linked.now.add(digest)
-  }
+  })
 }
 
 async function collectBlobs({
@@ -270,7 +281,7 @@ async function collectBlobs({
   ledger,
   linked,
 }: Run & { store: BlobStore }): Promise<void> {
-  for await (const { digest, sizeBytes, usedAtMs } of store.scanBlobs()) {
+  await eachOf(store.scanBlobs(), store, async ({ digest, sizeBytes, usedAtMs }) => {
     signal.throwIfAborted()
     const goes =
       !linked.now.has(digest) &&
@@ -278,7 +289,33 @@ async function collectBlobs({
       (dryRun || (await store.deleteBlob(digest, unusedSinceMs)))
     if (goes) ledger.gone({ kind: 'blob', digest, sizeBytes, reason: 'no repository has it' })
     else ledger.kept(sizeBytes, linked.later.has(digest))
+  })
+}
+
+/** Removals of a store of several servers wait for them: so many wait at once. */
+const removalsMax = 256
+
+/** One after the other, or many at once where each may have to wait. Ends with the first failure, once those under way have ended. */
+async function eachOf<Item>(
+  items: Iterable<Item> | AsyncIterable<Item>,
+  store: BlobStore,
+  work: (item: Item) => Promise<void>,
+): Promise<void> {
+  const most = isShared(store) ? removalsMax : 1
+  const underWay = new Set<Promise<void>>()
+  let failure: { error: unknown } | undefined
+  for await (const item of items) {
+    if (underWay.size >= most) await Promise.race(underWay)
+    if (failure) break
+    const mine = work(item)
+      .catch((error: unknown) => {
+        failure ??= { error }
+      })
+      .finally(() => underWay.delete(mine))
+    underWay.add(mine)
   }
+  await Promise.all(underWay)
+  if (failure) throw failure.error
 }
 
 function namedBy(

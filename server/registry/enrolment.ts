@@ -12,14 +12,17 @@ import type { Ip } from '../../lib/protocol/address.ts'
 import { formatIp } from '../../lib/protocol/address.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import type { TokenMinter } from '../../lib/token/token-authority.ts'
+import { sweepEntries } from '../state/entries.ts'
 import type { StateEntry, StateStore } from '../state/state-store.ts'
 import { VersionConflict } from '../state/state-store.ts'
 import { requireAdmin } from './access-control.ts'
 import type { AccessControl } from './access.ts'
 import type { Actor, Audit } from './audit.ts'
-import { covers } from './access.ts'
+import { covers } from '../../lib/protocol/reference.ts'
 import { ApiError } from './api-error.ts'
-import type { Fleet } from './fleet.ts'
+import type { EnrolledHosts } from './enrolled-hosts.ts'
+import type { HostRecord } from './host-recall.ts'
+import type { FleetView } from './shared/fleet-view.ts'
 import type { Revocations } from './revocations.ts'
 import { validate } from './validate.ts'
 
@@ -28,8 +31,9 @@ export interface EnrolmentDeps {
   readonly access: AccessControl
   readonly minter: TokenMinter
   readonly revocations: Revocations
-  readonly fleet: Fleet
+  readonly fleet: Pick<FleetView, 'seen' | 'forget'>
   readonly audit: Audit
+  readonly enrolled: EnrolledHosts
   readonly hostTtlMs: number
   readonly hostsMax: number
   readonly sourceOf: (request: FastifyRequest) => Ip
@@ -43,17 +47,6 @@ interface BootstrapRecord {
   readonly repositories: readonly string[]
   readonly usesLeft: number | undefined
   readonly expiresAt: string
-}
-
-interface HostRecord {
-  /** As it enrolled last; a credential goes by its own words. */
-  readonly place: string | undefined
-  readonly repositories: readonly string[]
-  readonly enrolledAt: string
-  readonly address: string
-  /** Credentials that may still live, oldest first. */
-  readonly credentials: readonly { readonly id: string; readonly expiresAt: string }[]
-  readonly revoked: boolean
 }
 
 const bootstrapTtlMsDefault = 30 * 86_400_000
@@ -73,8 +66,6 @@ const repositoriesTold = 20
 export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDeps): void {
   const { state, access, revocations, audit, now, log } = deps
   const failures = new LRUCache<string, { count: number; sinceMs: number }>({ max: 10_000 })
-  // Hosts that are not revoked. Read once: to count what is stored at each of 10,000 enrolments would cost minutes.
-  let enrolled: Promise<Set<string>> | undefined
 
   app.post('/api/v1/enroll', async (request): Promise<HostCredential> => {
     const { bootstrapToken, host, place } = validate(EnrollRequest, request.body)
@@ -103,30 +94,19 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
         },
       )
     }
-    enrolled ??= hostNames(state).catch((error: unknown) => {
-      enrolled = undefined
-      throw error
-    })
-    const names = await enrolled
     const known = (await state.get(`hosts/${host}`))?.value as HostRecord | undefined
     if (known) checkReturn(host, known, record)
-    else if (names.size >= deps.hostsMax) {
-      throw new ApiError(507, 'TOO_MANY_HOSTS', `Cannot enrol ${host}: ${deps.hostsMax} hosts are enrolled`, {
-        hint: 'Raise enrolment.hosts_max, or revoke hosts that are gone: deployctl hosts revoke HOST.',
-      })
-    }
+    else deps.enrolled.checkRoom(host)
     if (known) log.warn({ host, address }, 'a host that was enrolled enrols again')
     const id = bootstrap.key.slice('bootstrap/'.length)
     const bearer = { kind: 'bootstrap', name: id, credential: { id } }
-    const issued = await issue(deps, host, request, bearer, {
+    return issue(deps, host, request, bearer, {
       first: () => spend(state, bootstrap, now()),
       place,
       repositories: record.repositories,
       address,
       enrolledAt: new Date(now()).toISOString(),
     })
-    names.add(host)
-    return issued
   })
 
   app.post('/api/v1/hosts/self/renew', async (request): Promise<HostCredential> => {
@@ -175,20 +155,19 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
   app.get('/api/v1/hosts', async (request): Promise<HostList> => {
     await requireAdmin(access, request)
     const entries = await state.list('hosts/', { limit: deps.hostsMax })
+    const lastSeen = await deps.fleet.seen()
     return {
       hosts: entries.map(({ key, value }) => {
         const host = key.slice('hosts/'.length)
         const { place, address, enrolledAt, revoked } = value as HostRecord
-        const heard = deps.fleet.lastReport(host)
+        const seen = lastSeen.get(host)
         return {
           host,
-          place: heard?.place ?? place ?? 'unknown',
+          place: seen?.place ?? place ?? 'unknown',
           address,
           enrolledAt,
           revoked,
-          ...(heard
-            ? { seenAt: new Date(heard.atMs).toISOString(), agentVersion: heard.report.agentVersion }
-            : {}),
+          ...(seen ? { seenAt: new Date(seen.atMs).toISOString(), agentVersion: seen.agentVersion } : {}),
         }
       }),
     }
@@ -248,8 +227,7 @@ export function registerEnrolmentRoutes(app: FastifyInstance, deps: EnrolmentDep
       }
       const act = { action: forget ? 'host.forget' : 'host.revoke', target: host } as const
       await audit(request, caller, act, () => changeHost(state, host, change))
-      deps.fleet.forget(host)
-      ;(await enrolled)?.delete(host)
+      deps.fleet.forget([host])
       log.info({ host }, forget ? 'host forgotten' : 'host revoked')
       return reply.code(204).send()
     },
@@ -321,21 +299,22 @@ export async function createBootstrapToken(
   return { id, bootstrapToken: `rsb_${id}_${secret}`, expiresAt }
 }
 
+/** Forgets bootstrap tokens that are used up, or expired before `expiredBeforeMs`. @returns how many */
+export async function sweepBootstrapTokens(
+  state: StateStore,
+  expiredBeforeMs: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const isOver = (value: unknown) => {
+    const { usesLeft, expiresAt } = value as BootstrapRecord
+    return usesLeft === 0 || Date.parse(expiresAt) < expiredBeforeMs
+  }
+  return sweepEntries(state, 'bootstrap/', isOver, signal)
+}
+
 /** Stands in the token, and is no secret. */
 function bootstrapId(): string {
   return randomBytes(6).toString('hex')
-}
-
-async function hostNames(state: StateStore): Promise<Set<string>> {
-  const names = new Set<string>()
-  for (let after = ''; ;) {
-    const page = await state.list('hosts/', { after, limit: 1000 })
-    for (const { key, value } of page)
-      if (!(value as HostRecord).revoked) names.add(key.slice('hosts/'.length))
-    const last = page.at(-1)
-    if (last === undefined) return names
-    after = last.key
-  }
 }
 
 /**
@@ -345,7 +324,7 @@ async function hostNames(state: StateStore): Promise<Set<string>> {
  * @throws ApiError `REVOKED` where the host was revoked, be it at this moment
  */
 async function issue(
-  { state, minter, revocations, audit, hostTtlMs, now }: EnrolmentDeps,
+  { state, minter, revocations, enrolled, audit, hostTtlMs, now }: EnrolmentDeps,
   host: string,
   request: FastifyRequest,
   actor: Actor,
@@ -374,7 +353,10 @@ async function issue(
         revoked: false,
       }
       try {
-        await state.put(`hosts/${host}`, next, { ifVersion: entry?.version ?? 0 })
+        // A host whose record was lost renews as before.
+        if (known.enrolledAt === undefined)
+          await state.put(`hosts/${host}`, next, { ifVersion: entry?.version ?? 0 })
+        else await enrolled.write(host, next, entry?.version ?? 0)
         for (const old of alive.slice(0, Math.max(0, alive.length + 1 - credentialsMax)))
           await revocations.revoke(old.id, new Date(old.expiresAt))
         return {

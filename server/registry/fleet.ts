@@ -9,6 +9,7 @@ import type { Place } from '../../lib/protocol/place.ts'
 import { formatReference, parseReference } from '../../lib/protocol/reference.ts'
 import { requireCredential } from './access-control.ts'
 import type { AccessControl } from './access.ts'
+import type { HostRecall } from './host-recall.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
 import { validate } from './validate.ts'
@@ -26,7 +27,8 @@ export interface HeardHost {
 /** Who is out there and how far, from what hosts report; in memory, whole again one report interval after a start. */
 export interface Fleet {
   hear(host: HeardHost): void
-  lastReport(host: string): HeardHost | undefined
+  /** Hosts that were heard since the last call, and not for a minute before. */
+  takeArrived(): string[]
   forget(host: string): void
   /** Hosts heard in the last minute. */
   present(): HeardHost[]
@@ -45,19 +47,28 @@ const presentMs = 60_000
 
 export function createFleet({ hostsMax, now }: { hostsMax: number; now: () => number }): Fleet {
   const heard = new Map<string, HeardHost>()
+  const arrived = new Set<string>()
   const heardSince = (sinceMs: number) => {
     const earliestMs = Math.min(sinceMs, now() - presentMs)
     return [...heard.values()].filter(({ atMs }) => atMs >= earliestMs)
   }
   return {
     hear: (host) => {
+      if ((heard.get(host.host)?.atMs ?? -Infinity) < now() - presentMs) arrived.add(host.host)
       // Re-inserted, so that the first in the map is the one silent for longest.
       heard.delete(host.host)
       heard.set(host.host, host)
       const [oldest] = heard.keys()
-      if (heard.size > hostsMax && oldest !== undefined) heard.delete(oldest)
+      if (heard.size > hostsMax && oldest !== undefined) {
+        heard.delete(oldest)
+        arrived.delete(oldest)
+      }
     },
-    lastReport: (host) => heard.get(host),
+    takeArrived: () => {
+      const hosts = [...arrived]
+      arrived.clear()
+      return hosts
+    },
     forget: (host) => {
       heard.delete(host)
     },
@@ -121,9 +132,12 @@ export function createTagCache({ store, now }: { store: BlobStore; now: () => nu
 
 export interface FleetDeps {
   readonly fleet: Fleet
+  /** What all servers know of it together. */
+  readonly view: FleetMembers
   readonly tags: TagCache
+  readonly recall: HostRecall
   readonly access: AccessControl
-  readonly epoch: string
+  readonly epoch: () => string
   /** Version of the list of torrents that were revoked. */
   readonly revokedTorrents: { readonly version: string }
   readonly reportIntervalMs: number
@@ -143,6 +157,7 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
     const source = deps.sourceOf(request)
     const place = deps.placeOf(caller.place as Place | undefined, source)
     fleet.hear({ host: caller.name, place, address: formatIp(source), atMs: now(), report })
+    deps.recall.heard(caller, formatIp(source))
     const digests = await Promise.all(
       report.follow.map(async (text) => {
         const { repository, tag, digest } = parseReference(text)
@@ -154,7 +169,7 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
       }),
     )
     return {
-      epoch: deps.epoch,
+      epoch: deps.epoch(),
       tags: Object.fromEntries(digests),
       place,
       reportIntervalSeconds: deps.reportIntervalMs / 1000,
@@ -180,14 +195,21 @@ export function registerFleetRoutes(app: FastifyInstance, deps: FleetDeps): void
         throw new ApiError(404, 'NOT_FOUND', `There is no release ${reference}`, {
           hint: '`deployctl list` shows what there is.',
         })
-      return statusOf(reference, digest, await followersOf(repository, digest, deps), now())
+      const { members, unheard } = await deps.view.members(repository, digest)
+      return { ...statusOf(reference, digest, members, now()), ...(unheard.length > 0 && { unheard }) }
     },
   )
 }
 
+/** Hosts of a release, as far as servers that work as one say; `unheard` names those that did not. */
+export interface FleetMembers {
+  /** Hosts that hold or fetch the digest, or follow a tag that points at it. */
+  members(repository: string, digest: Digest): Promise<{ members: FleetMember[]; unheard: string[] }>
+}
+
 /** A host and how it stands with a release. */
 export interface FleetMember {
-  readonly heard: HeardHost
+  readonly heard: Pick<HeardHost, 'host' | 'place' | 'address' | 'atMs'>
   readonly held: HeldReference
 }
 
@@ -195,7 +217,7 @@ export interface FleetMember {
 export async function followersOf(
   repository: string,
   digest: Digest,
-  { fleet, tags }: Pick<FleetDeps, 'fleet' | 'tags'>,
+  { fleet, tags }: { fleet: Fleet; tags: TagCache },
 ): Promise<FleetMember[]> {
   const pointing = new Map<string, boolean>()
   const pointsAt = async (text: string): Promise<boolean> => {

@@ -1,9 +1,10 @@
 import type { GcReport, GcStatus } from '../../lib/client/api.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
+import { LeaseBusy } from '../state/lease.ts'
 import type { StateStore } from '../state/state-store.ts'
 import { ApiError } from './api-error.ts'
 import type { CollectionDeps } from './collection.ts'
-import { collectGarbage } from './collection.ts'
+import { collectGarbage, collectorName } from './collection.ts'
 
 export interface GarbageCollectorOptions extends CollectionDeps {
   /** Between two runs; undefined: only when somebody asks. */
@@ -11,6 +12,10 @@ export interface GarbageCollectorOptions extends CollectionDeps {
   readonly state: StateStore
   /** How long until all hosts have had the time to say what they hold; 0: long enough ago. */
   readonly readyInMs: () => Promise<number>
+  /** Has one server collect at a time. Rejects with LeaseBusy while another does. */
+  readonly exclusively: <Result>(work: (signal: AbortSignal) => Promise<Result>) => Promise<Result>
+  /** Removes what no longer counts from the state, such as tokens that have expired. @returns how many entries */
+  readonly sweepState: (signal: AbortSignal) => Promise<number>
   readonly log: Logger
 }
 
@@ -19,6 +24,8 @@ export interface GarbageCollector extends AsyncDisposable {
   /** @throws ApiError 409 `GC_RUNNING` while another run is under way, 503 `NOT_READY` too early after a start of the server */
   run(options: { dryRun: boolean }): Promise<GcReport>
   status(): GcStatus
+  /** The same, where another server may have collected since. */
+  latestStatus(): Promise<GcStatus>
   /** Since the start; dry runs do not count. */
   readonly totals: GcTotals
 }
@@ -67,18 +74,32 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
     for (const fault of faults) log.error(fault, 'a repository was left alone by the garbage collection')
   }
 
-  const collect = async (dryRun: boolean): Promise<GcReport> => {
+  const collect = async (dryRun: boolean, everyMs: number | undefined): Promise<GcReport> => {
     const startedAt = new Date(now()).toISOString()
     running = { startedAt, dryRun }
     try {
+      if (everyMs !== undefined) {
+        await lookElsewhere()
+        if (!isDue(everyMs)) throw elsewhere()
+      }
       const waitMs = await options.readyInMs()
       if (waitMs > 0) throw tooEarly(waitMs)
       if (!dryRun) triedAtMs = now()
-      const report = await collectGarbage(options, { dryRun, signal: stop.signal })
-      if (!dryRun) await state.put(lastRunKey, report)
+      const report = dryRun
+        ? await collectGarbage(options, { dryRun, signal: stop.signal })
+        : await options.exclusively(async (signal) => {
+            const until = AbortSignal.any([signal, stop.signal])
+            const done = await collectGarbage(options, { dryRun, signal: until })
+            await writeDown(options.auditLog, done)
+            await state.put(lastRunKey, done)
+            const entries = await options.sweepState(until)
+            if (entries > 0) log.info({ entries }, 'entries that count no longer were removed from the state')
+            return done
+          })
       ended(report)
       return report
-    } catch (error) {
+    } catch (failure) {
+      const error = failure instanceof LeaseBusy ? elsewhere(failure) : failure
       if (!(error instanceof ApiError) && !stop.signal.aborted) {
         last = { ...last, lastFailure: { startedAt, message: (error as Error).message } }
         totals = { ...totals, failures: totals.failures + 1 }
@@ -90,22 +111,33 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
     }
   }
 
-  const run = async ({ dryRun }: { dryRun: boolean }): Promise<GcReport> => {
+  const run = async ({ dryRun }: { dryRun: boolean }, everyMs?: number): Promise<GcReport> => {
     if (running)
       throw new ApiError(409, 'GC_RUNNING', `Cannot collect: a run is under way since ${running.startedAt}`, {
         hint: '`GET /api/v1/gc` says when it has ended.',
       })
-    const report = collect(dryRun)
+    const report = collect(dryRun, everyMs)
     underWay = report.catch(() => undefined)
     return report
   }
   const { intervalMs } = options
-  const look = (everyMs: number) => {
+  const status = (): GcStatus => ({ ...last, ...(running && { running }) })
+  /** Another server may have collected. */
+  const lookElsewhere = async () => {
+    const lastRun = (await state.get(lastRunKey))?.value as GcReport | undefined
+    if (!lastRun || lastRun.startedAt === last.lastRun?.startedAt) return
+    last = { ...last, lastRun }
+    triedAtMs = Math.max(triedAtMs, Date.parse(lastRun.startedAt))
+  }
+  const isDue = (everyMs: number) => {
     const sinceMs = now() - triedAtMs
     // Less than nothing: the clock was put back.
-    if (sinceMs >= 0 && sinceMs < everyMs) return
+    return sinceMs < 0 || sinceMs >= everyMs
+  }
+  const look = (everyMs: number) => {
+    if (!isDue(everyMs)) return
     // What went wrong is logged; what comes too early, or meets a run that somebody asked for, is looked at again soon.
-    run({ dryRun: false }).catch(() => undefined)
+    run({ dryRun: false }, everyMs).catch(() => undefined)
   }
   const timer =
     intervalMs === undefined
@@ -118,8 +150,12 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
         )
   timer?.unref()
   return {
-    run,
-    status: () => ({ ...last, ...(running && { running }) }),
+    run: (options) => run(options),
+    status,
+    latestStatus: async () => {
+      await lookElsewhere()
+      return status()
+    },
     get totals() {
       return totals
     },
@@ -129,6 +165,20 @@ export async function startGarbageCollector(options: GarbageCollectorOptions): P
       await underWay
     },
   }
+}
+
+function elsewhere(cause?: Error): ApiError {
+  return new ApiError(409, 'GC_RUNNING', 'Cannot collect: another server does, or just did', {
+    hint: '`GET /api/v1/gc` says when it has ended.',
+    cause,
+  })
+}
+
+/** Tags have lines of their own, before they go; of all else there is one line for the run, once it is known how much went. */
+async function writeDown(auditLog: CollectionDeps['auditLog'], { gone }: GcReport): Promise<void> {
+  if (gone.manifests + gone.links + gone.blobs === 0) return
+  const entry = { who: collectorName, action: 'gc.removed', target: 'registry', details: gone } as const
+  await auditLog.around(entry, () => Promise.resolve())
 }
 
 function tooEarly(waitMs: number): ApiError {

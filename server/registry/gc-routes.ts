@@ -43,11 +43,11 @@ export function registerGcRoutes(
     } finally {
       answered.abort()
     }
-    return collector.status()
+    return collector.latestStatus()
   })
   app.get('/api/v1/gc', async (request): Promise<GcStatus> => {
     await requireAdmin(access, request)
-    return collector.status()
+    return collector.latestStatus()
   })
 
   app.get('/api/v1/pins', async (request): Promise<PinList> => {

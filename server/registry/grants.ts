@@ -18,13 +18,13 @@ import { announceUrl, webseedUrl } from './torrents.ts'
 import { validate } from './validate.ts'
 import type { PullThrough } from './upstream/pull-through.ts'
 import { untilAborted } from './upstream/until-aborted.ts'
-import type { WebseedPolicy } from './webseed-policy.ts'
+import type { WebseedAsk, WebseedLease } from './webseed-policy.ts'
 
 export interface GrantDeps {
   readonly store: BlobStore
   readonly access: AccessControl
   readonly minter: TokenMinter
-  readonly webseed: WebseedPolicy
+  readonly webseed: { mayUse(ask: WebseedAsk): WebseedLease | undefined | Promise<WebseedLease | undefined> }
   readonly revokedTorrents: RevokedTorrents
   readonly pullThrough: Pick<PullThrough, 'upstreamOf' | 'fetchBlob'>
   readonly publicUrl: string
@@ -101,7 +101,7 @@ export function registerGrantRoutes(app: FastifyInstance, deps: GrantDeps): void
     })
     const webseed = await tokenFor(caller, infoHash, cidr, ['webseed'])
     const counts = await deps.swarmCounts(infoHash)
-    const range = deps.webseed.mayUse({
+    const range = await deps.webseed.mayUse({
       infoHash,
       pieceCount: pieceCount(torrent),
       host: caller.name,

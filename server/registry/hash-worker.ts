@@ -12,6 +12,8 @@ export type HashCall =
       readonly op: 'open'
       readonly upload: string
       readonly file: string
+      /** Another file, whose bytes come first: those of a session that another server has begun. */
+      readonly from: string | undefined
       readonly length: number | undefined
     }
   /** The bytes are moved here, and back with the answer, to be filled again. */
@@ -21,6 +23,7 @@ export type HashCall =
       readonly at: number
       readonly bytes: Uint8Array<ArrayBuffer>
     }
+  | { readonly op: 'sync'; readonly upload: string }
   /** Syncs and closes; the hashes are of all that was appended. SHA-512 is asked for at the end alone, and costs a pass of its own. */
   | { readonly op: 'finish'; readonly upload: string; readonly sha512: boolean }
   | { readonly op: 'drop'; readonly upload: string }
@@ -70,6 +73,10 @@ function run(call: HashCall): HashAnswer {
     return { offset: 0 }
   }
   if (!upload) throw new Error('this upload is not open')
+  if (call.op === 'sync') {
+    fdatasyncSync(upload.descriptor)
+    return { offset: upload.offset }
+  }
   if (call.op === 'append') return append(upload, call.at, call.bytes)
   uploads.delete(call.upload)
   try {
@@ -91,7 +98,7 @@ function run(call: HashCall): HashAnswer {
   }
 }
 
-function open({ upload: id, file, length }: Extract<HashCall, { op: 'open' }>): HashAnswer {
+function open({ upload: id, file, from, length }: Extract<HashCall, { op: 'open' }>): HashAnswer {
   const descriptor = openSync(file, 'a+', 0o644)
   const upload: Upload = {
     descriptor,
@@ -100,22 +107,40 @@ function open({ upload: id, file, length }: Extract<HashCall, { op: 'open' }>): 
     pieces: length === undefined ? undefined : new PieceHasher(pieceLengthFor(length)),
     offset: 0,
   }
-  readAll(descriptor, fstatSync(descriptor).size, (bytes) => {
+  const take = (bytes: Uint8Array) => {
     upload.sha256.update(bytes)
     upload.pieces?.update(bytes)
     upload.offset += bytes.length
-  })
+  }
+  try {
+    if (from === undefined) readAll(descriptor, fstatSync(descriptor).size, take)
+    else copyFrom(from, descriptor, take)
+  } catch (error) {
+    closeSync(descriptor)
+    throw error
+  }
   uploads.set(id, upload)
   return { offset: upload.offset }
+}
+
+function copyFrom(file: string, descriptor: number, take: (bytes: Uint8Array) => void): void {
+  const source = openSync(file, 'r')
+  try {
+    readAll(source, fstatSync(source).size, (bytes) => {
+      writeAll(descriptor, bytes)
+      take(bytes)
+    })
+    fdatasyncSync(descriptor)
+  } finally {
+    closeSync(source)
+  }
 }
 
 function append(upload: Upload, at: number, bytes: Uint8Array<ArrayBuffer>): HashAnswer {
   // Batches are sent ahead: behind one that failed, the next must not take its place.
   if (at !== upload.offset) throw new Error(`the bytes before ${at} are missing`)
   try {
-    for (let written = 0; written < bytes.length;) {
-      written += writeSync(upload.descriptor, bytes, written, bytes.length - written)
-    }
+    writeAll(upload.descriptor, bytes)
   } catch (error) {
     // What was not written whole is not hashed: the session stays at the last offset that was confirmed.
     ftruncateSync(upload.descriptor, upload.offset)
@@ -125,6 +150,11 @@ function append(upload: Upload, at: number, bytes: Uint8Array<ArrayBuffer>): Has
   upload.pieces?.update(bytes)
   upload.offset += bytes.length
   return { offset: upload.offset, bytes }
+}
+
+function writeAll(descriptor: number, bytes: Uint8Array): void {
+  for (let written = 0; written < bytes.length;)
+    written += writeSync(descriptor, bytes, written, bytes.length - written)
 }
 
 function hashPieces(descriptor: number, length: number): PieceHasher {

@@ -22,7 +22,8 @@ export function registerReleaseRoutes(app: FastifyInstance, { store, access }: R
     const known = cache.get(key)
     if (known) return known
     const manifest = await store.getManifest(repository, digest)
-    const read = manifest ? await describeBlobs(store, manifest.bytes) : []
+    if (!manifest) return []
+    const read = await describeBlobs(store, manifest.bytes)
     cache.set(key, read)
     return read
   }

@@ -2,6 +2,7 @@ import type { ContentDigest } from '../../lib/protocol/digest.ts'
 import type { InTurn } from '../../lib/runtime/turn.ts'
 import { ApiError } from './api-error.ts'
 import type { BlobStore, Tag } from './blob-store.ts'
+import { isSameTag } from './blob-store.ts'
 import { referencesOf } from './oci-manifest.ts'
 
 export interface RemovalDeps {
@@ -27,34 +28,55 @@ export async function removeTag(
   const removed = await inTurn(repository, async () => {
     const found = await store.getTag(repository, tag)
     if (!found) return false
-    if (unchanged && (found.digest !== unchanged.digest || +found.updatedAt !== +unchanged.updatedAt))
-      return false
+    if (unchanged && !isSameTag(found, unchanged)) return false
     await store.claimManifest(repository, found.digest)
-    return store.deleteTag(repository, tag)
+    return store.deleteTag(repository, tag, unchanged)
   })
   if (removed) onTag(repository, tag)
   return removed
 }
 
-/** Removes a manifest and the tags that name it. As with a tag, what it named counts as used until now. @returns whether it did */
+/**
+ * Removes a manifest and the tags that name it. As with a tag, what it named counts as used until now. `around` is told of these tags,
+ * and does the work.
+ *
+ * @returns whether there was such a manifest
+ */
 export async function removeManifest(
   { store, inTurn, onTag }: RemovalDeps,
   repository: string,
   digest: ContentDigest,
+  around: (tags: readonly string[], work: () => Promise<boolean>) => Promise<boolean> = (_tags, work) =>
+    work(),
 ): Promise<boolean> {
-  return inTurn(repository, async () => {
+  const remove = (isNeeded?: () => Promise<boolean>) =>
+    store.deleteManifests(repository, [digest], { isNeeded })
+  const removed = await inTurn(repository, async () => {
     const manifest = await store.getManifest(repository, digest)
-    for (const named of (manifest && referencesOf(manifest.bytes)?.names) ?? []) {
-      await store.claimBlob(repository, named)
-      await store.claimManifest(repository, named)
-    }
-    for (const { tag, digest: its } of await store.listTags(repository)) {
-      if (its !== digest) continue
-      await store.deleteTag(repository, tag)
-      onTag(repository, tag)
-    }
-    return store.deleteManifest(repository, digest)
+    if (!manifest) return false
+    const tags = (await store.listTags(repository))
+      .filter((one) => one.digest === digest)
+      .map(({ tag }) => tag)
+    return around(tags, async () => {
+      for (const named of referencesOf(manifest.bytes)?.names ?? []) {
+        await store.claimBlob(repository, named)
+        await store.claimManifest(repository, named)
+      }
+      for (const tag of tags) {
+        await store.deleteTag(repository, tag)
+        onTag(repository, tag)
+      }
+      return isShared(store) || remove()
+    })
   })
+  if (!removed || !isShared(store)) return removed
+  // Outside of the turn, which takes its time; a tag that was put through another server meanwhile keeps the manifest.
+  return remove(async () => (await store.listTags(repository)).some((tag) => tag.digest === digest))
+}
+
+/** Where servers see late what the others do, removals wait, and ask at the end; no turn of this server would help. */
+export function isShared({ settleMs }: Pick<BlobStore, 'settleMs'>): boolean {
+  return settleMs !== undefined
 }
 
 /**
@@ -80,13 +102,18 @@ export async function removeBlob(
     return undefined
   }
   // Most are read before the turn: pushes to the repository only wait for those that came meanwhile.
-  const named =
-    (await namedBy()) ??
-    (await inTurn(repository, async () => {
-      const late = await namedBy()
-      if (late === undefined) await store.unlinkBlob(repository, digest, Number.POSITIVE_INFINITY)
-      return late
-    }))
+  let named = await namedBy()
+  const remove = async () => {
+    named ??= await namedBy()
+    if (named === undefined)
+      await store.unlinkBlob(
+        repository,
+        digest,
+        Number.POSITIVE_INFINITY,
+        async () => (named ??= await namedBy()) !== undefined,
+      )
+  }
+  await (isShared(store) ? remove() : inTurn(repository, remove))
   if (named === undefined) return
   throw new ApiError(
     405,

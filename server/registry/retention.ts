@@ -1,6 +1,6 @@
 import type { Digest } from '../../lib/protocol/digest.ts'
 import { digestFromHex } from '../../lib/protocol/digest.ts'
-import { covers } from './access.ts'
+import { covers } from '../../lib/protocol/reference.ts'
 import type { Tag } from './blob-store.ts'
 
 /** Which tags stay. The first rule that covers a tag decides about it; one that no rule covers stays. */

@@ -1,5 +1,6 @@
 import type { Logger } from '../../lib/runtime/log.ts'
-import type { StateStore } from '../state/state-store.ts'
+import { follow } from '../state/follow.ts'
+import type { StateEntry, StateStore } from '../state/state-store.ts'
 
 /** Tokens that no longer count, by `jti`: in memory for the verifier, in the state for the next start. */
 export interface Revocations extends AsyncDisposable {
@@ -9,7 +10,6 @@ export interface Revocations extends AsyncDisposable {
 }
 
 const prefix = 'deny/'
-const pageSize = 1000
 const sweepMs = 60 * 60 * 1000
 
 /** Loads the deny list, and follows what others write to it. Entries go when the token would have expired. */
@@ -26,25 +26,19 @@ export async function loadRevocations({
   log: Logger
 }): Promise<Revocations> {
   const denied = new Map<string, number>()
-  const stop = new AbortController()
-  const changes = state.watch(prefix, stop.signal)
-  for (let after = ''; ;) {
-    const page = await state.list(prefix, { after, limit: pageSize })
-    for (const { key, value } of page)
-      denied.set(key.slice(prefix.length), (value as { expiresAtMs: number }).expiresAtMs)
-    after = page.at(-1)?.key ?? ''
-    if (page.length < pageSize) break
-  }
-  const following = (async () => {
-    for await (const change of changes) {
-      if (change.kind === 'put')
-        denied.set(
-          change.entry.key.slice(prefix.length),
-          (change.entry.value as { expiresAtMs: number }).expiresAtMs,
-        )
-    }
-  })().catch((error: unknown) => {
-    log.error({ err: error }, 'the deny list is no longer followed')
+  const add = ({ key, value }: StateEntry) =>
+    denied.set(key.slice(prefix.length), (value as { expiresAtMs: number }).expiresAtMs)
+  const following = await follow({
+    state,
+    prefix,
+    loaded: async (entries) => {
+      for await (const entry of entries) add(entry)
+    },
+    // Entries go by themselves.
+    changed: (change) => {
+      if (change.kind === 'put') add(change.entry)
+    },
+    log,
   })
   const sweeper = setInterval(() => {
     for (const [id, expiresAtMs] of denied) {
@@ -64,8 +58,7 @@ export async function loadRevocations({
     },
     [Symbol.asyncDispose]: async () => {
       clearInterval(sweeper)
-      stop.abort()
-      await following
+      await following[Symbol.asyncDispose]()
     },
   }
 }

@@ -1,9 +1,11 @@
+import { createHash } from 'node:crypto'
 import type { FastifyInstance } from 'fastify'
 import type { RevokedTorrentList } from '../../lib/client/api.ts'
 import { RevokeTorrentRequest } from '../../lib/client/api.ts'
 import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import { infoHashFromHex } from '../../lib/protocol/infohash.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
+import { follow } from '../state/follow.ts'
 import type { StateStore } from '../state/state-store.ts'
 import { requireAdmin, requireCredential } from './access-control.ts'
 import type { AccessControl } from './access.ts'
@@ -14,7 +16,7 @@ import { validate } from './validate.ts'
 /** Torrents that must no longer be shared: in memory for the verifier and the tracker, in the state for the next start. */
 export interface RevokedTorrents extends AsyncDisposable {
   has(infoHash: InfoHash): boolean
-  /** Changes with each change of the list. */
+  /** Changes with each change of the list, and is the same on every server that has the same one. */
   readonly version: string
   list(): RevokedTorrentList['torrents']
   /** Takes effect at once, and is durable when it returns. */
@@ -35,42 +37,51 @@ const torrentsMax = 10_000
 /** Loads the list, and follows what others write to it. */
 export async function loadRevokedTorrents({
   state,
-  epoch,
   now,
   log,
 }: {
   state: StateStore
-  /** Random for each start: versions of one start say nothing to another. */
-  epoch: string
   now: () => number
   log: Logger
 }): Promise<RevokedTorrents> {
   const revoked = new Map<string, RevokedRecord>()
-  let changes = 0
+  /** Of all entries together, in whatever order they came: every server that has the same list names it so. */
+  let sum = 0n
+  const hashOf = (infoHash: string, { revokedAt }: RevokedRecord) =>
+    createHash('sha256').update(`${infoHash} ${revokedAt}`).digest().readBigUInt64BE()
   const set = (infoHash: string, record: RevokedRecord | undefined) => {
     // What is done here comes back from the watch.
     if (revoked.get(infoHash)?.revokedAt === record?.revokedAt) return
-    changes++
+    const before = revoked.get(infoHash)
+    if (before) sum ^= hashOf(infoHash, before)
+    if (record) sum ^= hashOf(infoHash, record)
     if (record) revoked.set(infoHash, record)
     else revoked.delete(infoHash)
   }
-  const stop = new AbortController()
-  const watched = state.watch(prefix, stop.signal)
-  for (const { key, value } of await state.list(prefix, { limit: torrentsMax }))
-    set(key.slice(prefix.length), value as RevokedRecord)
-  const following = (async () => {
-    for await (const change of watched) {
+  const following = await follow({
+    state,
+    prefix,
+    loaded: async (entries) => {
+      const found = new Map(
+        (await Array.fromAsync(entries)).map(({ key, value }) => [
+          key.slice(prefix.length),
+          value as RevokedRecord,
+        ]),
+      )
+      for (const infoHash of [...revoked.keys()]) if (!found.has(infoHash)) set(infoHash, undefined)
+      for (const [infoHash, record] of found) set(infoHash, record)
+    },
+    changed: (change) => {
       if (change.kind === 'put')
         set(change.entry.key.slice(prefix.length), change.entry.value as RevokedRecord)
       else set(change.key.slice(prefix.length), undefined)
-    }
-  })().catch((error: unknown) => {
-    log.error({ err: error }, 'the list of revoked torrents is no longer followed')
+    },
+    log,
   })
   return {
     has: (infoHash) => revoked.size > 0 && revoked.has(infoHash),
     get version() {
-      return revoked.size === 0 ? 'none' : `${epoch}.${changes}`
+      return revoked.size === 0 ? 'none' : sum.toString(16)
     },
     list: () => [...revoked].map(([infohash, record]) => ({ infohash, ...record })),
     revoke: async (infoHash, reason) => {
@@ -94,8 +105,7 @@ export async function loadRevokedTorrents({
       return was
     },
     [Symbol.asyncDispose]: async () => {
-      stop.abort()
-      await following
+      await following[Symbol.asyncDispose]()
     },
   }
 }

@@ -7,9 +7,11 @@ import { parseCidr } from '../../lib/protocol/cidr.ts'
 import { parseDigest } from '../../lib/protocol/digest.ts'
 import { infoHashFromHex } from '../../lib/protocol/infohash.ts'
 import { isRepository } from '../../lib/protocol/reference.ts'
+import { withFileLock } from '../../lib/runtime/file-lock.ts'
 import { isMissing, writeFileAtomic } from '../../lib/runtime/files.ts'
 import type { Logger } from '../../lib/runtime/log.ts'
 import type { TokenAuthority, TokenMinter } from '../../lib/token/token-authority.ts'
+import { sweepEntries } from '../state/entries.ts'
 import type { StateStore } from '../state/state-store.ts'
 import { requireAdmin, requireCredential } from './access-control.ts'
 import type { AccessControl, Caller } from './access.ts'
@@ -190,12 +192,24 @@ export function registerTokenRoutes(app: FastifyInstance, deps: TokenDeps): void
   })
 }
 
+/** Forgets tokens that expired before `expiredBeforeMs`: no list shows them then. @returns how many */
+export async function sweepTokens(
+  state: StateStore,
+  expiredBeforeMs: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const isOver = (value: unknown) => Date.parse((value as TokenRecord).expiresAt) < expiredBeforeMs
+  return sweepEntries(state, 'tokens/', isOver, signal)
+}
+
 /**
  * Writes the first credentials of a server, 0600, and logs only their paths. Once: who puts them away, as they should, does not get
  * others at the next start. `first-tokens-written` remembers it, and whoever has lost them removes that file.
  */
 export async function ensureFirstTokens(options: {
   directory: string
+  /** Several servers have the directory, and may start for the first time at once. */
+  shared: boolean
   minter: TokenMinter
   state: StateStore
   places: 'any' | readonly string[]
@@ -215,28 +229,33 @@ export async function ensureFirstTokens(options: {
   }
   const marker = join(directory, 'first-tokens-written')
   if (await isThere(marker)) return
-  await ensure('admin-token', async () => {
-    const scopes = ['admin']
-    const { id, token, expiresAt } = await minter.mintApi({
-      name: 'first-admin',
-      scopes,
-      ttlMs: firstTokenTtlMs,
+  await (options.shared ? withFileLock(join(directory, '.first-tokens'), ensureAll) : ensureAll())
+
+  async function ensureAll(): Promise<void> {
+    if (await isThere(marker)) return
+    await ensure('admin-token', async () => {
+      const scopes = ['admin']
+      const { id, token, expiresAt } = await minter.mintApi({
+        name: 'first-admin',
+        scopes,
+        ttlMs: firstTokenTtlMs,
+      })
+      const record: TokenRecord = {
+        name: 'first-admin',
+        scopes,
+        createdAt: new Date(now()).toISOString(),
+        expiresAt: expiresAt.toISOString(),
+      }
+      await state.put(`tokens/${id}`, record)
+      return token
     })
-    const record: TokenRecord = {
-      name: 'first-admin',
-      scopes,
-      createdAt: new Date(now()).toISOString(),
-      expiresAt: expiresAt.toISOString(),
-    }
-    await state.put(`tokens/${id}`, record)
-    return token
-  })
-  await ensure(
-    'bootstrap-token',
-    async () =>
-      (await createBootstrapToken({ state, now }, { places, ttlMs: firstTokenTtlMs })).bootstrapToken,
-  )
-  await writeFileAtomic(marker, `${new Date(now()).toISOString()}\n`, { mode: 0o600 })
+    await ensure(
+      'bootstrap-token',
+      async () =>
+        (await createBootstrapToken({ state, now }, { places, ttlMs: firstTokenTtlMs })).bootstrapToken,
+    )
+    await writeFileAtomic(marker, `${new Date(now()).toISOString()}\n`, { mode: 0o600 })
+  }
 }
 
 async function isThere(file: string): Promise<boolean> {

@@ -4,7 +4,8 @@ import type { ContentDigest, Digest } from '../../lib/protocol/digest.ts'
 import { digestHex, digestOf, isSha256, isSha512 } from '../../lib/protocol/digest.ts'
 import { infoHashToHex } from '../../lib/protocol/infohash.ts'
 import { writeTorrent } from '../../lib/protocol/metainfo.ts'
-import type { StateStore } from '../state/state-store.ts'
+import { entriesOf, removeUnchanged } from '../state/entries.ts'
+import type { StateEntry, StateStore } from '../state/state-store.ts'
 import type { BlobStore, Manifest } from './blob-store.ts'
 import { blobsOf, imageManifestType, parseManifest } from './oci-manifest.ts'
 import { announceUrl, torrentType } from './torrents.ts'
@@ -23,6 +24,8 @@ export interface TorrentReferrers {
   manifest(repository: string, digest: ContentDigest): Promise<Manifest | undefined>
   /** What such an artifact names: a torrent, or the empty config. */
   blob(repository: string, digest: ContentDigest): Promise<Buffer | undefined>
+  /** Forgets what was written down about blobs and manifests that no repository has any more. @returns how many notes went */
+  sweep(signal: AbortSignal): Promise<number>
 }
 
 export interface TorrentReferrerDeps {
@@ -125,6 +128,28 @@ export function createTorrentReferrers({ store, state, publicUrl }: TorrentRefer
       const torrent = await torrentOf(origin.blob)
       return torrent?.digest === digest ? torrent.bytes : undefined
     },
+    sweep: async (signal) => {
+      const over: StateEntry[] = []
+      /** Notes of artifacts, by their subjects. */
+      const artifactsOf = new Map<ContentDigest, StateEntry[]>()
+      for await (const entry of entriesOf(state, originPrefix, signal)) {
+        const origin = Origin.safeParse(entry.value).data
+        if (origin?.kind === 'artifact')
+          artifactsOf.set(origin.subject, [...(artifactsOf.get(origin.subject) ?? []), entry])
+        else if (origin?.kind === 'torrent' && !(await store.torrentOf(origin.blob))) over.push(entry)
+      }
+      for await (const repository of store.scanRepositories()) {
+        signal.throwIfAborted()
+        for (const digest of await store.listManifests(repository)) artifactsOf.delete(digest)
+      }
+      // Pushed again it is made again, and its note with it.
+      for (const key of artifacts.keys())
+        if (artifactsOf.has(key.slice(key.indexOf('@') + 1) as ContentDigest)) artifacts.delete(key)
+      let removed = 0
+      for (const entry of [...over, ...[...artifactsOf.values()].flat()])
+        if (await removeUnchanged(state, entry)) removed++
+      return removed
+    },
   }
 }
 
@@ -165,8 +190,10 @@ function composeArtifact(subject: Manifest, torrents: readonly Torrent[]): Manif
   return { digest: digestOf(bytes), mediaType: imageManifestType, bytes }
 }
 
+const originPrefix = 'torrent-referrers/'
+
 function originKey(digest: ContentDigest): string {
-  return `torrent-referrers/${digestHex(digest)}`
+  return `${originPrefix}${digestHex(digest)}`
 }
 
 /** The empty config is there only for repositories that have such an artifact: elsewhere nobody pushed it. */

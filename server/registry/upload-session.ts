@@ -14,7 +14,8 @@ export interface UploadSession {
   readonly touchedMs: number
   /** A request is using it. */
   readonly busy: boolean
-  append(bytes: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void>
+  /** @param written is called whenever `offset` has moved */
+  append(bytes: AsyncIterable<Uint8Array>, signal: AbortSignal, written?: () => void): Promise<void>
   /** @param sha512 whether the SHA-512 is needed as well */
   finish(sha512: boolean): Promise<Hashes>
   drop(): Promise<void>
@@ -31,12 +32,24 @@ export async function startUploadSession(options: {
   /** The declared length, where there was one. */
   length: number | undefined
   file: string
+  /** What another server has written: it is read and written to `file` first. */
+  from?: string | undefined
+  /** Other servers must see what was written once a request has ended. */
+  synced?: boolean | undefined
   pool: HashPool
   now: () => number
   blobMaxBytes: number
+  /** Throws where the disk has no room for more. */
+  checkRoom: () => Promise<void>
 }): Promise<UploadSession> {
-  const { id, pool, now, blobMaxBytes } = options
-  let { offset } = await pool.call({ op: 'open', upload: id, file: options.file, length: options.length })
+  const { id, pool, now, blobMaxBytes, checkRoom } = options
+  let { offset } = await pool.call({
+    op: 'open',
+    upload: id,
+    file: options.file,
+    from: options.from,
+    length: options.length,
+  })
   let touchedMs = now()
   let busy = false
 
@@ -53,7 +66,12 @@ export async function startUploadSession(options: {
     }
   }
 
-  const write = async (bytes: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void> => {
+  const write = async (
+    bytes: AsyncIterable<Uint8Array>,
+    signal: AbortSignal,
+    tellWritten?: () => void,
+  ): Promise<void> => {
+    await checkRoom()
     const underWay: Promise<void>[] = []
     // Batches go to the worker and come back: new memory for each would cost more than hashing it.
     const free: Uint8Array<ArrayBuffer>[] = []
@@ -67,6 +85,7 @@ export async function startUploadSession(options: {
         (answer) => {
           offset = answer.offset
           if (answer.bytes) free.push(new Uint8Array(answer.bytes.buffer))
+          tellWritten?.()
         },
         (error: unknown) => {
           failure ??= error
@@ -100,6 +119,7 @@ export async function startUploadSession(options: {
       // What did arrive is kept, so that the client can go on from there.
       if (filled > 0) await flush(batch.subarray(0, filled))
       await Promise.all(underWay)
+      if (options.synced === true) await pool.call({ op: 'sync', upload: id })
     }
     if (failure !== undefined) throw failure as Error
   }
@@ -116,7 +136,7 @@ export async function startUploadSession(options: {
     get busy() {
       return busy
     },
-    append: (bytes, signal) => exclusively(() => write(bytes, signal)),
+    append: (bytes, signal, written) => exclusively(() => write(bytes, signal, written)),
     finish: (sha512) =>
       exclusively(async () => {
         const answer = await pool.call({ op: 'finish', upload: id, sha512 })

@@ -17,8 +17,11 @@ export interface WebseedAsk {
   readonly counts: SwarmCounts
   /** Since the host last got a byte; undefined for one that is not stuck. */
   readonly stalledSeconds: number | undefined
-  /** The host has asked the webseed for all of the range that it was given. */
-  readonly rangeDone: boolean
+  /**
+   * The first piece of a lease of which the host has asked the webseed for all; true for whichever it holds. A host that asks twice at once
+   * must not be taken to have fetched what it has just been given.
+   */
+  readonly rangeDone: number | boolean
 }
 
 /** The pieces that a host may fetch from the server. */
@@ -34,13 +37,20 @@ export interface WebseedPolicy {
 
 /** A host that has waited this long without a byte is not being served by its swarm. */
 const stalledSecondsMin = 3
-/** A build is leased in so many parts, none of fewer pieces than that. */
-const partsMax = 32
-const partPiecesMin = 4
-/** Hosts of a first wave: each piece leaves the server once, and all of them pass on what they get. */
-const firstHostsMax = 8
-/** A part that was fetched, of a swarm that has no seeder after so long, is leased again: whoever had it may be gone. */
-const doneMs = 60_000
+export const waves = {
+  /** A build is leased in so many parts, none of fewer pieces than that. */
+  partsMax: 32,
+  partPiecesMin: 4,
+  /** Hosts of a first wave: each piece leaves the server once, and all of them pass on what they get. */
+  firstHostsMax: 8,
+  /** A part that was fetched, of a swarm that has no seeder after so long, is leased again: whoever had it may be gone. */
+  doneMs: 60_000,
+  /**
+   * While parts are leased, a host without one that stands still waits for them, and gets all of the build only after so long: most often it
+   * is the server that gives too little, or was away, and then every host stands still at once.
+   */
+  patienceMs: 15_000,
+} as const
 const swarmsMax = 10_000
 
 interface Part extends WebseedLease {
@@ -50,73 +60,109 @@ interface Part extends WebseedLease {
   untilMs: number
 }
 
+interface Swarm {
+  readonly parts: readonly Part[]
+  readonly knownSinceMs: number
+}
+
 /**
  * While a swarm has no seeder, its first hosts hold leases of different parts of the build, and get further ones until all are leased: each byte
  * leaves the server once, over several hosts, which together can pass it on faster than the server sends it. Leases end by
  * themselves, so a host that dies with one costs its swarm `leaseMs`.
  */
 export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOptions): WebseedPolicy {
-  const swarms = new LRUCache<InfoHash, Part[]>({ max: swarmsMax })
-  /** When the leases of hosts that stood still end: of a swarm without a seeder they are renewed. */
+  const swarms = new LRUCache<InfoHash, Swarm>({ max: swarmsMax })
+  /** When the leases end of hosts that may have all of a build without a seeder: they are renewed. */
   const stalled = new LRUCache<string, number>({ max: swarmsMax })
-  /** When the last lease of a host ends. */
-  const hosts = new Map<string, number>()
-
-  /** Whether the host holds a lease, or one more may. */
-  const admits = (host: string, nowMs: number): boolean => {
-    if (hosts.has(host) || hosts.size < hostsMax) return true
-    for (const [other, untilMs] of hosts) if (untilMs <= nowMs) hosts.delete(other)
-    return hosts.size < hostsMax
-  }
+  const { admits, admit } = hostAdmission({ hostsMax })
   const firstWave = (
-    { infoHash, pieceCount, host, rangeDone }: WebseedAsk,
+    { host, rangeDone }: WebseedAsk,
+    { parts }: Swarm,
     nowMs: number,
   ): WebseedLease | undefined => {
-    const parts = swarms.get(infoHash) ?? partsOf(pieceCount)
-    swarms.set(infoHash, parts)
     for (const part of parts) {
       if (part.host === undefined || part.untilMs > nowMs) continue
       part.host = undefined
       part.isDone = false
     }
     const own = parts.find((part) => part.host === host && !part.isDone)
-    if (own && !rangeDone) {
+    if (own && rangeDone !== true && rangeDone !== own.firstPiece) {
       own.untilMs = nowMs + leaseMs
       return own
     }
     if (own) {
       own.isDone = true
-      own.untilMs = nowMs + doneMs
+      own.untilMs = nowMs + waves.doneMs
     }
     const holders = new Set(parts.flatMap((part) => (part.isDone ? [] : (part.host ?? []))))
-    const free = holders.size < firstHostsMax ? parts.find((part) => part.host === undefined) : undefined
+    const free =
+      holders.size < waves.firstHostsMax ? parts.find((part) => part.host === undefined) : undefined
     if (free === undefined) return undefined
     free.host = host
     free.untilMs = nowMs + leaseMs
     return free
   }
 
+  const withoutSeeder = (ask: WebseedAsk, nowMs: number): WebseedLease | undefined => {
+    const { infoHash, host, pieceCount } = ask
+    const own = `${infoHash} ${host}`
+    const swarm = swarms.get(infoHash) ?? { parts: partsOf(pieceCount), knownSinceMs: nowMs }
+    swarms.set(infoHash, swarm)
+    const mayHaveAll = (stalled.get(own) ?? 0) > nowMs
+    const part = mayHaveAll ? undefined : firstWave(ask, swarm, nowMs)
+    if (part) return part
+    if (!mayHaveAll && !hasWaited(ask, nowMs - swarm.knownSinceMs)) return undefined
+    stalled.set(own, nowMs + leaseMs)
+    return { firstPiece: 0, pieceCount }
+  }
+
   return {
     mayUse: (ask) => {
       const nowMs = now()
-      const { host, counts, stalledSeconds, pieceCount } = ask
+      const { host, counts, pieceCount } = ask
       if (!admits(host, nowMs)) return undefined
-      const own = `${ask.infoHash} ${host}`
-      const isStalled =
-        (stalledSeconds !== undefined && stalledSeconds >= stalledSecondsMin) ||
-        (counts.complete === 0 && (stalled.get(own) ?? 0) > nowMs)
-      if (isStalled) stalled.set(own, nowMs + leaseMs)
-      const whole = { firstPiece: 0, pieceCount }
-      const lease = isStalled ? whole : counts.complete === 0 ? firstWave(ask, nowMs) : undefined
+      const lease =
+        counts.complete === 0
+          ? withoutSeeder(ask, nowMs)
+          : isStandingStill(ask)
+            ? { firstPiece: 0, pieceCount }
+            : undefined
       if (lease === undefined) return undefined
-      hosts.set(host, nowMs + leaseMs)
+      admit(host, nowMs + leaseMs)
       return { firstPiece: lease.firstPiece, pieceCount: lease.pieceCount }
     },
   }
 }
 
+/** Says of how many hosts a server has leases out. */
+export function hostAdmission({ hostsMax }: Pick<WebseedPolicyOptions, 'hostsMax'>) {
+  /** When the last lease of a host ends. */
+  const hosts = new Map<string, number>()
+  return {
+    /** Whether the host holds a lease, or one more may. */
+    admits: (host: string, nowMs: number): boolean => {
+      if (hosts.has(host) || hosts.size < hostsMax) return true
+      for (const [other, untilMs] of hosts) if (untilMs <= nowMs) hosts.delete(other)
+      return hosts.size < hostsMax
+    },
+    admit: (host: string, untilMs: number) => {
+      hosts.set(host, untilMs)
+    },
+  }
+}
+
+/** Whether the swarm does not serve the host. */
+export function isStandingStill({ stalledSeconds }: Pick<WebseedAsk, 'stalledSeconds'>): boolean {
+  return stalledSeconds !== undefined && stalledSeconds >= stalledSecondsMin
+}
+
+/** Whether a host has stood still for longer than others need to fetch what they were leased. */
+function hasWaited({ stalledSeconds }: Pick<WebseedAsk, 'stalledSeconds'>, knownForMs: number): boolean {
+  return stalledSeconds !== undefined && Math.min(stalledSeconds * 1000, knownForMs) >= waves.patienceMs
+}
+
 function partsOf(pieceCount: number): Part[] {
-  const count = Math.max(1, Math.min(partsMax, Math.floor(pieceCount / partPiecesMin)))
+  const count = Math.max(1, Math.min(waves.partsMax, Math.floor(pieceCount / waves.partPiecesMin)))
   return Array.from({ length: count }, (_, i) => {
     const firstPiece = Math.floor((i * pieceCount) / count)
     const end = Math.floor(((i + 1) * pieceCount) / count)

@@ -2,8 +2,9 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { Ip } from '../../lib/protocol/address.ts'
 import { cidrContains } from '../../lib/protocol/cidr.ts'
 import { digestFromHex } from '../../lib/protocol/digest.ts'
-import { parseRange } from '../../lib/protocol/http-range.ts'
+import { contentRange, parseRange } from '../../lib/protocol/http-range.ts'
 import type { TokenVerifier } from '../../lib/token/claims.ts'
+import type { Logger } from '../../lib/runtime/log.ts'
 import { TokenError } from '../../lib/token/claims.ts'
 import { ApiError, tooBusy } from './api-error.ts'
 import type { BlobStore } from './blob-store.ts'
@@ -17,6 +18,7 @@ export interface WebseedDeps {
   readonly bytesPerSecond: number
   readonly sourceOf: (request: FastifyRequest) => Ip
   readonly now: () => number
+  readonly log: Logger
   readonly observer: WebseedObserver
 }
 
@@ -49,11 +51,11 @@ export function registerWebseedRoutes(app: FastifyInstance, deps: WebseedDeps): 
       const range = parseRange(request.headers.range, blob.sizeBytes)
       if (range === 'unsatisfiable') {
         throw new ApiError(416, 'RANGE', 'The range is outside the blob', {
-          headers: { 'content-range': `bytes */${blob.sizeBytes}` },
+          headers: { 'content-range': contentRange(undefined, blob.sizeBytes) },
         })
       }
       const { start, end } = range ?? { start: 0, end: blob.sizeBytes }
-      if (range) reply.code(206).header('content-range', `bytes ${start}-${end - 1}/${blob.sizeBytes}`)
+      if (range) reply.code(206).header('content-range', contentRange(range, blob.sizeBytes))
       reply.headers({
         'content-length': String(end - start),
         'accept-ranges': 'bytes',
@@ -78,13 +80,17 @@ export function registerWebseedRoutes(app: FastifyInstance, deps: WebseedDeps): 
         if (left === 0) held.delete(subject)
         else held.set(subject, left)
       })
-      return sendBytes(reply, async function* (signal) {
-        for await (const bytes of store.readBlob(blob.digest, { start, end }, signal)) {
-          await limiter.take(bytes.length, signal)
-          observer.served(bytes.length)
-          yield bytes
-        }
-      })
+      return sendBytes(
+        reply,
+        async function* (signal) {
+          for await (const bytes of store.readBlob(blob.digest, { start, end }, signal)) {
+            await limiter.take(bytes.length, signal)
+            observer.served(bytes.length)
+            yield bytes
+          }
+        },
+        deps.log,
+      )
     },
   })
 }

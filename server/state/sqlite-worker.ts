@@ -12,6 +12,15 @@ export type Call =
     }
   | { readonly op: 'delete'; readonly key: string; readonly ifVersion: number | undefined }
   | { readonly op: 'list'; readonly prefix: string; readonly after: string; readonly limit: number }
+  | { readonly op: 'position' }
+  /** From now on it is no copy. */
+  | { readonly op: 'detach' }
+  | {
+      readonly op: 'copy'
+      readonly puts: readonly Row[]
+      readonly deletes: readonly string[]
+      readonly position: Position
+    }
   | { readonly op: 'close' }
 
 export interface Row {
@@ -20,8 +29,17 @@ export interface Row {
   readonly version: number
 }
 
+/** Up to which change this is a copy of a state that is elsewhere. */
+export interface Position {
+  readonly generation: string
+  readonly number: number
+  /** Of that change; empty for number 0. */
+  readonly nonce: string
+}
+
 export type Answer =
   | { readonly rows: Row[] }
+  | { readonly position: Position | undefined }
   | { readonly version: number }
   | { readonly deleted: boolean }
   | { readonly conflict: true }
@@ -33,6 +51,9 @@ database.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy
 database.exec(
   'CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value TEXT NOT NULL, version INTEGER NOT NULL) STRICT, WITHOUT ROWID',
 )
+database.exec(
+  'CREATE TABLE IF NOT EXISTS position (id INTEGER PRIMARY KEY CHECK (id = 1), generation TEXT NOT NULL, number INTEGER NOT NULL, nonce TEXT NOT NULL) STRICT',
+)
 const select = database.prepare('SELECT key, value, version FROM state WHERE key = ?')
 const upsert = database.prepare(
   'INSERT INTO state (key, value, version) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value, version = excluded.version',
@@ -40,6 +61,10 @@ const upsert = database.prepare(
 const remove = database.prepare('DELETE FROM state WHERE key = ?')
 const range = database.prepare(
   'SELECT key, value, version FROM state WHERE key > ? AND key >= ? AND key < ? ORDER BY key LIMIT ?',
+)
+const selectPosition = database.prepare('SELECT generation, number, nonce FROM position')
+const replacePosition = database.prepare(
+  'INSERT OR REPLACE INTO position (id, generation, number, nonce) VALUES (1, ?, ?, ?)',
 )
 
 parentPort?.on('message', ({ id, call }: { id: number; call: Call }) => {
@@ -69,6 +94,33 @@ function answer(call: Call): Answer {
       const version = versionOf(call.key)
       if (call.ifVersion !== undefined && call.ifVersion !== version) return { conflict: true }
       return { deleted: remove.run(call.key).changes > 0 }
+    }
+    case 'position': {
+      const row = selectPosition.get()
+      return {
+        position: row && {
+          generation: String(row['generation']),
+          number: Number(row['number']),
+          nonce: String(row['nonce']),
+        },
+      }
+    }
+    case 'detach':
+      database.exec('DELETE FROM position')
+      return { rows: [] }
+    case 'copy': {
+      database.exec('BEGIN IMMEDIATE')
+      try {
+        for (const { key, value, version } of call.puts) upsert.run(key, value, version)
+        for (const key of call.deletes) remove.run(key)
+        const { generation, number, nonce } = call.position
+        replacePosition.run(generation, number, nonce)
+        database.exec('COMMIT')
+      } catch (error) {
+        database.exec('ROLLBACK')
+        throw error
+      }
+      return { rows: [] }
     }
     case 'close':
       database.close()

@@ -20,7 +20,10 @@ export class VersionConflict extends Error {
  * - a write that has returned survives `kill -9` and power loss;
  * - `ifVersion: 0` means the key must not exist; otherwise the key must be at that version, or VersionConflict;
  * - `list` is sorted by key and pages with `after`;
- * - `watch` yields every change under the prefix that is made after the call, in order, until the signal aborts.
+ * - `watch` yields every change under the prefix that is made after the call, whichever server makes it, in order, until the signal
+ *   aborts; what others changed shortly before the call may come too.
+ *
+ * A key that was deleted begins again at version 1. Leases (lease.ts) need versions that never repeat: they are not deleted.
  */
 export interface StateStore extends AsyncDisposable {
   get(key: string): Promise<StateEntry | undefined>

@@ -1,5 +1,6 @@
 import type { Family } from '../../lib/protocol/address.ts'
 import type { Frontend } from './hooks.ts'
+import type { StoreStatus } from './peer-store.ts'
 import type { TrackerAction, TrackerObserver, TrackerOutcome } from './tracker.ts'
 import type { UdpDrop, UdpObserver } from './udp-frontend.ts'
 
@@ -33,6 +34,7 @@ const refusals = [
   'unapproved_network',
   'rate_limited',
   'busy',
+  'degraded',
   'other',
 ] as const
 /** Why token approval refused, exactly. */
@@ -67,8 +69,16 @@ const layout = {
   connects: series * histogramWords + refusals.length + tokenFaults.length + drops.length,
 }
 /** What each thread says of its own now and then, instead of counting. */
-const gauges = { open: layout.connects + 1, refused: layout.connects + 2 }
-const words = layout.connects + 3
+const gauges = {
+  open: layout.connects + 1,
+  refused: layout.connects + 2,
+  degradedMs: layout.connects + 3,
+  answeredLocally: layout.connects + 4,
+  untold: layout.connects + 5,
+  told: layout.connects + 6,
+  dropped: layout.connects + 7,
+}
+const words = layout.connects + 8
 
 /**
  * What a tracker thread counts, in shared memory, so that a scrape of the metrics adds up all threads without asking them. Counting is
@@ -78,6 +88,8 @@ export interface TrackerCounters extends TrackerObserver, UdpObserver {
   tokenRefused(fault: string): void
   /** How many connections are open now, and how many were refused since the start. */
   connections(open: number, refused: number): void
+  /** How it stands with the thread's way to the store. */
+  store(status: StoreStatus): void
 }
 
 export interface CounterMemory {
@@ -120,6 +132,14 @@ export function openCounters({ buffer }: CounterMemory, thread: number): Tracker
       counts[gauges.open] = open
       counts[gauges.refused] = refused
     },
+    store: ({ degraded, answeredLocally, untold, told, dropped }) => {
+      // One that has just begun is one, too.
+      counts[gauges.degradedMs] = degraded ? Math.max(1, degraded.sinceMs) : 0
+      counts[gauges.answeredLocally] = answeredLocally
+      counts[gauges.untold] = untold
+      counts[gauges.told] = told
+      counts[gauges.dropped] = dropped
+    },
     dropped: (reason) => {
       add(layout.drops + drops.indexOf(reason))
     },
@@ -146,6 +166,8 @@ export interface CounterTotals {
   readonly connects: number
   /** As of the last second. */
   readonly connections: { readonly open: number; readonly refused: number }
+  /** As of the last second; the longest time that any thread has been without the store. */
+  readonly store: Omit<StoreStatus, 'degraded'> & { readonly degradedMs: number }
 }
 
 /** All threads together. */
@@ -155,6 +177,11 @@ export function readCounters({ buffer, threads }: CounterMemory): CounterTotals 
     let total = 0
     for (let thread = 0; thread < threads; thread++) total += all[thread * words + at] ?? 0
     return total
+  }
+  const max = (at: number) => {
+    let most = 0
+    for (let thread = 0; thread < threads; thread++) most = Math.max(most, all[thread * words + at] ?? 0)
+    return most
   }
   const named = (names: readonly string[], at: number) =>
     new Map(names.map((name, i) => [name, sum(at + i)] as const))
@@ -177,6 +204,13 @@ export function readCounters({ buffer, threads }: CounterMemory): CounterTotals 
     drops: named(drops, layout.drops),
     connects: sum(layout.connects),
     connections: { open: sum(gauges.open), refused: sum(gauges.refused) },
+    store: {
+      degradedMs: max(gauges.degradedMs),
+      answeredLocally: sum(gauges.answeredLocally),
+      untold: sum(gauges.untold),
+      told: sum(gauges.told),
+      dropped: sum(gauges.dropped),
+    },
   }
 }
 

@@ -32,6 +32,8 @@ export interface ConnectionContext {
   readonly now: () => number
   /** The listener ends: every reply is the last one on its connection. */
   readonly closing: boolean
+  /** The same, but new connections are still taken. */
+  readonly leaving: boolean
 }
 
 /** An announce with the largest token we accept has some 5,000 characters; a scrape of 50 infohashes 3,500. */
@@ -42,6 +44,8 @@ const requestsPerTurn = 4
 const batchBytesMax = 64 * 1024
 /** How long the tracker may take for one reply; its hooks and its store have shorter deadlines of their own. */
 const replyTimeoutMs = 60_000
+/** How long a connection that was taken just before the listener ends may take to send its request. */
+const firstRequestMs = 1_000
 /**
  * How long what still comes behind the last reply is dropped. A connection that is closed with bytes unread is reset, and a
  * reset throws away the reply that the client has not read yet (RFC 9112 section 9.6).
@@ -115,11 +119,15 @@ export class HttpConnection {
     }
   }
 
-  /** The listener ends: closes at once where no request is under way; else the next reply is the last. */
+  /**
+   * The listener ends: closes where no request is under way; else the next reply is the last. The first request of a connection is taken to
+   * be under way for a while. Of an idle one only our half is closed: a request that crosses the close finds no answer, but no reset either, and
+   * its client asks again elsewhere.
+   */
   retire(): void {
-    if (this.#state === 'idle' || (this.#state === 'reading' && this.#reader.blank)) {
-      this.#socket.destroySoon()
-    }
+    if (this.#state === 'idle') this.#end([])
+    else if (this.#state === 'reading' && this.#reader.blank)
+      this.#deadline = Math.min(this.#deadline, this.#context.now() + firstRequestMs)
   }
 
   destroy(): void {
@@ -174,7 +182,7 @@ export class HttpConnection {
         this.#awaitAnswer(request, answer)
         return
       }
-      const closing = !request.keepAlive || context.closing
+      const closing = !request.keepAlive || context.closing || context.leaving
       const reply = writeReply(answer, request, closing)
       replies.push(reply)
       if (closing) {
@@ -220,7 +228,7 @@ export class HttpConnection {
     void answer.then((late) => {
       if (this.#socket.destroyed) return
       this.#guarded(() => {
-        const closing = !request.keepAlive || this.#context.closing
+        const closing = !request.keepAlive || this.#context.closing || this.#context.leaving
         const reply = writeReply(late, request, closing)
         if (closing) this.#end([reply], { asked: !request.keepAlive })
         else if (this.#write([reply])) this.#advance()

@@ -11,6 +11,7 @@ import type { TrackerRoutes } from './http-routes.ts'
 import { compileRoutes } from './http-routes.ts'
 import { Turns } from './http-turns.ts'
 import type { TlsMaterial } from './http-tls.ts'
+import { quietTurn } from './quiet-turn.ts'
 
 /** What may change while the listener runs. */
 export interface HttpListenerSettings {
@@ -56,12 +57,16 @@ export interface HttpListener extends AsyncDisposable {
    * @throws Error when the material cannot be used, or the listener speaks no TLS; then nothing has changed
    */
   setTls(material: TlsMaterial): void
+  /** From now on each reply is the last on its connection, so that clients go elsewhere; new connections are still taken. */
+  leave(): void
   /** @throws Error naming a route that cannot be used; then nothing has changed */
   update(settings: Partial<HttpListenerSettings>): void
 }
 
 /** Between two looks for connections that are late: they are closed up to a quarter of their time late, or up to this. */
 const sweepMsMax = 1_000
+/** How long handshakes under way may take to end once the listener is disposed. */
+const handshakesMs = 1_000
 /** Without file descriptors the same line would be logged for every connection. */
 const acceptLogMs = 10_000
 /** Linux cuts it to net.core.somaxconn. node's own 511 overflows when thousands of clients come at once. */
@@ -77,6 +82,7 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
     log,
     now: () => performance.now(),
     closing: false,
+    leaving: false,
   }
   const connections = new Set<HttpConnection>()
   const forget = (connection: HttpConnection) => {
@@ -104,8 +110,7 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
   const server = createServer({ allowHalfOpen: true })
   server.maxConnections = options.connectionsMax
   server.on('connection', (socket) => {
-    if (context.closing) socket.destroy()
-    else if (bare) serve(socket, undefined)
+    if (bare) serve(socket, undefined)
     else arrivals.accept(socket)
   })
   server.on('drop', () => {
@@ -129,13 +134,18 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
 
   const close = async () => {
     context.closing = true
+    if (options.reusePort === true) await quietTurn()
     const closed = new Promise((resolve) => server.close(resolve))
-    arrivals.destroy()
     for (const connection of connections) connection.retire()
+    const handshakes = setTimeout(() => {
+      arrivals.destroy()
+    }, handshakesMs)
     const cut = setTimeout(() => {
+      arrivals.destroy()
       for (const connection of connections) connection.destroy()
     }, drainTimeoutMs)
     await closed
+    clearTimeout(handshakes)
     clearTimeout(cut)
     clearInterval(sweeping)
   }
@@ -150,6 +160,9 @@ export async function startHttpListener(options: HttpListenerOptions): Promise<H
     },
     setTls: (material) => {
       arrivals.setTls(material)
+    },
+    leave: () => {
+      context.leaving = true
     },
     update: (settings) => {
       const next = { ...options, ...settings }

@@ -25,6 +25,13 @@ export interface StoreAnnounce {
   readonly ownFamilyOnly: boolean
   /** The reply names the peer ids. */
   readonly withPeerIds: boolean
+  /** More than these in all `choose` will not want; a store that must ask elsewhere asks for no more. */
+  readonly numwant?: number | undefined
+  /**
+   * How long ago it was made, where a store is told late: it changes nothing where the store has heard of the peer since. Only for stores that
+   * several servers share.
+   */
+  readonly belatedMs?: number
   /** How long the peer is kept unless it announces again; called once, with the counts that include it. */
   lifetimeMs(counts: SwarmCounts): number
   /** How many of whom it is to hear of; called once with what there is, not at all for a peer that stops. */
@@ -52,8 +59,8 @@ export interface SwarmView {
 }
 
 /**
- * Peers for a reply, as it will carry them: compact endpoints (BEP 23, BEP 7) in a row, nearest first. A store fills one table over
- * and over; it is valid until the next announce.
+ * Peers for a reply, as it will carry them: compact endpoints (BEP 23, BEP 7) in a row, nearest first. A store that answers at once fills
+ * one table over and over: it is valid until the next announce.
  */
 export class PeerSample implements CompactPeers {
   readonly compact: Readonly<Record<Family, Uint8Array>>
@@ -62,11 +69,12 @@ export class PeerSample implements CompactPeers {
   readonly peerIds: Readonly<Record<Family, Uint8Array>>
   readonly lengths: Record<Family, number> = { 4: 0, 6: 0 }
 
-  constructor(peersMax: number) {
-    const table = (bytes: number) => new Uint8Array(peersMax * bytes)
-    this.compact = { 4: table(6), 6: table(18) }
-    this.distances = { 4: table(1), 6: table(1) }
-    this.peerIds = { 4: table(20), 6: table(20) }
+  constructor(peersMax: number | Readonly<Record<Family, number>>, withPeerIds = true) {
+    const [ipv4, ipv6] = typeof peersMax === 'number' ? [peersMax, peersMax] : [peersMax[4], peersMax[6]]
+    const idBytes = withPeerIds ? 20 : 0
+    this.compact = { 4: new Uint8Array(ipv4 * 6), 6: new Uint8Array(ipv6 * 18) }
+    this.distances = { 4: new Uint8Array(ipv4), 6: new Uint8Array(ipv6) }
+    this.peerIds = { 4: new Uint8Array(ipv4 * idBytes), 6: new Uint8Array(ipv6 * idBytes) }
   }
 
   clear(): void {
@@ -104,7 +112,7 @@ export class PeerSample implements CompactPeers {
 /** Peers in a reply at most, whatever the configuration says. */
 export const samplePeersMax = 1000
 
-/** What a store answers to an announce. */
+/** What a store answers to an announce. The sample of an answer that is promised is not used for another one. */
 export interface StoreReply {
   /** The whole swarm, the announcer included (unless it stopped). */
   readonly counts: SwarmCounts
@@ -132,6 +140,24 @@ export interface PeerStore extends AsyncDisposable {
   swarms(): AsyncIterable<readonly (readonly [InfoHash, SwarmCounts])[]>
   /** Totals for metrics; may be up to a second old. */
   totals(): StoreTotals
+  /** Where several servers have the same swarms: another text once those were lost, the same for all. Undefined: the swarms are those of this start. */
+  readonly epoch?: string | undefined
+  /** Of a store that lies elsewhere: whether it is asked now, or answers are what this server knows by itself. */
+  status?(): StoreStatus
+}
+
+export interface StoreStatus {
+  /** Why not all swarms are answered as the store knows them; undefined where they are. */
+  readonly degraded:
+    { readonly sinceMs: number; readonly reason: string; readonly isRefusing: boolean } | undefined
+  /** Announces answered since the start from what this server knows by itself. */
+  readonly answeredLocally: number
+  /** Peers that the store has not been told of yet; bounded. */
+  readonly untold: number
+  /** Peers that the store was told of late, since the start. */
+  readonly told: number
+  /** Peers that it is never told of, because too many waited or it would not have them. */
+  readonly dropped: number
 }
 
 export interface StoreTotals {

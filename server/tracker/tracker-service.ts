@@ -8,8 +8,11 @@ import { createMemoryPeerStore } from './memory/memory-peer-store.ts'
 import type { Snapshots } from './memory/snapshots.ts'
 import { startSnapshots } from './memory/snapshots.ts'
 import type { TlsMaterial } from './http-tls.ts'
+import type { RedisSettings } from '../redis/connection.ts'
 import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
+import type { Resilience } from './redis/open-store.ts'
+import { openRedisStore } from './redis/open-store.ts'
 import type { TopologyConfig } from './topology.ts'
 import { createTopology, levelCount } from './topology.ts'
 import type { PreparedSettings, TrackerSettings, TrackerThread, TrackerThreadDeps } from './tracker-thread.ts'
@@ -24,6 +27,15 @@ export type StorageSettings =
       /** Where the swarms are kept for the next start; undefined for nowhere. */
       readonly snapshot: { readonly file: string; readonly intervalMs: number } | undefined
     }
+  /** Shared by several servers. */
+  | {
+      readonly name: 'redis'
+      readonly redis: RedisSettings
+      /** Of what this server remembers for the time when Redis does not answer. */
+      readonly peersMax: number
+      readonly swarmsMax: number
+      readonly resilience: Resilience
+    }
   | { readonly name: 'module'; readonly path: string; readonly config: Readonly<Record<string, unknown>> }
   /** For one thread alone. */
   | { readonly name: 'given'; readonly open: OpenStore }
@@ -31,6 +43,8 @@ export type StorageSettings =
 export interface TrackerServiceDeps extends Omit<TrackerThreadDeps, 'store' | 'counters' | 'reusePort'> {
   /** With hooks or a store that the program has made itself: one alone. */
   readonly threads: number
+  /** Another process may listen on the same ports. */
+  readonly reusePort: boolean
   readonly storage: StorageSettings
 }
 
@@ -44,6 +58,8 @@ export interface TrackerService extends AsyncDisposable {
   prepare(settings: TrackerSettings): Promise<PreparedSettings>
   /** Shows another certificate to new connections. Rejects, with nothing changed, when it cannot be used. */
   setTls(material: TlsMaterial): Promise<void>
+  /** From now on each reply over HTTP is the last on its connection, so that clients go elsewhere before this one ends. */
+  leave(): Promise<void>
   /** Places hosts otherwise from their next announce on; `PreparedSettings` do it together with all else. */
   setTopology(topology: TopologyConfig): Promise<void>
 }
@@ -64,7 +80,7 @@ export async function startTrackerService(
   const { threads, storage, log } = deps
   const counters = createCounterMemory(threads)
   const memory =
-    storage.name === 'memory'
+    storage.name === 'memory' || storage.name === 'redis'
       ? started.use(
           createMemoryPeerStore({
             peersMax: storage.peersMax,
@@ -77,13 +93,20 @@ export async function startTrackerService(
         )
       : undefined
   const module = storage.name === 'module' ? { name: storage.path, config: storage.config } : undefined
-  const store =
-    memory ??
-    started.use(
-      storage.name === 'given'
-        ? await storage.open(storeDeps(settings, deps))
-        : await createStore(module ?? noModule, settings, deps),
-    )
+  const redis =
+    storage.name === 'redis'
+      ? {
+          redis: storage.redis,
+          resilience: storage.resilience,
+          refused: new Uint32Array(new SharedArrayBuffer(4)),
+        }
+      : undefined
+  const openStore = async () => {
+    if (memory) return redis ? openRedisStore(redis, memory, { sampleMax: samplePeersMax, ...deps }) : memory
+    if (storage.name === 'given') return storage.open(storeDeps(settings, deps))
+    return createStore(module ?? noModule, settings, deps)
+  }
+  const store = started.use(await openStore())
   let hasStarted = false
   const snapshots =
     memory && storage.name === 'memory' && storage.snapshot
@@ -108,7 +131,7 @@ export async function startTrackerService(
     ...deps,
     store,
     counters: openCounters(counters, 0),
-    reusePort: threads > 1,
+    reusePort: threads > 1 || deps.reusePort,
   })
   answering.push(first)
   // The others listen where the first one does, whatever port it was given.
@@ -118,6 +141,7 @@ export async function startTrackerService(
     const setup = () => ({
       settings: current,
       shared: memory?.shared,
+      redis,
       storage: module ?? noModule,
       counters,
       thread,
@@ -155,6 +179,10 @@ export async function startTrackerService(
         },
         [Symbol.asyncDispose]: () => unused.disposeAsync(),
       }
+    },
+    leave: async () => {
+      first.leave()
+      await Promise.all(others.map(async (other) => other.orderOrReplace({ kind: 'leave' })))
     },
     setTls: async (material) => {
       first.setTls(material)

@@ -103,6 +103,8 @@ export interface TrackerThread extends AsyncDisposable {
   prepare(settings: TrackerSettings): Promise<PreparedSettings>
   /** Shows another certificate to new connections. @throws Error when it cannot be used; then nothing has changed */
   setTls(material: TlsMaterial): void
+  /** From now on each reply over HTTP is the last on its connection. */
+  leave(): void
   /** Places hosts otherwise from their next announce on. With as many levels as before; @throws Error as `createTopology` does */
   setTopology(topology: TopologyConfig): void
 }
@@ -190,6 +192,8 @@ export async function startTrackerThread(
       listeners.reduce((sum, { connections }) => sum + connections, 0),
       listeners.reduce((sum, { refused }) => sum + refused, 0),
     )
+    const status = store.status?.()
+    if (status) counters.store(status)
   }, tellEveryMs)
   telling.unref()
   started.defer(() => {
@@ -228,6 +232,9 @@ export async function startTrackerThread(
         },
         [Symbol.asyncDispose]: () => unused.disposeAsync(),
       }
+    },
+    leave: () => {
+      for (const listener of listeners) listener.leave()
     },
     setTls: (material) => {
       checkTls(material)

@@ -9,7 +9,10 @@ import { openCounters } from './counters.ts'
 import { createStore } from './create-store.ts'
 import type { SharedStore } from './memory/memory-peer-store.ts'
 import { openMemoryPeerStore } from './memory/memory-peer-store.ts'
+import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
+import type { RedisStorage } from './redis/open-store.ts'
+import { openRedisStore } from './redis/open-store.ts'
 import type { TlsMaterial } from './http-tls.ts'
 import type { TopologyConfig } from './topology.ts'
 import type { PreparedSettings, TrackerSettings } from './tracker-thread.ts'
@@ -17,8 +20,13 @@ import { startTrackerThread } from './tracker-thread.ts'
 
 export interface WorkerSetup {
   readonly settings: TrackerSettings
-  /** The swarms of the first thread; undefined where a store of somebody else's is opened by each thread. */
+  /**
+   * The swarms of the first thread, or with Redis what the server has been told of them itself; undefined where a store of somebody
+   * else's is opened by each thread.
+   */
   readonly shared: SharedStore | undefined
+  /** Where the swarms are in Redis. */
+  readonly redis: RedisStorage | undefined
   readonly storage: { readonly name: string; readonly config: Readonly<Record<string, unknown>> }
   readonly counters: CounterMemory
   readonly thread: number
@@ -32,6 +40,7 @@ export type WorkerOrder = { readonly id: number } & (
   | { readonly kind: 'discard' }
   | { readonly kind: 'setTls'; readonly material: TlsMaterial }
   | { readonly kind: 'setTopology'; readonly topology: TopologyConfig }
+  | { readonly kind: 'leave' }
   | { readonly kind: 'close' }
 )
 /** To the order of that id; 0 to the start. */
@@ -41,7 +50,7 @@ export interface WorkerAnswer {
   readonly fault: string | undefined
 }
 
-const { settings, shared, storage, counters, thread, logLevel } = workerData as WorkerSetup
+const { settings, shared, redis, storage, counters, thread, logLevel } = workerData as WorkerSetup
 const log = createLog('rackswarm-server', logLevel).child({ thread })
 const deps = { random: createRandom(Math.random), now: Date.now, monotonic: monotonicMs, log }
 
@@ -58,10 +67,17 @@ const answer = (id: number, work: Promise<void>): Promise<void> =>
 
 void answer(0, start())
 
+async function openStore(): Promise<PeerStore> {
+  if (!shared) return createStore(storage, settings, deps)
+  const memory = openMemoryPeerStore(shared, { ...deps, now: monotonicMs, sampleMax: samplePeersMax })
+  // The first thread keeps house for all.
+  return redis
+    ? openRedisStore(redis, memory, { sampleMax: samplePeersMax, housekeeping: false, ...deps })
+    : memory
+}
+
 async function start(): Promise<void> {
-  const store = shared
-    ? openMemoryPeerStore(shared, { ...deps, now: monotonicMs, sampleMax: samplePeersMax })
-    : await createStore(storage, settings, deps)
+  const store = await openStore()
   const running = await startTrackerThread(settings, {
     ...deps,
     store,
@@ -91,8 +107,12 @@ async function start(): Promise<void> {
       case 'setTopology':
         running.setTopology(order.topology)
         return
+      case 'leave':
+        running.leave()
+        return
       case 'close':
-        return running[Symbol.asyncDispose]()
+        await running[Symbol.asyncDispose]()
+        return store[Symbol.asyncDispose]()
     }
   }
   parentPort?.on('message', (order: WorkerOrder) => {

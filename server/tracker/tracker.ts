@@ -363,10 +363,10 @@ class AnnounceWork implements StoreAnnounce {
   readonly event: Announce['event']
   readonly ownFamilyOnly: boolean
   readonly withPeerIds: boolean
+  readonly numwant: number
   intervalMs: number
   gateway = false
   readonly #announce: Announce
-  readonly #numwant: number
   readonly #config: TrackerConfig
   readonly #shares: readonly number[]
   readonly #random: () => number
@@ -388,7 +388,7 @@ class AnnounceWork implements StoreAnnounce {
     this.withPeerIds = !announce.compact || peerHooks.length > 0
     this.intervalMs = config.announceIntervalMs
     const fits = frontend === 'udp' ? udpPeersMax[source.family] : config.numwantMax
-    this.#numwant = Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax, fits)
+    this.numwant = Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax, fits)
     this.#config = config
     this.#shares = topology.shares
     this.#random = random
@@ -416,7 +416,7 @@ class AnnounceWork implements StoreAnnounce {
     const plan = planSelection({
       view,
       seeding: this.left === 0,
-      numwant: this.#numwant,
+      numwant: this.numwant,
       gatewaysPerRack,
       reservePeers,
       shares: this.#shares,
@@ -438,7 +438,7 @@ function answerOf(
   work: AnnounceWork,
   { counts, peers }: StoreReply,
   { config, peerHooks }: SortedRules,
-  { epoch, after }: TrackerDeps,
+  { store, epoch, after }: TrackerDeps,
 ): Answer {
   const { announce, source } = request
   if (peerHooks.length > 0) {
@@ -460,7 +460,7 @@ function answerOf(
         Math.max(1, Math.round(config.minAnnounceIntervalMs / 1000)) + request.extraMinIntervalSeconds,
       externalIp: source.bytes,
       trackerId: request.trackerId,
-      rackswarm: announce.rackswarm ? { epoch, gateway: work.gateway } : undefined,
+      rackswarm: announce.rackswarm ? { epoch: store.epoch ?? epoch, gateway: work.gateway } : undefined,
     },
   }
 }

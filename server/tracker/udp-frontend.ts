@@ -42,6 +42,8 @@ export interface UdpFrontend extends AsyncDisposable {
   readonly address: { readonly host: string; readonly port: number }
 }
 
+/** How long replies that wait for the store may take once the frontend is disposed. */
+const drainMs = 1_000
 /** Replies that the kernel would not take yet; beyond it they are dropped, and clients ask again. */
 const sendQueueMax = 1024
 const sendsPerLook = 16
@@ -145,8 +147,10 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
     )
     atOnce = false
     if (reply instanceof Promise) {
+      underWay++
       void reply.then((late) => {
         if (open) send(late, from)
+        if (--underWay === 0) answered()
       })
     } else {
       send(reply, from)
@@ -155,6 +159,8 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
 
   const connectionId = Buffer.alloc(8)
   let open = true
+  let underWay = 0
+  let answered: () => void = () => undefined
   socket.on('message', received)
   // With a lookup that answers at once, it may be bound before bind() returns.
   const listening = once(socket, 'listening')
@@ -173,6 +179,15 @@ export async function startUdpFrontend(options: UdpFrontendOptions): Promise<Udp
   return {
     address: { host: address.host, port: socket.address().port },
     [Symbol.asyncDispose]: async () => {
+      if (underWay > 0) {
+        const late = Promise.withResolvers<undefined>()
+        answered = () => {
+          late.resolve(undefined)
+        }
+        const cut = setTimeout(answered, drainMs)
+        await late.promise
+        clearTimeout(cut)
+      }
       open = false
       await new Promise<void>((resolve) => {
         socket.close(resolve)

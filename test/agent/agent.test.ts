@@ -14,8 +14,9 @@ import { createAgentClient } from '../../lib/client/agent-client.ts'
 import type { AgentStatus, FetchEvent } from '../../lib/client/api.ts'
 import { HostReport } from '../../lib/client/api.ts'
 import { silentLog } from '../../lib/runtime/log.ts'
+import { until } from '../support/until.ts'
 import type { Blob } from './engine/fixtures.ts'
-import { eventually, peerAt, peerFeed, randomBlob, temporaryDirectory } from './engine/fixtures.ts'
+import { peerAt, peerFeed, randomBlob, temporaryDirectory } from './engine/fixtures.ts'
 import { assertFetched, startEngine, startFetch } from './engine/own-engine.ts'
 import type { MiniServer } from './mini-server.ts'
 import { startMiniServer } from './mini-server.ts'
@@ -82,10 +83,10 @@ async function untilHeld(
   reference: string,
   digest?: string,
 ): Promise<string> {
-  await eventually(async () => {
+  await until(`${reference} is held`, async () => {
     const held = await stateOf(client, reference)
     return held?.state === 'held' && (digest === undefined || held.digest === digest)
-  }, `${reference} is held`)
+  })
   return (await stateOf(client, reference))?.path ?? ''
 }
 
@@ -118,12 +119,10 @@ test('a followed tag is fetched, exposed by name and seeded; a second version re
       .toSorted(),
     [`sha256:${one.sha256}`, `sha256:${two.sha256}`].toSorted(),
   )
-  await eventually(
-    () =>
-      server.reports.some(({ held }) =>
-        held.some(({ digest, state }) => digest === second && state === 'held'),
-      ),
-    'a report of it',
+  await until('a report of it', () =>
+    server.reports.some(({ held }) =>
+      held.some(({ digest, state }) => digest === second && state === 'held'),
+    ),
   )
 })
 
@@ -138,7 +137,7 @@ test('an agent fetches from another agent, and says from which rack the bytes ca
   const reads = server.blobReads.length
   const two = await startTestAgent(t, server, await temporaryDirectory(t), { host: 'a2' })
   // The first report tells an agent where it is.
-  await eventually(async () => (await two.client.status()).lastReportAt !== undefined, 'a report')
+  await until('a report', async () => (await two.client.status()).lastReportAt !== undefined)
   const events = await fetchAll(two.client, 'web:1')
   const done = events.at(-1)
   if (done?.event !== 'done') assert.fail(JSON.stringify(done))
@@ -174,7 +173,7 @@ test('an agent gives nothing to whoever only knows its address, nor to a token f
       { fetch: (reference) => two.client.fetch(reference, ending.signal) },
       'web:1',
     ).catch(() => undefined)
-    await eventually(async () => (await faults())?.includes(fault) === true, `a refusal for ${fault}`)
+    await until(`a refusal for ${fault}`, async () => (await faults())?.includes(fault) === true)
     assert.equal((await stateOf(two.client, 'web:1'))?.bytesDone, 0)
     ending.abort()
     await fetching
@@ -187,7 +186,7 @@ test('an agent gives nothing to whoever only knows its address, nor to a token f
     join(await temporaryDirectory(t), 'copy'),
     peerFeed(peerAt(portOf(one.agent))),
   )
-  await eventually(() => handle.waitingReason !== undefined, 'nothing to move')
+  await until('nothing to move', () => handle.waitingReason !== undefined)
   assert.equal(handle.bytesVerified, 0)
 })
 
@@ -251,10 +250,7 @@ test('agents that require TLS give each other a build, with tokens that name the
   await three.end()
   const again = await start('three', { peer_tls: 'require' })
   server.webseed = false
-  await eventually(
-    () => server.announces.at(-1)?.port === portOf(again.agent),
-    'the announce after the restart',
-  )
+  await until('the announce after the restart', () => server.announces.at(-1)?.port === portOf(again.agent))
   server.peers = [{ port: portOf(again.agent), distance: 0 }]
   const four = await start('four', { peer_tls: 'require' })
   assert.equal((await fetchAll(four.client, 'web:1')).at(-1)?.event, 'done')
@@ -277,10 +273,10 @@ test('a fetch that goes on after its files were lost keeps its grant again, to s
       () => true,
       () => false,
     )
-  await eventually(isKept, 'the grant on disk')
+  await until('the grant on disk', isKept)
   ends.abort()
   await given
-  await eventually(async () => (await client.transfers()).transfers.length === 0, 'the fetch to be given up')
+  await until('the fetch to be given up', async () => (await client.transfers()).transfers.length === 0)
   // What eviction does.
   for (const name of await readdir(join(data, 'torrents'))) await rm(join(data, 'torrents', name))
   server.webseed = true
@@ -298,7 +294,7 @@ test('a release that nobody has signed is refused before anything of it is asked
     follow: ['web:latest'],
     signatures: {},
   })
-  await eventually(async () => (await stateOf(client, 'web:latest'))?.state === 'failed', 'a refusal')
+  await until('a refusal', async () => (await stateOf(client, 'web:latest'))?.state === 'failed')
   assert.match((await stateOf(client, 'web:latest'))?.reason ?? '', /^refused: this host trusts no key/)
   const { refused } = await client.transfers()
   assert.deepEqual(
@@ -323,7 +319,7 @@ test('other limits are put in force while a fetch is under way; what needs a res
   const settings = { limits: { download: '256KiB' } }
   const { agent, client } = await startTestAgent(t, server, directory, settings)
   const fetching = fetchAll(client, 'web:1')
-  await eventually(async () => ((await stateOf(client, 'web:1'))?.bytesDone ?? 0) > 0, 'a first piece')
+  await until('a first piece', async () => ((await stateOf(client, 'web:1'))?.bytesDone ?? 0) > 0)
   const configOf = (next: Settings) => AgentConfig.parse({ server: server.url, ...next })
   const loosened = configOf({
     limits: { download: '512MiB', from_distance: [{ distance: 1, upload: '1MiB' }] },
@@ -397,9 +393,8 @@ test('after a restart it seeds what it has, without the server, and others can f
   const again = await startTestAgent(t, server, directory, { follow: ['web:1'] })
   assert.equal((await stateOf(again.client, 'web:1'))?.digest, digest)
   assert.ok((await again.client.status()).blobs.every(({ seeding }) => seeding))
-  await eventually(
-    () => server.announces.slice(announced).some(({ left, event }) => left === 0 && event === 'started'),
-    'an announce as a seeder',
+  await until('an announce as a seeder', () =>
+    server.announces.slice(announced).some(({ left, event }) => left === 0 && event === 'started'),
   )
   assert.equal(server.blobReads.length, reads, 'nothing was fetched again')
 })
@@ -459,10 +454,8 @@ test('what is not followed nor pinned gives way when the quota is reached; what 
   const names = await readdir(join(data, 'blobs', 'sha256'))
   assert.deepEqual(names.toSorted(), [a.sha256, c.sha256].toSorted())
   assert.equal(await stateOf(client, 'web:b'), undefined, 'the exposure went with the blob')
-  await eventually(
-    () =>
-      server.announces.some(({ event, infoHash }) => event === 'stopped' && infoHash === b.metainfo.infoHash),
-    'stopped for b',
+  await until('stopped for b', () =>
+    server.announces.some(({ event, infoHash }) => event === 'stopped' && infoHash === b.metainfo.infoHash),
   )
 })
 
@@ -477,8 +470,10 @@ test('a fetch that finds no room waits, says why, and goes on when there is room
   await fetchAll(client, 'web:a')
   await client.pin('web:a')
   const fetching = fetchAll(client, 'web:b')
-  await eventually(async () => (await stateOf(client, 'web:b'))?.state === 'waiting', 'the waiting state')
-  assert.match((await stateOf(client, 'web:b'))?.reason ?? '', /no room: the disk quota/)
+  await until('it waits for room', async () => {
+    const { state, reason = '' } = (await stateOf(client, 'web:b')) ?? {}
+    return state === 'waiting' && /no room: the disk quota/.test(reason)
+  })
   await client.unpin('web:a')
   assert.equal((await fetching).at(-1)?.event, 'done')
 })
@@ -500,8 +495,10 @@ test(
         control_socket: join(directory, 'agent.sock'),
       })
       const fetching = fetchAll(client, 'web:1')
-      await eventually(async () => (await stateOf(client, 'web:1'))?.state === 'waiting', 'the waiting state')
-      assert.match((await stateOf(client, 'web:1'))?.reason ?? '', /no room: the disk/)
+      await until('it waits for room', async () => {
+        const { state, reason = '' } = (await stateOf(client, 'web:1')) ?? {}
+        return state === 'waiting' && /no room: the disk/.test(reason)
+      })
       await rm(join(disk, 'someone-elses'))
       assert.equal((await fetching).at(-1)?.event, 'done')
       await end()
@@ -523,9 +520,8 @@ test('what waits for room keeps nothing else from being fetched', async (t) => {
     disk: { quota: '2MiB' },
   })
   for (const reference of big)
-    await eventually(
-      async () => /no room/.test((await stateOf(client, reference))?.reason ?? ''),
-      `${reference} waits`,
+    await until(`${reference} waits`, async () =>
+      /no room/.test((await stateOf(client, reference))?.reason ?? ''),
     )
   const done = (await fetchAll(client, 'small:1')).at(-1)
   assert.ok(done?.event === 'done')
@@ -558,13 +554,11 @@ test('a blob whose file has gone is fetched again', async (t) => {
   await untilHeld(client, 'web:latest', digest)
   const file = join(data, 'blobs', 'sha256', blob.sha256)
   await rm(file)
-  await eventually(
-    async () =>
-      stat(file).then(
-        () => true,
-        () => false,
-      ),
-    'the blob is back',
+  await until('the blob is back', async () =>
+    stat(file).then(
+      () => true,
+      () => false,
+    ),
   )
   const path = await untilHeld(client, 'web:latest', digest)
   assert.ok((await readFile(join(path, 'build.tar'))).equals(blob.bytes))
@@ -583,7 +577,7 @@ test('a clock that is set back in the middle of a fetch spoils no report', async
     { now },
   )
   await untilHeld(client, 'web:latest', digest)
-  await eventually(() => server.reports.at(-1)?.held[0]?.state === 'held', 'a report that says so')
+  await until('a report that says so', () => server.reports.at(-1)?.held[0]?.state === 'held')
   for (const report of server.reports) assert.ok(HostReport.safeParse(report).success)
 })
 
@@ -592,9 +586,8 @@ test('a reference that is not there is an error with the words of the server; on
   const { client } = await startTestAgent(t, server, await temporaryDirectory(t), { follow: ['web:none'] })
   const last = (await fetchAll(client, 'web:nope')).at(-1)
   assert.deepEqual(last?.event === 'error' ? last.error.code : last, 'MANIFEST_UNKNOWN')
-  await eventually(
-    async () => /no such tag/.test((await stateOf(client, 'web:none'))?.reason ?? ''),
-    'the reason in status',
+  await until('the reason in status', async () =>
+    /no such tag/.test((await stateOf(client, 'web:none'))?.reason ?? ''),
   )
   await assert.rejects(fetchAll(client, 'Not A Name'), /Cannot read name/)
 })
@@ -650,24 +643,63 @@ test('an agent that ends leaves every swarm, also in the middle of a fetch', asy
   })
   await fetchAll(client, 'web:held')
   await untilHeld(client, 'web:slow')
-  await eventually(
-    () => new Set(server.announces.map(({ infoHash }) => infoHash)).size === 2,
-    'announces of both',
-  )
+  await until('announces of both', () => new Set(server.announces.map(({ infoHash }) => infoHash)).size === 2)
   await end()
   const stopped = server.announces.filter(({ event }) => event === 'stopped').map(({ infoHash }) => infoHash)
   assert.deepEqual(stopped.toSorted(), [held.metainfo.infoHash, slow.metainfo.infoHash].toSorted())
+})
+
+test('what was revoked is not shared by an agent that starts again while the server is away', async (t) => {
+  const server = await startMiniServer(t)
+  const blob = randomBlob(mebibyte)
+  server.publish('web:1', [{ blob }])
+  const directory = await temporaryDirectory(t)
+  const { client, end } = await startTestAgent(t, server, directory)
+  await fetchAll(client, 'web:1')
+  const seeds = async (from: typeof client) => (await from.status()).blobs[0]?.seeding
+  assert.equal(await seeds(client), true)
+  const revokedAt = new Date().toISOString()
+  server.intercept = ({ url }, response) => {
+    const replies: Record<string, object> = {
+      '/api/v1/hosts/self/report': {
+        epoch: server.epoch,
+        tags: {},
+        place: 'rack-1',
+        revokedTorrents: 'one.1',
+        reportIntervalSeconds: 0.2,
+        serverTime: revokedAt,
+      },
+      '/api/v1/revoked-torrents': {
+        version: 'one.1',
+        torrents: [{ infohash: blob.metainfo.infoHash, revokedAt }],
+      },
+    }
+    const reply = replies[url ?? '']
+    if (!reply) return false
+    response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(reply))
+    return true
+  }
+  await until('it is seeded no more', async () => !(await seeds(client)))
+  const saved = join(directory, 'data', 'revoked-torrents.json')
+  await until('the list on disk', async () => (await readFile(saved, 'utf8').catch(() => '')) !== '')
+  await end()
+  server.intercept = (_request, response) => {
+    response.destroy()
+    return true
+  }
+  const again = await startTestAgent(t, server, directory)
+  assert.equal(await seeds(again.client), false)
 })
 
 test('a credential that cannot be read is set aside', async (t) => {
   const server = await startMiniServer(t)
   const directory = await temporaryDirectory(t)
   const first = await startTestAgent(t, server, directory)
-  await eventually(async () => (await first.client.status()).lastReportAt !== undefined, 'a report')
+  await until('a report', async () => (await first.client.status()).lastReportAt !== undefined)
   await first.end()
   await writeFile(join(directory, 'data', 'credential.json'), randomBytes(10))
   const again = await startTestAgent(t, server, directory)
-  await eventually(async () => (await again.client.status()).lastReportAt !== undefined, 'a report')
+  await until('a report', async () => (await again.client.status()).lastReportAt !== undefined)
 })
 
 test('what an operator does not set is as the documents say', () => {

@@ -7,7 +7,8 @@ import { createAnnouncer } from '../../agent/announcer.ts'
 import type { EnginePeer } from '../../agent/engine/engine.ts'
 import { endpointPort } from '../../lib/protocol/address.ts'
 import { silentLog } from '../../lib/runtime/log.ts'
-import { eventually, randomBlob } from './engine/fixtures.ts'
+import { until } from '../support/until.ts'
+import { randomBlob } from './engine/fixtures.ts'
 import type { MiniServer } from './mini-server.ts'
 import { startMiniServer } from './mini-server.ts'
 
@@ -69,10 +70,10 @@ test('started, completed and stopped are told, with the token and the tracker id
   const announcer = startAnnouncer(t)
   let left = 100
   const { announcement } = add(announcer, server, { left: () => left })
-  await eventually(() => server.announces.length === 1, 'the first announce')
+  await until('the first announce', () => server.announces.length === 1)
   left = 0
   announcement.completed()
-  await eventually(() => server.announces.length === 2, 'the second announce')
+  await until('the second announce', () => server.announces.length === 2)
   await announcement.close()
   assert.deepEqual(
     server.announces.map(({ event, jwt, left: missing, trackerId, rackswarm }) => [
@@ -126,7 +127,7 @@ test('a token with less than a third of its life left is renewed before it is us
   const announcer = startAnnouncer(t)
   const old = { ...grantOf(server, 'old'), obtainedAt: Date.now() - 800_000, expiresAt: Date.now() + 100_000 }
   add(announcer, server, { grant: old })
-  await eventually(() => server.announces.length === 1, 'an announce')
+  await until('an announce', () => server.announces.length === 1)
   assert.equal(server.announces[0]?.jwt, 'renewed-1')
 })
 
@@ -135,7 +136,7 @@ test('a refused token is renewed at once', async (t) => {
   const announcer = startAnnouncer(t)
   server.failAnnounce = 'unapproved request: invalid jwt'
   const { announcement } = add(announcer, server)
-  await eventually(() => server.announces.length === 2, 'a second announce')
+  await until('a second announce', () => server.announces.length === 2)
   assert.match(announcement.lastError ?? '', /invalid jwt/)
   server.failAnnounce = undefined
   assert.deepEqual(
@@ -154,7 +155,7 @@ test('after an error it tries again and begins with started', async (t) => {
     return true
   }
   add(announcer, server)
-  await eventually(() => server.announces.length === 1, 'an announce that is answered')
+  await until('an announce that is answered', () => server.announces.length === 1)
   assert.equal(server.announces[0]?.event, 'started')
 })
 
@@ -164,14 +165,11 @@ test('a new epoch makes it announce all it holds again', async (t) => {
   const hashes = [randomBlob(300_000), randomBlob(300_000)].map(({ metainfo }) => metainfo.infoHash)
   const added = hashes.map((infoHash) => add(announcer, server, { infoHash }))
   // Until both were answered: a reply that comes later names the new epoch itself.
-  await eventually(
-    () => added.every(({ announcement }) => announcement.seeds !== undefined),
-    'the first replies',
-  )
+  await until('the first replies', () => added.every(({ announcement }) => announcement.seeds !== undefined))
   assert.equal(server.announces.length, 2)
   server.epoch = 'two'
   announcer.noteEpoch('two')
-  await eventually(() => server.announces.length === 4, 'the second announces')
+  await until('the second announces', () => server.announces.length === 4)
   assert.deepEqual(new Set(server.announces.slice(2).map(({ infoHash }) => infoHash)), new Set(hashes))
   assert.ok(server.announces.every(({ event }) => event === 'started'))
 })
@@ -181,18 +179,18 @@ test('announceNow() does not wait for the interval', async (t) => {
   server.intervalSeconds = 3600
   const announcer = startAnnouncer(t)
   const { announcement } = add(announcer, server)
-  await eventually(() => server.announces.length === 1, 'an announce')
-  await eventually(() => {
+  await until('an announce', () => server.announces.length === 1)
+  await until('another announce', () => {
     announcement.announceNow()
     return server.announces.length >= 2
-  }, 'another announce')
+  })
 })
 
 test('at the end stopped is told for every torrent, and a dead tracker does not hold it up', async (t) => {
   const server = await startMiniServer(t)
   const announcer = startAnnouncer(t)
   for (let i = 0; i < 20; i++) add(announcer, server, { infoHash: randomBlob(300_000).metainfo.infoHash })
-  await eventually(() => server.announces.length === 20, 'all announces')
+  await until('all announces', () => server.announces.length === 20)
   await announcer[Symbol.asyncDispose]()
   assert.equal(server.announces.filter(({ event }) => event === 'stopped').length, 20)
 })

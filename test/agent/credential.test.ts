@@ -5,7 +5,8 @@ import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import { openCredential } from '../../agent/credential.ts'
 import { silentLog } from '../../lib/runtime/log.ts'
-import { eventually, temporaryDirectory } from './engine/fixtures.ts'
+import { until } from '../support/until.ts'
+import { temporaryDirectory } from './engine/fixtures.ts'
 
 const dayMs = 86_400_000
 
@@ -54,13 +55,11 @@ test('a credential that the disk does not take counts at once, and is written wh
   await ready
   assert.equal(credential.current?.credential, 'new')
   await mkdir(dirname(file))
-  await eventually(
-    async () =>
-      readFile(file).then(
-        () => true,
-        () => false,
-      ),
-    'the file',
+  await until('the file', async () =>
+    readFile(file).then(
+      () => true,
+      () => false,
+    ),
   )
   assert.match(await readFile(file, 'utf8'), /"new"/)
 })

@@ -7,7 +7,7 @@ import { test } from 'node:test'
 import { Readable } from 'node:stream'
 import { createContext } from '../../cli/context.ts'
 import { createOutput } from '../../cli/output.ts'
-import { eventually } from '../agent/engine/fixtures.ts'
+import { until } from '../support/until.ts'
 
 test('a token that was exchanged is exchanged again before it ends, and what is called then has the new one', async (t) => {
   const { url, exchanged, bearers } = await startServer(t)
@@ -16,11 +16,11 @@ test('a token that was exchanged is exchanged again before it ends, and what is 
     DEPLOYCTL_ID_TOKEN: 'id-token',
   }).connect()
   await connection.api.listTokens()
-  await eventually(() => exchanged.length >= 2, 'a second exchange')
-  await eventually(async () => {
+  await until('a second exchange', () => exchanged.length >= 2)
+  await until('the new token is used', async () => {
     await connection.api.listTokens()
     return bearers.at(-1) !== 'Bearer token-1'
-  }, 'the new token is used')
+  })
   assert.deepEqual(new Set(exchanged), new Set(['id-token']))
   assert.equal(bearers[0], 'Bearer token-1')
 })

@@ -5,7 +5,7 @@ import { test } from 'node:test'
 import { z } from 'zod'
 import { AgentConfig } from '../../agent/config.ts'
 import { ConfigError, loadConfig, parseConfig } from '../../lib/runtime/config.ts'
-import { ServerConfig } from '../../server/config.ts'
+import { RedisStorage, ServerConfig } from '../../server/config.ts'
 
 const configs = join(import.meta.dirname, '..', '..', 'configs')
 
@@ -38,6 +38,18 @@ test('the sample files load, and say the defaults: with every # taken away nothi
     assert.ok(settings.length > 15)
     assert.deepEqual(parseConfig(schema, settings.join('\n'), 'all set'), sample)
   }
+})
+
+test('the sample for Redis loads, and names every setting of redis and of its store', async () => {
+  const file = join(configs, 'server.redis.yaml')
+  const config = await loadConfig(ServerConfig, file)
+  assert.equal(config.storage.name, 'redis')
+  const text = await readFile(file, 'utf8')
+  const { redis } = ServerConfig.shape
+  for (const key of [...Object.keys(redis.unwrap().shape), ...Object.keys(RedisStorage.shape)])
+    assert.match(text, new RegExp(`^ *(# )?${key}:`, 'm'), key)
+  // A value that is the default elsewhere is the default here.
+  assert.deepEqual(RedisStorage.parse(config.storage.config), RedisStorage.parse({}))
 })
 
 test('every fault of a configuration is told at once, with its place', () => {

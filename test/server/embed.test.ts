@@ -42,7 +42,7 @@ import {
   testHash,
   udpProbe,
 } from '../support/tracker.ts'
-import { until } from '../support/http-tracker.ts'
+import { until } from '../support/until.ts'
 
 /** An open tracker on free ports. */
 const open = {
@@ -449,7 +449,7 @@ test('keys come from a URL whose authority is the caller’s own, and from nowhe
     /^rackswarm_jwks_keys (\d+)$/m.exec(await tracker.metrics())?.[1]
   const stranger = await embed(t, settings)
   const tracker = await embed(t, { ...settings, tokens: { ...settings.tokens, keys_ca: keysCa } })
-  await until(async () => (await keysOf(tracker)) === '1')
+  await until('the keys came', async () => (await keysOf(tracker)) === '1')
   assert.equal(await keysOf(stranger), '0')
   const unapproved = Buffer.from(await tracker.announce(announceQuery(), '10.0.0.1')).toString('latin1')
   assert.equal(unapproved, failure('unapproved request: missing jwt'))
@@ -484,7 +484,7 @@ test('further threads answer on the same ports, from the same swarms', async (t)
   const tracker = await embed(t, { workers: 2 })
   const hosts = Array.from({ length: 40 }, (_, i) => `127.0.1.${i + 1}`)
   await Promise.all(hosts.map((host) => announce(tracker, announceQuery(), host)))
-  await until(() => tracker.totals().leechers === hosts.length)
+  await until('all hosts are there', () => tracker.totals().leechers === hosts.length)
   assert.ok(bencoded(await announce(tracker, announceQuery())).has('peers'))
 })
 

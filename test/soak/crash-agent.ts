@@ -16,6 +16,7 @@ import {
   startFleetServer,
   writeRandomFile,
 } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 const sizeBytes = 24 * 1024 * 1024
 const killsMax = 4
@@ -68,16 +69,15 @@ async function assertBlobsAreWhole(data: string): Promise<void> {
 
 async function untilHeld(agent: FleetAgent, sha256: string, round: number): Promise<void> {
   await using client = createAgentClient({ socketPath: agent.socketPath })
-  const deadline = Date.now() + 120_000
-  for (;;) {
-    const held = (await client.status()).references.find(({ reference }) => reference === 'web:latest')
-    if (held?.state === 'held' && held.path !== undefined) {
-      const got = await sha256Of(join(held.path, 'build.tar')).catch(() => undefined)
-      if (got === sha256) return
-    }
-    if (Date.now() > deadline) throw new Error(`fetch ${round} did not end: ${JSON.stringify(held)}`)
-    await sleep(50)
-  }
+  await until(
+    `fetch ${round} has ended`,
+    async () => {
+      const held = (await client.status()).references.find(({ reference }) => reference === 'web:latest')
+      if (held?.state !== 'held' || held.path === undefined) return false
+      return (await sha256Of(join(held.path, 'build.tar')).catch(() => undefined)) === sha256
+    },
+    { withinMs: 120_000 },
+  )
 }
 
 async function sha256Of(file: string): Promise<string> {

@@ -4,7 +4,6 @@ import assert from 'node:assert/strict'
 import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { readProcessCpuSeconds } from '../../bench/proc.ts'
 import type { Generator } from '../../bench/tracker-load.ts'
 import { buildGenerator, fillOf } from '../../bench/tracker-load.ts'
@@ -12,6 +11,7 @@ import type { Child } from '../../lib/runtime/child.ts'
 import { startChild } from '../../lib/runtime/child.ts'
 import { bin } from '../support/fleet.ts'
 import { freePort } from '../support/foreign.ts'
+import { until } from '../support/until.ts'
 
 const wholeWithinSeconds = 60
 /** Where the agents are, who differ in their ports: with more addresses the generator would need more time for its packets than the tracker. */
@@ -147,7 +147,7 @@ async function totalOf({ ready }: Child): Promise<number> {
 }
 
 async function whole(server: Child, peers: number): Promise<void> {
-  await until(async () => (await totalOf(server)) === peers, `${peers} peers`)
+  await until(`${peers} peers`, async () => (await totalOf(server)) === peers, { withinMs: deadlineMs })
 }
 
 async function changed(file: string): Promise<void> {
@@ -157,20 +157,12 @@ async function changed(file: string): Promise<void> {
       () => '',
     )
   const before = await version()
-  await until(async () => (await version()) !== before, 'another snapshot')
+  await until('another snapshot', async () => (await version()) !== before, { withinMs: deadlineMs })
 }
 
 async function residentOf({ pid }: Child): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, 'utf8')
   return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) * 1024
-}
-
-async function until(isTrue: () => Promise<boolean>, what: string): Promise<void> {
-  const deadline = performance.now() + deadlineMs
-  while (!(await isTrue())) {
-    if (performance.now() > deadline) throw new Error(`Still not there after ${deadlineMs / 1000} s: ${what}`)
-    await sleep(20)
-  }
 }
 
 if (import.meta.main) {

@@ -4,8 +4,8 @@ import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { access, mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
+import { until } from './until.ts'
 
 const run = promisify(execFile)
 
@@ -19,8 +19,11 @@ export interface Containerd extends AsyncDisposable {
   contentOf(sha256: string): Promise<string | undefined>
 }
 
-/** Needs root. Resolves once it answers. */
-export async function startContainerd(directory: string): Promise<Containerd> {
+/** Needs root. Resolves once it answers. `namespace` is the network namespace that it pulls from. */
+export async function startContainerd(
+  directory: string,
+  options: { namespace?: string } = {},
+): Promise<Containerd> {
   await mkdir(directory, { recursive: true })
   const socket = join(directory, 'c.sock')
   const config = join(directory, 'config.toml')
@@ -38,26 +41,31 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 `,
   )
   const log = await open(join(directory, 'containerd.log'), 'a')
-  const child = spawn('containerd', ['--config', config], { stdio: ['ignore', log.fd, log.fd] })
+  const { namespace } = options
+  const within = namespace === undefined ? [] : ['ip', 'netns', 'exec', namespace]
+  const all = [...within, 'containerd', '--config', config]
+  const child = spawn(all[0] ?? 'containerd', all.slice(1), { stdio: ['ignore', log.fd, log.fd] })
   await log.close()
   const ended = new Promise((settle) => child.once('exit', settle))
   const end = async () => {
     child.kill('SIGKILL')
     await ended
   }
-  const ctr = (args: readonly string[], signal?: AbortSignal) =>
-    run('ctr', ['--address', socket, ...args], { signal, maxBuffer: 64 * 1024 * 1024 })
-  for (let tries = 0; ; tries++) {
-    const isUp = await ctr(['version']).then(
-      () => true,
-      () => false,
-    )
-    if (isUp) break
-    if (tries === 100 || child.exitCode !== null) {
-      await end()
-      throw new Error(`containerd is not up; its log is ${directory}/containerd.log`)
-    }
-    await sleep(100)
+  const ctr = (args: readonly string[], signal?: AbortSignal) => {
+    const all = [...within, 'ctr', '--address', socket, ...args]
+    return run(all[0] ?? 'ctr', all.slice(1), { signal, maxBuffer: 64 * 1024 * 1024 })
+  }
+  try {
+    await until('containerd answers', async () => {
+      if (child.exitCode !== null) throw new Error(`containerd has ended with ${child.exitCode}`)
+      return ctr(['version']).then(
+        () => true,
+        () => false,
+      )
+    })
+  } catch (cause) {
+    await end()
+    throw new Error(`containerd is not up; its log is ${directory}/containerd.log`, { cause })
   }
   return {
     fetch: async (reference, { hostsDirectory, user, signal }) => {

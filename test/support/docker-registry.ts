@@ -5,7 +5,7 @@ import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { digestOf } from '../../lib/protocol/digest.ts'
 import type { Digest } from '../../lib/protocol/digest.ts'
-import { waitForPort } from './foreign.ts'
+import { untilListening } from './until.ts'
 
 export interface DockerRegistry extends AsyncDisposable {
   readonly url: string
@@ -46,7 +46,7 @@ export async function startDockerRegistry(
     child.once('exit', settle)
     child.once('error', settle)
   })
-  await waitForPort(port)
+  await untilListening(port)
   const host = `127.0.0.1:${port}`
   return {
     url: `http://${host}`,

@@ -18,6 +18,9 @@ export interface FleetServer extends Child {
   readonly metricsUrl: string
 }
 
+/** What who comes to a server must know of it, or of several behind one URL. */
+export type ServerDoor = Pick<FleetServer, 'publicUrl' | 'dataDirectory' | 'adminTokenFile'>
+
 /**
  * Starts a server with nothing in it, its own process. `settings` is YAML for the top level of its configuration, `http`
  * and `enrolment`
@@ -60,7 +63,7 @@ export interface FleetAgent extends Child {
 /** Starts an agent, its own process. `signatures` is YAML for that section; without it what nobody has signed is taken too. */
 export async function startFleetAgent(
   directory: string,
-  server: FleetServer,
+  server: ServerDoor,
   settings: { host: string; place: string; signatures?: string; extra?: string },
 ): Promise<FleetAgent> {
   await mkdir(directory, { recursive: true })
@@ -113,7 +116,7 @@ export async function removeAll(path: string): Promise<void> {
 
 /** Runs deployctl as a user would; a build is published unsigned unless a key is named. @returns what it wrote and how it ended */
 export async function deployctl(
-  server: FleetServer,
+  server: ServerDoor,
   args: readonly string[],
   options: { env?: Record<string, string>; input?: string } = {},
 ): Promise<{ code: number | null; stdout: string; stderr: string }> {
@@ -142,7 +145,7 @@ export async function deployctl(
 
 /** Like `deployctl`, for calls that must succeed. @throws Error with what it wrote */
 export async function deployctlOk(
-  server: FleetServer,
+  server: ServerDoor,
   args: readonly string[],
   env: Record<string, string> = {},
 ): Promise<string> {

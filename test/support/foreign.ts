@@ -2,10 +2,10 @@
 import type { ChildProcess } from 'node:child_process'
 import { spawn } from 'node:child_process'
 import { createServer as createHttpServer } from 'node:http'
-import { connect, createServer } from 'node:net'
+import { createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { encode } from '../../lib/protocol/bencode.ts'
+import { untilListening } from './until.ts'
 
 export const aria2Options = [
   '--no-conf=true',
@@ -42,7 +42,7 @@ export async function startAria2Seeder(directory: string, torrent: string): Prom
       stdio: 'ignore',
     },
   )
-  await waitForPort(port)
+  await untilListening(port)
   return seeder(child)
 }
 
@@ -150,28 +150,24 @@ export async function startTinyTracker(
   }
 }
 
-export async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((settle) => server.listen(0, '127.0.0.1', settle))
-  const { port } = server.address() as AddressInfo
-  await new Promise((settle) => server.close(settle))
-  return port
-}
+/** Below those that Linux gives to whoever asks for none: between two processes nobody else may take it. */
+const ownPorts = { first: 20_000, count: 12_000 }
 
-/** @throws Error when nothing accepts connections on a loopback port within 10 s */
-export async function waitForPort(port: number): Promise<void> {
-  for (let tries = 0; tries < 200; tries++) {
-    const open = await new Promise<boolean>((settle) => {
-      const socket = connect(port, '127.0.0.1', () => {
-        socket.destroy()
-        settle(true)
-      })
-      socket.once('error', () => {
+/** A port of loopback at which nobody listens. */
+export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = ownPorts.first + Math.floor(Math.random() * ownPorts.count)
+    const server = createServer()
+    const isFree = await new Promise<boolean>((settle) => {
+      server.once('error', () => {
         settle(false)
       })
+      server.listen(port, '127.0.0.1', () => {
+        settle(true)
+      })
     })
-    if (open) return
-    await sleep(50)
+    if (!isFree) continue
+    await new Promise((settle) => server.close(settle))
+    return port
   }
-  throw new Error(`nothing listens on port ${port}`)
 }

@@ -1,4 +1,3 @@
-import { setTimeout } from 'node:timers/promises'
 import type { TestContext } from 'node:test'
 import type { Ip } from '../../lib/protocol/address.ts'
 import { formatIp } from '../../lib/protocol/address.ts'
@@ -36,13 +35,4 @@ export async function startListener(
   })
   t.after(() => listener[Symbol.asyncDispose]())
   return { listener, port: listener.address.port, asked }
-}
-
-/** Polls; fails once it has not come true for ten seconds. */
-export async function until(isTrue: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 10_000
-  while (!(await isTrue())) {
-    if (performance.now() > deadline) throw new Error(`Did not come true in time: ${String(isTrue)}`)
-    await setTimeout(5)
-  }
 }

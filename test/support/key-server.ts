@@ -6,7 +6,6 @@ import { createServer } from 'node:http'
 import { createServer as createTlsServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import type { TestContext } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 
 export type Answer = (request: IncomingMessage, response: ServerResponse) => void
 
@@ -64,14 +63,5 @@ export function keys(...list: readonly { jwk: Record<string, unknown> }[]): Answ
 export function body(text: string, status = 200): Answer {
   return (_, response) => {
     response.writeHead(status).end(text)
-  }
-}
-
-/** Polls until the condition holds; fails after a while. */
-export async function until(holds: () => boolean, what: string, deadlineMs = 10_000): Promise<void> {
-  const endMs = Date.now() + deadlineMs
-  while (!holds()) {
-    if (Date.now() > endMs) throw new Error(`Still not so after ${deadlineMs} ms: ${what}`)
-    await sleep(5)
   }
 }

@@ -3,12 +3,12 @@ import { execFile } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { eventually } from '../agent/engine/fixtures.ts'
 import { createAgentClient } from '../../lib/client/agent-client.ts'
 import { writeAuthFile, skopeoCopy } from '../system/oci-image.ts'
 import type { FleetAgent, FleetServer } from './fleet.ts'
 import { bin, startFleetAgent } from './fleet.ts'
 import { freePort } from './foreign.ts'
+import { until } from './until.ts'
 
 const run = promisify(execFile)
 
@@ -22,21 +22,30 @@ export interface MirrorHost extends FleetAgent {
   metric(name: string): Promise<number>
 }
 
-/** Starts an agent with a mirror that also answers for tags, in rack-1, and writes what its clients need below `directory`/root. */
+/**
+ * Starts an agent with a mirror that also answers for tags, in rack-1, and writes what its clients need below `directory`/root. With `signatures`, YAML for that
+ * section, the mirror requires them.
+ */
 export async function startMirrorHost(
   directory: string,
   server: FleetServer,
-  { host, extra = '', port }: { host: string; extra?: string; port?: number },
+  {
+    host,
+    extra = '',
+    port,
+    signatures,
+  }: { host: string; extra?: string; port?: number; signatures?: string },
 ): Promise<MirrorHost> {
   const mirrorPort = port ?? (await freePort())
   const agent = await startFleetAgent(directory, server, {
     host,
     place: 'rack-1',
-    extra: `mirror: { enabled: true, addr: "127.0.0.1:${mirrorPort}" }\n${extra}`,
+    ...(signatures !== undefined && { signatures }),
+    extra: `mirror: { enabled: true, addr: "127.0.0.1:${mirrorPort}"${signatures === undefined ? '' : ', signatures: require'} }\n${extra}`,
   })
   try {
     await using client = createAgentClient({ socketPath: agent.socketPath })
-    await eventually(async () => (await client.status()).lastReportAt !== undefined, 'a report')
+    await until('a report', async () => (await client.status()).lastReportAt !== undefined)
     const root = join(directory, 'root')
     const config = join(directory, 'agent.yaml')
     await run(process.execPath, [
@@ -61,19 +70,19 @@ export async function startMirrorHost(
   }
 }
 
-/** Pushes a layout's tag `1` with every platform. @returns its reference */
+/** Pushes a layout's tag `1` with every platform, as tag `1` or that of the name. @returns its reference */
 export async function pushImage(server: FleetServer, layout: string, name: string): Promise<string> {
   const authFile = join(server.dataDirectory, '..', 'auth.json')
   await writeAuthFile(authFile, server.publicUrl, (await readFile(server.adminTokenFile, 'utf8')).trim())
-  const reference = `${new URL(server.publicUrl).host}/${name}:1`
+  const reference = `${new URL(server.publicUrl).host}/${name}${name.includes(':') ? '' : ':1'}`
   await skopeoCopy(authFile, '--all', '--dest-tls-verify=false', `oci:${layout}:1`, `docker://${reference}`)
   return reference
 }
 
 /** Waits until the tracker knows of so many seeders, over all swarms. */
 export async function untilSeeders(server: FleetServer, count: number): Promise<void> {
-  await eventually(async () => {
+  await until(`${count} seeders`, async () => {
     const stats = (await (await fetch(`${server.metricsUrl}/stats.json`)).json()) as { seeders: number }
     return stats.seeders >= count
-  }, `${count} seeders`)
+  })
 }

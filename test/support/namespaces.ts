@@ -3,8 +3,6 @@ import type { ChildProcess } from 'node:child_process'
 import { execFile, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
-import { connect } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import type { Owner } from './tracker.ts'
 
@@ -25,10 +23,10 @@ export interface Namespace extends Addresses {
 export type RunningChild = ReturnType<typeof spawnIn>
 
 export interface Network {
-  /** The test's own end of the bridge: what listens there is reached from every namespace, and it reaches them all. */
-  readonly bridge: Addresses
+  /** The test's own end of the bridge: what listens there is reached from every namespace, and it reaches them all. `name` is its interface. */
+  readonly bridge: Addresses & { readonly name: string }
   /** Makes so many namespaces on the bridge. At the end of the test their processes are killed and they are removed. */
-  addNamespaces(t: Owner, count: number): Promise<Namespace[]>
+  readonly addNamespaces: (t: Owner, count: number) => Promise<Namespace[]>
 }
 
 /** Subnets that are tried before it gives up. */
@@ -43,7 +41,7 @@ export async function startNetwork(t: Owner): Promise<Network> {
   await ip('link', 'set', name, 'up')
   let number = 1
   return {
-    bridge,
+    bridge: { ...bridge, name },
     addNamespaces: async (owner, count) => {
       const numbers = Array.from({ length: count }, () => ++number)
       return Promise.all(
@@ -81,28 +79,6 @@ async function addNamespace(
       children.push(child)
       return child
     },
-  }
-}
-
-/** Resolves once something accepts connections there. @throws Error after 15 s */
-export async function untilListening(host: string, port: number): Promise<void> {
-  const deadline = Date.now() + 15_000
-  while (!(await accepts(host, port))) {
-    if (Date.now() > deadline) throw new Error(`Nothing listens on ${host} port ${port} after 15 s`)
-    await sleep(20)
-  }
-}
-
-async function accepts(host: string, port: number): Promise<boolean> {
-  const socket = connect({ host, port, timeout: 1000 })
-  socket.once('timeout', () => socket.destroy(new Error('it did not answer')))
-  try {
-    await once(socket, 'connect')
-    return true
-  } catch {
-    return false
-  } finally {
-    socket.destroy()
   }
 }
 

@@ -71,10 +71,10 @@ export interface TrackerStats {
 export async function startTracker(
   t: Owner,
   yaml: string,
-  options: { directory?: string; roles?: string } = {},
+  options: { directory?: string; roles?: string; metricsPort?: number } = {},
 ): Promise<TrackerProcess> {
   const directory = options.directory ?? (await temporaryDirectory(t))
-  const config = await writeConfig(directory, yaml, options.roles)
+  const config = await writeConfig(directory, yaml, options.roles, options.metricsPort)
   const logFile = join(directory, 'server.log')
   const child = await startChild({
     file: bin('rackswarm-server'),
@@ -117,10 +117,15 @@ export async function checkConfig(t: Owner, yaml: string): Promise<{ code: numbe
 /** Lines that come before the given ones, so that faults are to be found at their line + `configHead`. */
 export const configHead = 3
 
-async function writeConfig(directory: string, yaml: string, roles = '[tracker]'): Promise<string> {
+async function writeConfig(
+  directory: string,
+  yaml: string,
+  roles = '[tracker]',
+  metricsPort = 0,
+): Promise<string> {
   const file = join(directory, 'server.yaml')
   const sections = [
-    `roles: ${roles}\ndata_dir: ${join(directory, 'data')}\nmetrics_addr: 127.0.0.1:0\n`,
+    `roles: ${roles}\ndata_dir: ${join(directory, 'data')}\nmetrics_addr: 127.0.0.1:${metricsPort}\n`,
     yaml.endsWith('\n') || yaml === '' ? yaml : `${yaml}\n`,
     /^http:/m.test(yaml) ? '' : 'http: { addr: 127.0.0.1:0 }\n',
     /^udp:/m.test(yaml) ? '' : 'udp: { addr: 127.0.0.1:0 }\n',

@@ -3,8 +3,8 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { eventually } from '../agent/engine/fixtures.ts'
 import { startFleetAgent, startFleetServer } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 test('SIGHUP puts the limits of an agent in force, names what needs a restart, and leaves all as it was where the file is wrong', async (t) => {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-agent-reload-'))
@@ -20,7 +20,7 @@ test('SIGHUP puts the limits of an agent in force, names what needs a restart, a
   const reloadWith = async (settings: string, answer: RegExp) => {
     await writeFile(file, before + settings)
     process.kill(agent.pid, 'SIGHUP')
-    await eventually(async () => answer.test(await log()), `${String(answer)} in the log`)
+    await until(`${String(answer)} in the log`, async () => answer.test(await log()))
   }
   await reloadWith(
     'limits: { upload: 1MiB, from_distance: [{ distance: 1, download: 2MiB }] }\n',

@@ -8,6 +8,7 @@ import { test } from 'node:test'
 import { createChainCheck } from '../../lib/protocol/audit-chain.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctl, deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 test('what people and hosts did stands in the log: who, from where, what, on what', async (t) => {
   const { server, directory, publish } = await setUp(t)
@@ -136,7 +137,7 @@ test('kill -9 in the middle of publishes loses no line of what was acknowledged'
       }
     }),
   )
-  while (acknowledged.length < 4) await new Promise((resolve) => setTimeout(resolve, 20))
+  await until('some publishes', () => acknowledged.length >= 4)
   server.process.kill('SIGKILL')
   await server.exited
   going = false

@@ -13,6 +13,7 @@ import {
   startFleetServer,
   writeRandomFile,
 } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 let directory = ''
 let server: FleetServer
@@ -85,11 +86,9 @@ test('publish, list, show, status, fetch and torrent say the same of one release
   assert.ok(
     JSON.stringify(shown).includes(Buffer.from(parseTorrent(await readFile(torrent)).infoHash).toString()),
   )
-  const deadline = Date.now() + 20_000
-  let status = ''
-  while (!status.includes('rack-1') && Date.now() < deadline)
-    status = JSON.stringify(await json('status', 'web:1'))
-  assert.match(status, /rack-1/)
+  await until('the rack of the host is in the status', async () =>
+    JSON.stringify(await json('status', 'web:1')).includes('rack-1'),
+  )
 })
 
 test('publish names a release after its file and the hour, and latest moves to it', async () => {

@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { withDeadline } from '../agent/engine/fixtures.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctlOk, fetchOn, startFleetAgent, startFleetServer, writeRandomFile } from '../support/fleet.ts'
@@ -16,6 +15,7 @@ import {
   startAria2Seeder,
   startLibtorrentSeeder,
 } from '../support/foreign.ts'
+import { until } from '../support/until.ts'
 
 const sizeBytes = 24 * 1024 * 1024 + 12_345
 
@@ -76,14 +76,12 @@ async function publishedBuild(t: TestContext) {
 
 /** The tracker's own totals say when the seeder's announce has arrived. */
 async function untilSeederIsKnown(server: FleetServer, seeder: ForeignSeeder): Promise<void> {
-  for (let tries = 0; tries < 400; tries++) {
-    const { seeders: count } = (await (await fetch(`${server.metricsUrl}/stats.json`)).json()) as {
+  await until(`process ${seeder.pid} has announced`, async () => {
+    const { seeders } = (await (await fetch(`${server.metricsUrl}/stats.json`)).json()) as {
       seeders: number
     }
-    if (count > 0) return
-    await sleep(50)
-  }
-  throw new Error(`process ${seeder.pid} has not announced within 20 s`)
+    return seeders > 0
+  })
 }
 
 async function sha256Of(file: string): Promise<string> {

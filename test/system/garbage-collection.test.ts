@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { GcReport } from '../../lib/client/api.ts'
 import { createHttpClient } from '../../lib/client/http.ts'
 import { createServerClient } from '../../lib/client/server-client.ts'
@@ -14,6 +13,7 @@ import { collectDuringPushes } from '../soak/gc.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctl, deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
 import { layerOf, ociClient, pushRelease, sha256Of } from '../support/oci.ts'
+import { until } from '../support/until.ts'
 
 test('deployctl shows what would go and why, removes it, and keeps what has a tag', async (t) => {
   const { server, directory, client } = await startedServer(t, { grace: '200ms' })
@@ -21,7 +21,7 @@ test('deployctl shows what would go and why, removes it, and keeps what has a ta
   await writeRandomFile(build, 600_000)
   await deployctlOk(server, ['publish', build, 'web:1'])
   const layer = await client.pushBlob('web', new Uint8Array(randomBytes(400_000)))
-  const dry = await eventually(async () => {
+  const dry = await until('there is something to collect', async () => {
     const report = JSON.parse(
       await deployctlOk(server, ['registry', 'gc', '--dry-run', '--json']),
     ) as GcReport
@@ -29,12 +29,16 @@ test('deployctl shows what would go and why, removes it, and keeps what has a ta
   })
   assert.deepEqual(dry.gone, { tags: 0, manifests: 0, links: 1, blobs: 1, bytes: 400_000 })
   assert.equal(await client.headBlob('web', layer), 200)
-  const waited = await eventually(async () => {
+  const waited = await until('the first collection', async () => {
     const { stdout, stderr } = await deployctl(server, ['registry', 'gc'])
     return stdout === '' ? undefined : { stdout, stderr }
   })
   assert.match(waited.stdout, new RegExp(`^link\\tweb@${layer}\\t\\tno manifest`, 'm'))
   assert.match(waited.stdout, new RegExp(`^blob\\t${layer}\\t391 KiB\\tno repository has it`, 'm'))
+  assert.match(
+    await deployctlOk(server, ['audit', '--json']),
+    /"garbage collection".*"action":"gc\.removed".*"manifests":0,"links":1,"blobs":1,"bytes":400000/,
+  )
   assert.match(waited.stderr, /Removed 0 tags, 0 manifests and 1 blobs, 391 KiB/)
   assert.equal(await client.headBlob('web', layer), 404)
   assert.equal(await client.statusOf('/v2/web/manifests/1'), 200)
@@ -76,7 +80,7 @@ test('who may push and finds a blob there by HEAD need only push the manifest; a
   const bytes = new Uint8Array(randomBytes(300_000))
   const digest = await client.pushBlob('web', bytes)
   // As good as gone: nothing but the next collection is between it and the end.
-  await eventually(async () => ((await collect({ dryRun: true })).gone.links === 1 ? true : undefined))
+  await until('the link is no longer used', async () => (await collect({ dryRun: true })).gone.links === 1)
   assert.equal(await pusher.headBlob('web', digest), 200)
   assert.equal((await collect()).gone.links, 0)
   const put = await pusher.putManifest('web', { layers: [layerOf(bytes)] }, 'v1')
@@ -85,10 +89,10 @@ test('who may push and finds a blob there by HEAD need only push the manifest; a
 
   const another = new Uint8Array(randomBytes(1000))
   const lost = await client.pushBlob('web', another)
-  await eventually(async () => {
+  await until('the blob is gone', async () => {
     const status = await reader.headBlob('web', lost)
     await collect()
-    return status === 404 ? true : undefined
+    return status === 404
   })
   const late = await pusher.putManifest('web', { layers: [layerOf(another)] }, 'v2')
   assert.deepEqual([late.status, late.code], [404, 'MANIFEST_BLOB_UNKNOWN'])
@@ -98,8 +102,9 @@ test('a HEAD and a collection at the same moment: who is told that a blob is the
   const { client, collect } = await startedServer(t, { grace: '1s' })
   const contents = Array.from({ length: 40 }, () => new Uint8Array(randomBytes(500)))
   for (const bytes of contents) await client.pushBlob('web', bytes)
-  await eventually(async () =>
-    (await collect({ dryRun: true })).gone.links === contents.length ? true : undefined,
+  await until(
+    'the links are no longer used',
+    async () => (await collect({ dryRun: true })).gone.links === contents.length,
   )
   const collecting = collect()
   const answers = await Promise.all(
@@ -142,12 +147,12 @@ test('retention removes old tags by itself, but not latest, pins, and what a hos
     const { tags } = (await (await client.call('/v2/web/tags/list')).json()) as { tags: string[] }
     return tags
   }
-  await eventually(async () => ((await tagsOf()).includes('old') ? undefined : true))
+  await until('the old tag is gone', async () => !(await tagsOf()).includes('old'))
   assert.deepEqual(await tagsOf(), ['followed', 'held', 'latest', 'new', 'pinned'])
   const isThere = async (manifest: string) => (await client.statusOf(`/v2/web/manifests/${manifest}`)) === 200
-  await eventually(async () => ((await isThere(old.manifest)) ? undefined : true))
+  await until('its manifest is gone', async () => !(await isThere(old.manifest)))
   await deployctlOk(server, ['registry', 'unpin', 'web:pinned'])
-  await eventually(async () => ((await tagsOf()).includes('pinned') ? undefined : true))
+  await until('the pinned tag is gone', async () => !(await tagsOf()).includes('pinned'))
   assert.equal((await deployctl(server, ['registry', 'unpin', 'web:pinned'])).code, 5)
   for (const { manifest, layer } of [held, followed, latest, newest]) {
     assert.ok(await isThere(manifest))
@@ -241,13 +246,4 @@ async function reportAsHost(
     diskUsedBytes: 1000,
     diskQuotaBytes: 10_000,
   })
-}
-
-async function eventually<Found>(look: () => Promise<Found | undefined>): Promise<Found> {
-  for (const deadline = Date.now() + 30_000; Date.now() < deadline;) {
-    const found = await look()
-    if (found !== undefined) return found
-    await sleep(50)
-  }
-  assert.fail('it did not happen within half a minute')
 }

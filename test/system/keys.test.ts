@@ -29,13 +29,13 @@ interface Key {
 }
 
 test('a rotation in the middle of a deploy disturbs nothing: fetches, renewals, trackers elsewhere', async (t) => {
-  const { server, directory } = await setUp(t, 'tokens: { key_lead: 2s, agent_ttl: 6s }\n')
+  const { server, directory } = await setUp(t, 'tokens: { key_lead: 1s, agent_ttl: 3s }\n')
   const tracker = await startTracker(
     t,
-    `tokens: { keys_url: '${server.publicUrl}/.well-known/jwks.json', keys_refresh: 500ms, issuer: '${server.publicUrl}', audience: '${server.publicUrl}' }\n`,
+    `tokens: { keys_url: '${server.publicUrl}/.well-known/jwks.json', keys_refresh: 250ms, issuer: '${server.publicUrl}', audience: '${server.publicUrl}' }\n`,
   )
   const build = join(directory, 'build.tar')
-  await writeRandomFile(build, 32 * mebibyte)
+  await writeRandomFile(build, 16 * mebibyte)
   await deployctlOk(server, ['publish', build, 'web:1'])
   const extra = 'limits: { download: 4MiB }\n'
   await using seeder = await startFleetAgent(join(directory, 'a1'), server, { host: 'a1', place: 'rack-1' })
@@ -73,7 +73,7 @@ test('a rotation in the middle of a deploy disturbs nothing: fetches, renewals, 
     ['retiring', 'active'],
   )
   assert.ok(signedBy.has(old?.kid))
-  // Tokens of agents live 6 s here, so they were renewed meanwhile, under both keys.
+  // Tokens of agents live 3 s here, so they were renewed meanwhile, under both keys.
   const metrics = await (await fetch(`${server.metricsUrl}/metrics`)).text()
   assert.doesNotMatch(metrics, /rackswarm_tracker_token_refused_total\{reason="[^"]+"\} [1-9]/)
 })

@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { createAgentClient } from '../../lib/client/agent-client.ts'
 import type { HeldReference } from '../../lib/client/api.ts'
 import type { FleetAgent, FleetServer } from '../support/fleet.ts'
@@ -18,6 +17,7 @@ import {
   startFleetServer,
   writeRandomFile,
 } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 const sizeBytes = 16 * 1024 * 1024 + 321
 const follow = 'follow: ["web:latest"]\nfollow_jitter: 100ms\n'
@@ -152,27 +152,37 @@ async function startedAgent(
 }
 
 async function held(agent: FleetAgent, reference: string): Promise<HeldReference & { path: string }> {
-  return pollReference(agent, reference, ({ state, path }) => state === 'held' && path !== undefined)
+  return pollReference(
+    agent,
+    reference,
+    `${reference} is held`,
+    ({ state, path }) => state === 'held' && path !== undefined,
+  )
 }
 
 async function untilBytes(agent: FleetAgent, reference: string, bytes: number): Promise<void> {
-  await pollReference(agent, reference, ({ bytesDone }) => bytesDone >= bytes)
+  await pollReference(
+    agent,
+    reference,
+    `${bytes} bytes of ${reference}`,
+    ({ bytesDone }) => bytesDone >= bytes,
+  )
 }
 
 async function pollReference(
   agent: FleetAgent,
   reference: string,
+  what: string,
   wanted: (held: HeldReference & { path?: string | undefined }) => boolean,
 ): Promise<HeldReference & { path: string }> {
   await using client = createAgentClient({ socketPath: agent.socketPath })
-  const deadline = Date.now() + 60_000
-  while (Date.now() < deadline) {
-    const found = (await client.status()).references.find((candidate) => candidate.reference === reference)
-    if (found && wanted(found)) return { ...found, path: found.path ?? '' }
-    await sleep(50)
-  }
-  throw new Error(
-    `${reference} did not get there within 60 s: ${JSON.stringify((await client.status()).references)}`,
+  return await until(
+    what,
+    async () => {
+      const found = (await client.status()).references.find((candidate) => candidate.reference === reference)
+      return found && wanted(found) ? { ...found, path: found.path ?? '' } : undefined
+    },
+    { withinMs: 60_000 },
   )
 }
 

@@ -17,6 +17,7 @@ import {
   startFleetServer,
   writeRandomFile,
 } from '../support/fleet.ts'
+import { untilRefused } from '../support/until.ts'
 
 test('TLS on the main port: deployctl and an agent that know the authority get through, one that does not says so', async (t) => {
   const directory = await temporaryDirectory(t)
@@ -101,7 +102,7 @@ test('a server that ends answers what is under way, and is not kept by connectio
   const [ready] = (await once(socket, 'data')) as [Buffer]
   assert.match(ready.toString(), /^HTTP\/1\.1 100 /)
   server.process.kill('SIGTERM')
-  await refusesConnections(Number(port))
+  await untilRefused(Number(port))
   const answered = once(socket, 'data') as Promise<[Buffer]>
   socket.write('build')
   assert.match((await answered)[0].toString(), /^HTTP\/1\.1 202 [^]*\r\nconnection: close\r\n/i)
@@ -157,21 +158,6 @@ async function trickle(port: number, head: string): Promise<number> {
   clearInterval(timer)
   socket.destroy()
   return (Date.now() - startedAt) / 1000
-}
-
-/** Waits until nothing listens on a port of loopback. */
-async function refusesConnections(port: number): Promise<void> {
-  for (const deadline = Date.now() + 5_000; Date.now() < deadline;) {
-    const probe = connect(port, '127.0.0.1')
-    const refused = await once(probe, 'connect').then(
-      () => false,
-      () => true,
-    )
-    probe.destroy()
-    if (refused) return
-    await sleep(10)
-  }
-  assert.fail(`port ${port} still takes connections`)
 }
 
 function digestOf(bytes: Buffer): string {

@@ -7,7 +7,9 @@ import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { after, before, test } from 'node:test'
 import { promisify } from 'node:util'
-import { eventually } from '../agent/engine/fixtures.ts'
+import { createHttpClient } from '../../lib/client/http.ts'
+import { createRegistryClient } from '../../lib/client/registry-client.ts'
+import { digestOf } from '../../lib/protocol/digest.ts'
 import type { Containerd } from '../support/containerd.ts'
 import { startContainerd } from '../support/containerd.ts'
 import type { FleetServer } from '../support/fleet.ts'
@@ -15,9 +17,12 @@ import { deployctlOk, startFleetServer } from '../support/fleet.ts'
 import type { WrittenImage } from '../support/image.ts'
 import { writeIndexImage } from '../support/image.ts'
 import { pushImage, startMirrorHost, untilSeeders } from '../support/mirror.ts'
+import { until } from '../support/until.ts'
 
 const run = promisify(execFile)
 const mebibyte = 1024 * 1024
+const manifestType = 'application/vnd.oci.image.manifest.v1+json'
+const indexType = 'application/vnd.oci.image.index.v1+json'
 
 let directory = ''
 let server: FleetServer
@@ -51,9 +56,9 @@ test('containerd pulls all platforms through the mirrors of two hosts without a 
   await second.fetch(reference, two)
   await assertWhole(second, image)
   const layerBytes = image.layers.reduce((total, { sizeBytes }) => total + sizeBytes, 0)
-  await eventually(
-    async () => (await two.metric('rackswarm_agent_received_bytes_total{source="own_rack"}')) >= layerBytes,
+  await until(
     'the layers came from the rack',
+    async () => (await two.metric('rackswarm_agent_received_bytes_total{source="own_rack"}')) >= layerBytes,
   )
   assert.equal(await two.metric('rackswarm_agent_received_bytes_total{source="webseed"}'), 0)
   // Configurations are too small for a swarm.
@@ -100,9 +105,9 @@ test('a host that was revoked helps nobody: containerd goes on to the registry, 
   const host = await started(t, 'r1')
   const client = await containerd(t, 'c3')
   await deployctlOk(server, ['hosts', 'revoke', 'r1'])
-  await eventually(
-    async () => (await fetch(`${host.mirrorUrl}/v2/team/app/manifests/1`)).status === 404,
+  await until(
     'the end of its rights',
+    async () => (await fetch(`${host.mirrorUrl}/v2/team/app/manifests/1`)).status === 404,
   )
   await assert.rejects(client.fetch(reference, host), /401|unauthorized|authorization failed/i)
   await client.fetch(reference, { ...host, user: `token:${admin}` })
@@ -115,9 +120,9 @@ test('kill -9 of the agent in the middle of a pull: the client pulls on from the
   const host = await started(t, 'k1', settings)
   const client = await containerd(t, 'c4')
   const pulling = client.fetch(reference, { ...host, user: `token:${admin}` }).catch(() => undefined)
-  await eventually(
-    async () => (await host.metric('rackswarm_agent_mirror_sent_bytes_total{from="swarm"}')) > 8 * mebibyte,
+  await until(
     'some of the layer',
+    async () => (await host.metric('rackswarm_agent_mirror_sent_bytes_total{from="swarm"}')) > 8 * mebibyte,
   )
   host.process.kill('SIGKILL')
   await pulling
@@ -149,7 +154,130 @@ test('while the server is away a host pulls what its agent has, and hears at onc
   assert.ok(performance.now() - startedAt < 1000)
 })
 
-async function started(t: TestContext, host: string, options: { extra?: string; port?: number } = {}) {
+test('with signatures: require a signed index comes with all of its platforms, and a manifest that nobody signed does not come', async (t) => {
+  const key = join(directory, 'key.pem')
+  await deployctlOk(server, ['keys', 'generate-signing', key])
+  const host = await started(t, 's1', { signatures: `keys: ["${key}.pub"]` })
+  const ask = async (path: string) => {
+    const response = await fetch(`${host.mirrorUrl}/v2/${path}`)
+    return { status: response.status, text: await response.text() }
+  }
+  const isRefused = async (path: string) => {
+    const { status, text } = await ask(path)
+    assert.deepEqual([status, /"code":"MANIFEST_UNKNOWN"/.test(text)], [404, true], path)
+    assert.match(text, /This host does not take .*@sha256:\w{64}: refused: it is not signed/, path)
+  }
+  const push = async (name: string, layout: WrittenLayout) => pushImage(server, layout.directory, name)
+  const [signed, plain, other] = [await layout('signed'), await layout('plain'), await layout('other')]
+  const pulled = await push('signed/app', signed)
+  const plainName = await push('plain/app', plain)
+  await push('signed/app:2', other)
+  await deployctlOk(server, ['sign', 'signed/app:1', '--sign-key', key])
+
+  // The index by its tag, then each platform, its configuration and its layers by their digests.
+  const first = await containerd(t, 's2')
+  await first.fetch(pulled, host)
+  await assertWhole(first, signed.image)
+  const copied = join(directory, 'signed-copy')
+  const skopeo = (reference: string, target: string) =>
+    run('skopeo', [
+      ...['--insecure-policy', '--registries-conf', host.registriesConf, '--override-arch', 'arm64'],
+      ...['copy', '--preserve-digests', `docker://${reference}`, `oci:${target}`],
+    ])
+  await skopeo(pulled, copied)
+  assert.equal(
+    await sha256Of(join(copied, 'blobs', 'sha256', signed.image.layers[1]?.sha256 ?? '')),
+    signed.image.layers[1]?.sha256,
+  )
+
+  await assert.rejects((await containerd(t, 's3')).fetch(plainName, host), /401|unauthorized|authorization/i)
+  await assert.rejects(skopeo(plainName, join(directory, 'plain-copy')), /401|unauthorized|authentication/i)
+  for (const path of [1, plain.index, ...plain.platforms]) await isRefused(`plain/app/manifests/${path}`)
+  // Beside the signed one, in its repository.
+  for (const path of [2, other.index, ...other.platforms]) await isRefused(`signed/app/manifests/${path}`)
+
+  await using registry = await openRegistry()
+  const { client } = registry
+  const put = async (tag: string | undefined, mediaType: string, manifest: object) => {
+    const bytes = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType, ...manifest }))
+    return client.pushManifest('signed/app', tag ?? digestOf(bytes), mediaType, bytes)
+  }
+  const describe = async (digest: string) => {
+    const { mediaType, bytes } = await client.pullManifest('signed/app', digest)
+    return { mediaType, digest, size: bytes.length }
+  }
+  // An index that nobody signed names a platform of the signed one: the platform still comes, the index and what else it names do not.
+  const [taken = '', refused = ''] = [signed.platforms[0], other.platforms[0]]
+  const mixed = await put('mixed', indexType, { manifests: [await describe(taken), await describe(refused)] })
+  for (const path of ['mixed', mixed, refused]) await isRefused(`signed/app/manifests/${path}`)
+  assert.equal((await ask(`signed/app/manifests/${taken}`)).status, 200)
+
+  // What refers to a signed manifest is not signed by that: anyone may push it.
+  const about = await put(undefined, manifestType, {
+    artifactType: 'application/spdx+json',
+    config: { mediaType: 'application/vnd.oci.empty.v1+json', digest: digestOf(Buffer.from('{}')), size: 2 },
+    layers: [],
+    subject: await describe(signed.index),
+  })
+  await isRefused(`signed/app/manifests/${about}`)
+
+  // An index of indexes: what the inner one names counts with it. A manifest that is signed itself comes by its digest alone.
+  const outer = await put('outer', indexType, { manifests: [await describe(other.index)] })
+  await deployctlOk(server, ['sign', 'signed/app:outer', '--sign-key', key])
+  for (const path of [outer, other.index, ...other.platforms])
+    assert.equal((await ask(`signed/app/manifests/${path}`)).status, 200, path)
+  const single = plain.platforms[0] ?? ''
+  await deployctlOk(server, ['sign', `plain/app@${single}`, '--sign-key', key])
+  assert.equal((await ask(`plain/app/manifests/${single}`)).status, 200)
+  await isRefused(`plain/app/manifests/${plain.platforms[1] ?? ''}`)
+
+  // Under rules that are read again a client that has the index goes on with its platforms.
+  process.kill(host.pid, 'SIGHUP')
+  await until('the rules are read again', async () =>
+    /reloaded/.test(await readFile(join(directory, 's1', 'agent.log'), 'utf8')),
+  )
+  for (const path of [...signed.platforms, ...other.platforms])
+    assert.equal((await ask(`signed/app/manifests/${path}`)).status, 200, path)
+  await isRefused(`signed/app/manifests/${about}`)
+})
+
+interface WrittenLayout {
+  readonly directory: string
+  readonly image: WrittenImage
+  readonly index: string
+  readonly platforms: readonly string[]
+}
+
+/** An index of two small platforms. */
+async function layout(name: string): Promise<WrittenLayout> {
+  const own = join(directory, name)
+  const written = await writeIndexImage(own, [
+    { architecture: 'amd64', layerBytes: 700_000 },
+    { architecture: 'arm64', layerBytes: 300_000 },
+  ])
+  const { manifests } = JSON.parse(await readFile(join(own, 'index.json'), 'utf8')) as Index
+  const index = manifests[0]?.digest ?? ''
+  const listed = JSON.parse(await readFile(join(own, 'blobs', 'sha256', index.slice(7)), 'utf8')) as Index
+  return { directory: own, image: written, index, platforms: listed.manifests.map(({ digest }) => digest) }
+}
+
+interface Index {
+  readonly manifests: readonly { readonly digest: string }[]
+}
+
+async function openRegistry() {
+  const http = createHttpClient({ baseUrl: server.publicUrl, credential: () => admin })
+  return {
+    client: createRegistryClient(http),
+    [Symbol.asyncDispose]: () => http[Symbol.asyncDispose](),
+  }
+}
+
+async function started(
+  t: TestContext,
+  host: string,
+  options: { extra?: string; port?: number; signatures?: string } = {},
+) {
   const agent = await startMirrorHost(join(directory, host), server, { host, ...options })
   t.after(() => agent[Symbol.asyncDispose]())
   return agent

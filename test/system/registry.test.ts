@@ -6,11 +6,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { crashServer } from '../soak/crash-server.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctl, deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 import { skopeoCopy, writeAuthFile, writeImage } from './oci-image.ts'
 
 const run = promisify(execFile)
@@ -164,10 +164,12 @@ async function uploadReaches(sizeBytes: number, uploads: string): Promise<void> 
       (found) => (found.isFile() ? found.size : 0),
       () => 0,
     )
-  for (const deadline = Date.now() + 60_000; Date.now() < deadline;) {
-    await sleep(5)
-    const names = await readdir(uploads, { recursive: true }).catch(() => [])
-    if (Math.max(0, ...(await Promise.all(names.map(sizeOf)))) >= sizeBytes) return
-  }
-  assert.fail(`no upload had ${sizeBytes} bytes within a minute`)
+  await until(
+    `an upload has ${sizeBytes} bytes`,
+    async () => {
+      const names = await readdir(uploads, { recursive: true }).catch(() => [])
+      return Math.max(0, ...(await Promise.all(names.map(sizeOf)))) >= sizeBytes
+    },
+    { withinMs: 60_000, everyMs: 5 },
+  )
 }

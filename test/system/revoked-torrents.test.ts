@@ -5,7 +5,6 @@ import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import { createAgentClient } from '../../lib/client/agent-client.ts'
-import { eventually } from '../agent/engine/fixtures.ts'
 import type { FleetAgent, FleetServer } from '../support/fleet.ts'
 import {
   deployctl,
@@ -15,6 +14,7 @@ import {
   startFleetServer,
   writeRandomFile,
 } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 const mebibyte = 1024 * 1024
 
@@ -34,14 +34,14 @@ test('a torrent that is revoked is shared no longer: not by hosts that seed it o
     () => 'fetched',
     (error: unknown) => (error as Error).message,
   )
-  await eventually(async () => (await peersOf(fetcher)) > 0, 'the second host fetches from the first')
+  await until('the second host fetches from the first', async () => (await peersOf(fetcher)) > 0)
   await deployctlOk(server, ['torrent', 'revoke', `web@${manifest}`, '--reason', 'leaks a key'])
   assert.equal(
     await announce(server, infohash, token),
     'd14:failure reason31:unapproved request: invalid jwte',
   )
   assert.match(await outcome, /revoked/)
-  await eventually(async () => !(await seeds(seeder)), 'the first host seeds no more')
+  await until('the first host seeds no more', async () => !(await seeds(seeder)))
   assert.equal(await peersOf(seeder), 0)
   const admin = (await readFile(server.adminTokenFile, 'utf8')).trim()
   const ask = async (
@@ -71,13 +71,13 @@ test('a torrent that is revoked is shared no longer: not by hosts that seed it o
     new RegExp(`^${infohash}\\t.*\\tleaks a key\n$`),
   )
   const late = await startFleetAgent(join(directory, 'a3'), server, { host: 'a3', place: 'rack-1' })
+  t.after(() => late[Symbol.asyncDispose]())
   await assert.rejects(fetchOn(late, 'web:1'), /its torrent .* was revoked/)
-  await late[Symbol.asyncDispose]()
 
   await deployctlOk(server, ['torrent', 'unrevoke', infohash])
   assert.match(await announce(server, infohash, token), /^d8:complete/)
-  await eventually(async () => seeds(seeder), 'the first host seeds again')
-  await fetchOn(fetcher, 'web:1')
+  await until('the first host seeds again', async () => seeds(seeder))
+  await fetchOn(late, 'web:1')
 })
 
 test('a revocation holds after a restart, for tokens that were made before, and where no token is asked for', async (t) => {

@@ -10,9 +10,9 @@ import { test } from 'node:test'
 import { endpointIp, formatIp } from '../../lib/protocol/address.ts'
 import { parseAnnounceReply } from '../../lib/protocol/announce.ts'
 import { bin, deployctl, startFleetServer } from '../support/fleet.ts'
-import { until } from '../support/http-tracker.ts'
 import type { TrackerProcess } from '../support/tracker.ts'
 import { announceQuery, first, httpGet, startTracker, temporaryDirectory } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 const hosts = ['127.0.1.1', '127.0.1.2', '127.0.2.1']
 const settings = `tracker: { approval: none }
@@ -36,10 +36,12 @@ test('a table that changes counts within seconds, in every thread; one with faul
   const { server, table } = await start(t, { workers: 2 })
   await distances(server)
   await replace(table, moved)
-  await until(async () => (await server.log()).includes('topology table loaded'))
+  await until('the table is loaded', async () => (await server.log()).includes('topology table loaded'))
   for (let i = 0; i < 20; i++) assert.deepEqual(await distances(server), { '127.0.1.2': 1, '127.0.2.1': 0 })
   await replace(table, `${twoRacks}127.0.1.0/24,b\n127.0.1.1/24,b\n`)
-  await until(async () => (await server.log()).includes('topology table not loaded'))
+  await until('the broken table is seen', async () =>
+    (await server.log()).includes('topology table not loaded'),
+  )
   for (const words of [
     /racks\.csv:4: 127\.0\.1\.0\/24 is given as b here, and as a in line 2: keep one of the two/,
     /racks\.csv:5: .*did you mean 127\.0\.1\.0\/24\?/,
@@ -56,7 +58,7 @@ test('a table that changes counts within seconds, in every thread; one with faul
   )
   assert.deepEqual(await distances(server), { '127.0.1.2': 1, '127.0.2.1': 0 })
   await replace(table, twoRacks)
-  await until(async () => (await distances(server))['127.0.1.2'] === 0)
+  await until('the new rack counts', async () => (await distances(server))['127.0.1.2'] === 0)
 })
 
 test('a server does not start with a table that has faults, and names them all', async (t) => {
@@ -180,7 +182,9 @@ fd00::1 is in fd00::/64
     /racks\.csv:1: /,
   )
   await replace(table, twoRacks)
-  await until(async () => (await explain('127.0.1.1')).stdout.startsWith('127.0.1.1 is in a\n'))
+  await until('the new table explains it', async () =>
+    (await explain('127.0.1.1')).stdout.startsWith('127.0.1.1 is in a\n'),
+  )
 
   for (const args of [['127.0.1'], ['--config', join(directory, 'server.yaml'), '127.0.1']]) {
     const bad = await explain(...args)
@@ -231,7 +235,7 @@ async function reload(server: TrackerProcess, message: string): Promise<string> 
     (await server.log()).split('\n').filter((line) => /"msg":"reload(ed|\s)/.test(line))
   const seen = (await lines()).length
   server.process.kill('SIGHUP')
-  await until(async () => (await lines()).length > seen)
+  await until('more is logged', async () => (await lines()).length > seen)
   const line = (await lines())[seen] ?? ''
   assert.ok(line.includes(`"msg":"${message}"`), line)
   return line

@@ -16,7 +16,6 @@ import type { InfoHash } from '../../lib/protocol/infohash.ts'
 import { infoHashFromBytes } from '../../lib/protocol/infohash.ts'
 import { mintOffline } from '../../lib/token/offline.ts'
 import { rawClientOn } from '../support/http-client.ts'
-import { until } from '../support/http-tracker.ts'
 import { makeTestKey } from '../support/key-server.ts'
 import type { AttackKind, AttackOptions, AttackStats } from '../support/tracker-attacker.ts'
 import type { TrackerProcess } from '../support/tracker.ts'
@@ -30,6 +29,7 @@ import {
   temporaryDirectory,
   testHash,
 } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 /** An attack lasts so long, and on a slow machine until it has had its strength. */
 const attackMs = 3000
@@ -185,7 +185,7 @@ async function isWell(
   const { body } = await httpGet(first(server.http), `/announce?${query}`, { from })
   assert.match(body, /^d8:completei/)
   assert.ok(performance.now() - startMs < answerMs)
-  await until(async () => (await openConnections(server)) === 0)
+  await until('no connection is left', async () => (await openConnections(server)) === 0)
 }
 
 async function openConnections(server: TrackerProcess): Promise<number> {
@@ -237,6 +237,7 @@ test('sockets up to nine tenths of the file limit; beyond it new ones are refuse
   early.socket.destroy()
   assert.ok((await server.peakBytes()) < 300 * MiB)
   await until(
+    'it answers again',
     async () => (await httpGet(first(server.http), '/scrape').catch(() => undefined))?.status === 200,
   )
   await isWell(server)

@@ -20,7 +20,6 @@ import {
 import { mintOffline } from '../../lib/token/offline.ts'
 import { createAuthority } from '../support/certificates.ts'
 import { rawClientOn } from '../support/http-client.ts'
-import { until } from '../support/http-tracker.ts'
 import type { Address, Dictionary, TrackerProcess } from '../support/tracker.ts'
 import {
   announceFields,
@@ -39,6 +38,7 @@ import {
   udpError,
   udpProbe,
 } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 const open = 'tracker: { approval: none }\n'
 const escaped = (infoHash: InfoHash) => escapeBytes(infoHashToBytes(infoHash))
@@ -624,14 +624,14 @@ test('torrent approval: a file that is swapped while the server runs counts; a b
   }
   assert.deepEqual([await approved(aa), await approved(cc)], [true, false])
   await write(['# only the other one', cc.toUpperCase()])
-  await until(() => approved(cc))
+  await until('the new one is approved', () => approved(cc))
   assert.equal(await approved(aa), false)
   await write([aa, 'this is no infohash'])
-  await until(async () => (await server.log()).includes('list not loaded'))
+  await until('the broken list is seen', async () => (await server.log()).includes('list not loaded'))
   assert.match(await server.log(), /torrents\.txt:2: /)
   assert.deepEqual([await approved(aa), await approved(cc)], [false, true])
   await write([aa])
-  await until(() => approved(aa))
+  await until('the first one is approved again', () => approved(aa))
 })
 
 test('network approval: a whitelist', async (t) => {

@@ -21,7 +21,6 @@ import { createAuthority } from '../support/certificates.ts'
 import { bin } from '../support/fleet.ts'
 import type { RawClient } from '../support/http-client.ts'
 import { rawClient, rawClientOn } from '../support/http-client.ts'
-import { until } from '../support/http-tracker.ts'
 import { makeTestKey } from '../support/key-server.ts'
 import type { TrackerProcess } from '../support/tracker.ts'
 import {
@@ -35,6 +34,7 @@ import {
   udpError,
   udpProbe,
 } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 const open = 'tracker: { approval: none }\n'
 const [aa, bb] = [testHash(0xaa), testHash(0xbb)]
@@ -224,7 +224,9 @@ http: { addr: 127.0.0.1:0, tls_addr: 127.0.0.1:0, tls: { ${tlsOf(directory)} } }
     await pause(50)
     assert.deepEqual(new Set(await names()), new Set(['first']))
     await writeFile(join(directory, 'key.pem'), next.key)
-    await until(async () => (await names()).every((name) => name === 'second'))
+    await until('all threads have the second hook', async () =>
+      (await names()).every((name) => name === 'second'),
+    )
   }
 })
 
@@ -417,11 +419,11 @@ export default async () => {
       () => true,
       () => false,
     )
-  await until(async () => isThere(made))
+  await until('the hook is being made', async () => isThere(made))
   await writeFile(file, config('12s'))
   child.kill('SIGHUP')
   await writeFile(go, '')
-  await until(() => log.includes('"msg":"reloaded"'))
+  await until('it is reloaded', () => log.includes('"msg":"reloaded"'))
   const ready = linesOf(log).find(({ msg }) => msg === 'server is listening') as unknown as {
     http: { port: number }
   }
@@ -431,7 +433,9 @@ export default async () => {
     await writeFile(file, config(`${seconds}s`))
     child.kill('SIGHUP')
   }
-  await until(async () => (await ask(client, announceQuery())).includes('min intervali29e'))
+  await until('the last interval is in force', async () =>
+    (await ask(client, announceQuery())).includes('min intervali29e'),
+  )
   child.kill('SIGHUP')
   child.kill('SIGTERM')
   const [code] = (await once(child, 'exit')) as [number | null]
@@ -471,7 +475,7 @@ async function outcomeOf(server: TrackerProcess): Promise<Line> {
     linesOf(await server.log()).filter(({ msg }) => msg === 'reloaded' || msg.startsWith('reload failed'))
   const seen = (await outcomes()).length
   server.process.kill('SIGHUP')
-  await until(async () => (await outcomes()).length > seen)
+  await until('the reload has ended', async () => (await outcomes()).length > seen)
   return (await outcomes())[seen] ?? assert.fail('no outcome')
 }
 

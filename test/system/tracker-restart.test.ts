@@ -15,7 +15,6 @@ import { infoHashFromBytes } from '../../lib/protocol/infohash.ts'
 import { writeUdpAnnounce } from '../../lib/protocol/udp.ts'
 import { createAuthority } from '../support/certificates.ts'
 import { rawClient } from '../support/http-client.ts'
-import { until } from '../support/http-tracker.ts'
 import type { TrackerProcess } from '../support/tracker.ts'
 import {
   announceFields,
@@ -28,6 +27,7 @@ import {
   testHash,
   udpProbe,
 } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 const settings = (
   storage = '',
@@ -179,7 +179,7 @@ test(
     await savedAgain(server)
     await populate(t, server, 1500)
     const failed = 'swarms were not saved; a restart would lose what changed since'
-    await until(async () => (await server.log()).includes(failed))
+    await until('the failure is logged', async () => (await server.log()).includes(failed))
     const { err } = lastLine(await server.log(), failed)
     assert.match(err?.message ?? '', /Cannot save the swarms to .*swarms\.snapshot: ENOSPC/)
     const counts = await scrapeAll(server)
@@ -190,7 +190,7 @@ test(
         () => true,
         () => false,
       )
-    await until(async () => !(await isThere()))
+    await until('the file is gone', async () => !(await isThere()))
     execFileSync('mount', ['-o', 'remount,size=16m', disk])
     await savedAgain(server)
     server.process.kill('SIGKILL')
@@ -248,7 +248,7 @@ async function savedAgain(server: TrackerProcess): Promise<void> {
   // The first of the two may have been under way.
   for (let saved = 0; saved < 2; saved++) {
     const before = await inode()
-    await until(async () => (await inode()) !== before)
+    await until('another snapshot is written', async () => (await inode()) !== before)
   }
 }
 

@@ -22,7 +22,6 @@ import {
 } from '../../lib/protocol/udp.ts'
 import { mintOffline } from '../../lib/token/offline.ts'
 import { aria2Options, fetchWithLibtorrent, freePort } from '../support/foreign.ts'
-import { until } from '../support/http-tracker.ts'
 import { makeTestKey } from '../support/key-server.ts'
 import type { Address, TrackerProcess, UdpProbe } from '../support/tracker.ts'
 import {
@@ -37,6 +36,7 @@ import {
   udpError,
   udpProbe,
 } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 // One server for all cases that leave each other alone: each has infohashes of its own.
 const owner = fileOwner()
@@ -301,7 +301,10 @@ test('a connection id is for its address, its server and its time', async (t) =>
   assert.equal(await verdict(atTwo, sharedId), 'ok')
   assert.equal(await verdict(owner, sharedId), 'bad connection ID')
   assert.equal(await verdict(atOne, id), 'bad connection ID')
-  await until(async () => (await verdict(atTwo, sharedId)) === 'bad connection ID')
+  await until(
+    'the shared id is refused',
+    async () => (await verdict(atTwo, sharedId)) === 'bad connection ID',
+  )
   assert.equal(await verdict(atTwo, await atTwo.connectionId()), 'ok', 'a new one is good')
   assert.ok(((await two.stats()).udp.dropped['bad_connection_id'] ?? 0) >= 1)
 })
@@ -499,7 +502,7 @@ test('aria2 and libtorrent find each other through a UDP tracker', async (t) => 
   ]
   const seeder = spawn('aria2c', [...aria2Options, ...dht, ...seeding, torrent], { stdio: 'ignore' })
   t.after(() => void seeder.kill('SIGKILL'))
-  await until(async () => (await tracker.stats()).seeders === 1)
+  await until('the seeder is counted', async () => (await tracker.stats()).seeders === 1)
   const { child, done } = await fetchWithLibtorrent(fetched, torrent)
   t.after(() => void child.kill('SIGKILL'))
   await done

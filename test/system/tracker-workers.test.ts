@@ -11,10 +11,12 @@ import { Worker } from 'node:worker_threads'
 import { parseAnnounceReply } from '../../lib/protocol/announce.ts'
 import { parseUdpAnnounceReply, writeUdpAnnounce } from '../../lib/protocol/udp.ts'
 import { Lock } from '../../server/tracker/memory/lock.ts'
+import { scrapeCounts } from '../support/announcing-crowd.ts'
 import { createAuthority } from '../support/certificates.ts'
 import { bin } from '../support/fleet.ts'
 import { rawClient } from '../support/http-client.ts'
-import { until } from '../support/http-tracker.ts'
+import { startRedis } from '../support/redis.ts'
+import { startTcpProxy } from '../support/tcp-proxy.ts'
 import type { LockHammer } from '../support/lock-hammer.ts'
 import type { Crowd } from '../support/tracker-crowd.ts'
 import { fateOf } from '../support/tracker-crowd.ts'
@@ -30,6 +32,7 @@ import {
   testHash,
   udpProbe,
 } from '../support/tracker.ts'
+import { until } from '../support/until.ts'
 
 /**
  * Shows in each reply which thread gave it, by the thousands of its interval. The peer at port 6666 ends the thread that it meets, unless
@@ -85,7 +88,9 @@ test('both threads answer over both frontends, of the same swarms, and the metri
   assert.equal((await server.stats()).leechers, announces.http + announces.udp)
 
   for (let i = 0; i < 40; i++) await rawClient(t, first(server.http).port)
-  await until(async () => /_http_connections 40\n/.test(await server.metrics()))
+  await until('all connections are counted', async () =>
+    /_http_connections 40\n/.test(await server.metrics()),
+  )
 })
 
 test('SIGHUP reaches both threads: hooks, limits, log level; what one of them cannot use none has', async (t) => {
@@ -96,7 +101,7 @@ test('SIGHUP reaches both threads: hooks, limits, log level; what one of them ca
   )
   await bothThreads(server, (reply) => assert.ok(reply.peers <= 1))
   // A line of the other thread may come after the reply that it tells of.
-  await until(async () => {
+  await until('both threads have answered', async () => {
     const debugged = linesOf(await server.log()).filter(({ msg }) => msg === 'hook has seen an announce')
     return new Set(debugged.map(({ threadId }) => threadId)).size === 2
   })
@@ -176,6 +181,7 @@ test('a thread that fails is replaced by one with the settings in force; the oth
       assert.equal((await server.stats()).leechers, 31)
     }
     await until(
+      'the thread was started again',
       async () =>
         linesOf(await server.log()).filter(({ msg }) => msg === 'tracker thread was started again').length ===
         round,
@@ -258,6 +264,77 @@ test('with several processes that announce at once through both threads every co
   assert.deepEqual({ seeders, leechers }, { seeders: sum('complete'), leechers: sum('incomplete') })
 })
 
+test('with the swarms in Redis both threads and another server are one tracker, and what Redis has missed the end tells it', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const redis = await startRedis(join(directory, 'redis'))
+  t.after(() => redis[Symbol.asyncDispose]())
+  const way = await startTcpProxy([{ port: redis.port }])
+  t.after(() => way[Symbol.asyncDispose]())
+  const inRedis = (port: number, config = '') =>
+    `redis: { url: 'redis://127.0.0.1:${port}' }\nstorage: { name: redis, config: { ${config} } }\n`
+  // At one a second it would take a minute to tell what is told at the end.
+  const server = await start(t, { more: inRedis(way.port, 'reconcile_rate: 1') })
+  const other = await start(t, { more: inRedis(redis.port) })
+  const countsAt = async ({ http }: TrackerProcess) =>
+    scrapeCounts(`http://127.0.0.1:${first(http).port}`, testHash(0xaa))
+  const announces = async () => {
+    const counted = /_request_duration_seconds_count\{[^}]*action="announce"[^}]*\} (\d+)\n/g
+    return [...(await server.metrics()).matchAll(counted)].reduce((sum, [, count]) => sum + Number(count), 0)
+  }
+  const sent = { toServer: 0 }
+  /** Announces peers from a port on, until both threads have answered and so many are there. @returns the port behind the last one */
+  const announceAt = async (
+    at: TrackerProcess,
+    { from, peers }: { from: number; peers: number },
+    check: (seen: Seen, port: number) => void = () => undefined,
+  ) => {
+    const threads = new Set<number>()
+    let port = from
+    for (; port < from + peers || (threads.size < 2 && port < from + 100); port++) {
+      const seen = await announceHttp(at, port)
+      assert.equal(seen.status, 'ok')
+      threads.add(seen.thread)
+      if (at === server) sent.toServer++
+      check(seen, port)
+    }
+    assert.equal(threads.size, 2)
+    return port
+  }
+
+  // Whoever was announced before, through whichever thread of whichever server, is handed out.
+  const handsOutAll = ({ peers }: Seen, port: number) => {
+    assert.equal(peers, Math.min(port - 1, 50))
+  }
+  const middle = await announceAt(server, { from: 1, peers: 20 }, handsOutAll)
+  const afterBoth = await announceAt(other, { from: middle, peers: 20 }, handsOutAll)
+  for (const each of [server, other])
+    assert.deepEqual(await countsAt(each), { complete: 0, incomplete: afterBoth - 1 })
+  assert.equal(await announces(), sent.toServer)
+
+  way.links[0]?.cut()
+  // A thread finds out with its own first announce; each knows what the other one was told.
+  const end = await announceAt(server, { from: afterBoth, peers: 60 }, ({ peers }, port) => {
+    assert.ok(peers >= Math.min(port - afterBoth, 50), `${peers} peers for ${port}`)
+  })
+  await until(
+    'the peers are untold',
+    async () => metricOf(await server.metrics(), 'rackswarm_store_untold_peers') === end - afterBoth,
+  )
+  assert.equal(metricOf(await server.metrics(), 'rackswarm_store_degraded'), 1)
+  assert.equal(await announces(), sent.toServer)
+  assert.equal((await countsAt(other)).incomplete, afterBoth - 1)
+  way.links[0]?.mend()
+  await until(
+    'it is whole again',
+    async () => metricOf(await server.metrics(), 'rackswarm_store_degraded') === 0,
+  )
+  assert.ok(metricOf(await server.metrics(), 'rackswarm_store_untold_peers') > 30)
+  server.process.kill('SIGTERM')
+  assert.equal(await server.exited, 0)
+  assert.doesNotMatch(await server.log(), /did not end in order/)
+  assert.deepEqual(await countsAt(other), { complete: 0, incomplete: end - 1 })
+})
+
 test('the lock lets one thread in at a time', async (t) => {
   const words = new Int32Array(new SharedArrayBuffer(16))
   const rounds = 1_000_000
@@ -283,6 +360,10 @@ async function start(
   const own = directory ?? (await temporaryDirectory(t))
   await writeFile(join(own, 'thread.mjs'), threadHook)
   return startTracker(t, settings() + more, { directory: own })
+}
+
+function metricOf(metrics: string, name: string): number {
+  return Number(new RegExp(`^${name} (\\S+)$`, 'm').exec(metrics)?.[1])
 }
 
 interface Seen {
@@ -331,7 +412,7 @@ async function reload(
     linesOf(await server.log()).filter(({ msg }) => msg === 'reloaded' || msg.startsWith('reload failed'))
   const seen = (await outcomes()).length
   server.process.kill('SIGHUP')
-  await until(async () => (await outcomes()).length > seen)
+  await until('the reload has ended', async () => (await outcomes()).length > seen)
   const { msg, err } = (await outcomes())[seen] ?? assert.fail()
   if (words) assert.match(err?.message ?? '', words)
   else assert.equal(msg, 'reloaded', err?.message ?? '')

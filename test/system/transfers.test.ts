@@ -9,7 +9,6 @@ import { after, before, test } from 'node:test'
 import { TransferList } from '../../lib/client/api.ts'
 import type { Transfer, TransferPeer } from '../../lib/client/api.ts'
 import { createAgentClient } from '../../lib/client/agent-client.ts'
-import { eventually } from '../agent/engine/fixtures.ts'
 import type { FleetAgent, FleetServer } from '../support/fleet.ts'
 import {
   bin,
@@ -20,6 +19,7 @@ import {
   startFleetServer,
   writeRandomFile,
 } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 const mebibyte = 1024 * 1024
 const sizeBytes = 64 * mebibyte
@@ -96,7 +96,7 @@ test('both ends of a slow fetch show its rates, its peers, and why one waits', a
   assert.ok(to.progress < 1)
 
   void fetchOn(fetcher, 'queued:1').catch(() => undefined)
-  await eventually(async () => (await here.transfers()).transferCount === 2, 'a second fetch')
+  await until('a second fetch', async () => (await here.transfers()).transferCount === 2)
   const [, queued] = (await here.transfers()).transfers
   assert.deepEqual(
     [queued?.repository, queued?.state, queued?.reason, queued?.peers],
@@ -153,23 +153,20 @@ interface Client {
 
 /** Waits for a peer that a test wants to see. */
 async function seen(client: Client, isWanted: (transfer: Transfer, peer: TransferPeer) => boolean) {
-  let found: { transfer: Transfer; peer: TransferPeer } | undefined
-  await eventually(async () => {
+  return until(String(isWanted), async () => {
     for (const transfer of (await client.transfers()).transfers)
-      for (const peer of transfer.peers) if (isWanted(transfer, peer)) found = { transfer, peer }
-    return found !== undefined
-  }, String(isWanted))
-  if (found === undefined) throw new Error('unreachable')
-  return found
+      for (const peer of transfer.peers) if (isWanted(transfer, peer)) return { transfer, peer }
+    return undefined
+  })
 }
 
 /** The mean of what is told as the rate of the first transfer over some seconds. */
 async function steadyRate(client: Client): Promise<number> {
   const rates: number[] = []
   const endsAt = Date.now() + 4000
-  await eventually(async () => {
+  await until('some seconds of rates', async () => {
     rates.push((await client.transfers()).transfers[0]?.downloadRate ?? 0)
     return Date.now() > endsAt
-  }, 'some seconds of rates')
+  })
   return rates.reduce((total, rate) => total + rate, 0) / rates.length
 }

@@ -14,10 +14,11 @@ import { digestOf } from '../../lib/protocol/digest.ts'
 import type { DockerRegistry } from '../support/docker-registry.ts'
 import { pushImage, pushIndex, pushReferrer, startDockerRegistry } from '../support/docker-registry.ts'
 import type { FleetServer } from '../support/fleet.ts'
-import { fetchOn, startFleetAgent, startFleetServer } from '../support/fleet.ts'
+import { deployctlOk, fetchOn, startFleetAgent, startFleetServer } from '../support/fleet.ts'
 import { freePort } from '../support/foreign.ts'
 import type { RegistryFront } from '../support/registry-front.ts'
 import { startHttp, startRegistryFront, wantTokens } from '../support/registry-front.ts'
+import { until } from '../support/until.ts'
 import { skopeoCopy, writeAuthFile, writeImage } from './oci-image.ts'
 
 const follow = 'follow: ["team/app:1"]\nfollow_jitter: 100ms\n'
@@ -133,7 +134,14 @@ test('a tag that moves upstream moves here when its time is over, and other tags
   await Promise.all(Array.from({ length: 20 }, tag))
   assert.equal(front.seen.length, asked, 'a fresh tag is not asked about')
   const second = await pushImage(registry.url, 'team/app', { tag: '1' })
-  await until(async () => (await tag()) === second.digest)
+  await until('the tag has moved', async () => (await tag()) === second.digest)
+  const audit = await deployctlOk(server, ['audit', '--json'])
+  const moves = [...audit.matchAll(/"kind":"upstream".*"tag.move".*/g)].map(([line]) => line)
+  assert.equal(moves.length, 2, audit)
+  assert.match(
+    moves[1] ?? '',
+    new RegExp(`"target":"team/app:1".*"${second.digest}".*"was":"${first.digest}"`),
+  )
 
   // Pushed here: it is not the upstream's to move.
   const bytes = await (await get(server, admin, `/v2/team/app/manifests/${second.digest}`)).text()
@@ -171,6 +179,7 @@ test('while the upstream is down what is here is served, with a warning, and the
   await (await get(server, admin, layer)).arrayBuffer()
   await registry[Symbol.asyncDispose]()
   await until(
+    'the old manifest comes with a warning',
     async () =>
       (await get(server, admin, '/v2/team/app/manifests/1')).headers.get('warning') ===
       '299 - "The upstream is down: this is what the tag was when it was last asked."',
@@ -189,8 +198,9 @@ test('while the upstream is down what is here is served, with a warning, and the
   })
   assert.ok(again.url)
   await until(
+    'the blob is there',
     async () => (await get(server, admin, `/v2/team/app/blobs/${image.config}`)).status === 200,
-    15_000,
+    { withinMs: 15_000 },
   )
 })
 
@@ -315,7 +325,10 @@ test('an upstream may send us to no address of this machine or its link, and an 
   const event = pushEvent('e1', 'team/app', image.digest, '1')
   event.events[0].target.url = `${victim.url}/v2/team/app/manifests/1`
   assert.equal((await notify(server, admin, event)).status, 202)
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest,
+  )
   assert.deepEqual(requests, [])
 })
 
@@ -332,7 +345,10 @@ test('the same event, sent again and replayed later, is pulled once; who may not
     ],
     [1, 2],
   )
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest,
+  )
   const asked = front.seen.length
   assert.deepEqual(await (await notify(server, admin, event)).json(), {
     accepted: 0,
@@ -371,11 +387,17 @@ test('an event that comes before the manifest can be seen waits for it; one that
     return true
   }
   await notify(server, admin, pushEvent('e1', 'team/app', image.digest, '1'))
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest,
+  )
 
   const newer = await pushImage(registry.url, 'team/app', { tag: '1' })
   await notify(server, admin, pushEvent('e2', 'team/app', image.digest, '1'))
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === newer.digest)
+  await until(
+    'the newer image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === newer.digest,
+  )
 })
 
 test('an index comes with its platforms, and a tag appears only when all of it is here', async (t) => {
@@ -390,10 +412,10 @@ test('an index comes with its platforms, and a tag appears only when all of it i
     return true
   }
   await notify(server, admin, pushEvent('e1', 'team/app', index, '1'))
-  await until(() => Promise.resolve(fetches(front, `/v2/team/app/blobs/${last}`) === 1))
+  await until('the last blob is fetched', () => fetches(front, `/v2/team/app/blobs/${last}`) === 1)
   assert.equal(await tagHere(server, admin, 'team/app', '1'), undefined)
   release.resolve(undefined)
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === index)
+  await until('the index is here', async () => (await tagHere(server, admin, 'team/app', '1')) === index)
   await registry[Symbol.asyncDispose]()
   front.intercept = (_, response) => {
     response.destroy()
@@ -409,7 +431,10 @@ test('what refers to a manifest comes with it, and when somebody lists it', asyn
   const image = await pushImage(registry.url, 'team/app', { tag: '1' })
   const signature = await pushReferrer(registry.url, 'team/app', image.digest)
   await notify(server, admin, pushEvent('e1', 'team/app', image.digest, '1'))
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest,
+  )
   const other = await pushImage(registry.url, 'team/app', { tag: '2' })
   const late = await pushReferrer(registry.url, 'team/app', other.digest)
   const type = 'application/vnd.test.signature'
@@ -442,7 +467,10 @@ test('kill -9 of the server between the 202 and the pull: it is done after the n
     settings,
     http: `addr: 127.0.0.1:${new URL(server.publicUrl).port}`,
   })
-  await until(async () => (await tagHere(again, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(again, admin, 'team/app', '1')) === image.digest,
+  )
   const layer = await get(again, admin, `/v2/team/app/blobs/${image.layer}`)
   assert.ok(Buffer.from(await layer.arrayBuffer()).equals(image.layerBytes))
   const repeated = await notify(again, admin, pushEvent('e1', 'team/app', image.digest, '1'))
@@ -478,7 +506,10 @@ test("Harbor's Kraken driver: capitalised keys, application/json, basic authenti
     }),
   })
   assert.equal(response.status, 202)
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest,
+  )
 })
 
 test("Harbor's Dragonfly driver: a job pulls with its own credential and says which hosts have the image", async (t) => {
@@ -530,10 +561,10 @@ test("Harbor's Dragonfly driver: a job pulls with its own credential and says wh
   assert.equal(created.state, 'PENDING')
   assert.equal(typeof created.id, 'number')
   const ask = async () => (await (await get(server, admin, `/oapi/v1/jobs/${created.id}`)).json()) as Job
-  await until(() => Promise.resolve(fetches(front, `/v2/team/app/blobs/${image.layer}`) === 1))
+  await until('the layer is fetched', () => fetches(front, `/v2/team/app/blobs/${image.layer}`) === 1)
   assert.equal((await ask()).state, 'PENDING')
   held.resolve(undefined)
-  await until(async () => (await ask()).state === 'SUCCESS', 30_000)
+  await until('the job succeeds', async () => (await ask()).state === 'SUCCESS', { withinMs: 30_000 })
   const [result] = (await ask()).result.job_states[0]?.results ?? []
   assert.deepEqual(result?.success_tasks, [{ url, hostname: 'a1', ip: '127.0.0.1' }])
   const text = await (await get(server, admin, `/oapi/v1/jobs/${created.id}`)).text()
@@ -556,7 +587,7 @@ test('a job whose credential is refused has failed, and says why', async (t) => 
   })
   const { id } = (await created.json()) as Job
   const ask = async () => (await (await get(server, admin, `/oapi/v1/jobs/${id}`)).json()) as Job
-  await until(async () => (await ask()).state === 'FAILURE')
+  await until('the job fails', async () => (await ask()).state === 'FAILURE')
   assert.match((await ask()).result.job_states[0]?.error ?? '', /refuses the credential/)
 })
 
@@ -571,7 +602,7 @@ test('a server that is told to end does so in the middle of a pull, and goes on 
     return true
   }
   await notify(server, admin, pushEvent('e1', 'team/app', image.digest, '1'))
-  await until(() => Promise.resolve(fetches(front, path) === 1))
+  await until('the blob is fetched', () => fetches(front, path) === 1)
   server.process.kill('SIGTERM')
   assert.equal(await server.exited, 0)
   front.intercept = () => false
@@ -579,7 +610,10 @@ test('a server that is told to end does so in the middle of a pull, and goes on 
     settings,
     http: `addr: 127.0.0.1:${new URL(server.publicUrl).port}`,
   })
-  await until(async () => (await tagHere(again, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(again, admin, 'team/app', '1')) === image.digest,
+  )
 })
 
 test('a blob beyond the largest is refused, whether its length was said or not', async (t) => {
@@ -605,7 +639,10 @@ test('jobs and events without a credential are taken only where the configuratio
   const image = await pushImage(registry.url, 'team/app', { tag: '1' })
   const answer = await notify(server, undefined, pushEvent('e1', 'team/app', image.digest, '1'))
   assert.equal(answer.status, 202)
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest)
+  await until(
+    'the image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === image.digest,
+  )
 })
 
 test('reconciling finds what no notification told of', async (t) => {
@@ -614,8 +651,14 @@ test('reconciling finds what no notification told of', async (t) => {
   })
   const first = await pushImage(registry.url, 'team/app', { tag: '1' })
   const other = await pushImage(registry.url, 'team/deep/er', { tag: 'x' })
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === first.digest)
-  await until(async () => (await tagHere(server, admin, 'team/deep/er', 'x')) === other.digest)
+  await until(
+    'the first image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === first.digest,
+  )
+  await until(
+    'the other image is here',
+    async () => (await tagHere(server, admin, 'team/deep/er', 'x')) === other.digest,
+  )
   // The upstream gives one tag a page.
   front.intercept = (request, response) => {
     const url = new URL(request.url ?? '', front.url)
@@ -625,7 +668,10 @@ test('reconciling finds what no notification told of', async (t) => {
     return true
   }
   const second = await pushImage(registry.url, 'team/app', { tag: '1' })
-  await until(async () => (await tagHere(server, admin, 'team/app', '1')) === second.digest)
+  await until(
+    'the second image is here',
+    async () => (await tagHere(server, admin, 'team/app', '1')) === second.digest,
+  )
 })
 
 test('an agent fetches a tag that nobody has pulled yet: its blobs come when it asks for them', async (t) => {
@@ -785,22 +831,15 @@ async function metrics(server: FleetServer): Promise<string> {
   return (await fetch(`${server.metricsUrl}/metrics`)).text()
 }
 
-async function until(holds: () => Promise<boolean>, deadlineMs = 20_000): Promise<void> {
-  for (const end = Date.now() + deadlineMs; Date.now() < end;) {
-    if (await holds()) return
-    await sleep(50)
-  }
-  assert.fail(`still not so after ${deadlineMs} ms`)
-}
-
 /** Waits until an agent holds a reference. @returns where it is */
 async function heldBy(socketPath: string, reference: string): Promise<string> {
   await using client = createAgentClient({ socketPath })
-  let path: string | undefined
-  await until(async () => {
-    const found = (await client.status()).references.find((each) => each.reference === reference)
-    path = found?.state === 'held' ? found.path : undefined
-    return path !== undefined
-  }, 60_000)
-  return path ?? ''
+  return await until(
+    `${reference} is held`,
+    async () => {
+      const found = (await client.status()).references.find((each) => each.reference === reference)
+      return found?.state === 'held' ? found.path : undefined
+    },
+    { withinMs: 60_000 },
+  )
 }

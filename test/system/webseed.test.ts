@@ -6,10 +6,10 @@ import { get } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { parseTorrent } from '../../lib/protocol/metainfo.ts'
 import type { FleetServer } from '../support/fleet.ts'
 import { deployctlOk, startFleetServer, writeRandomFile } from '../support/fleet.ts'
+import { until } from '../support/until.ts'
 
 const sizeBytes = 8 * 1024 * 1024
 
@@ -76,12 +76,10 @@ test('who does not read holds half of the replies at most; beyond the budget it 
   const others = await webseedOf('web:1', { DEPLOYCTL_TOKEN_FILE: other })
   assert.equal((await fetch(others, { headers: { range: 'bytes=0-9' } })).status, 206)
   for (const reply of stuck) reply.destroy()
-  let status = 0
-  for (const deadline = Date.now() + 5_000; status !== 206 && Date.now() < deadline;) {
-    await sleep(20)
-    status = (await fetch(webseed, { headers: { range: 'bytes=0-9' } })).status
-  }
-  assert.equal(status, 206, 'a reply that ended gives its turn back')
+  await until('a reply that ended gives its turn back', async () => {
+    const { status } = await fetch(webseed, { headers: { range: 'bytes=0-9' } })
+    return status === 206
+  })
   const metrics = await (await fetch(`${server.metricsUrl}/metrics`)).text()
   assert.match(metrics, /^rackswarm_webseed_busy_total [1-9]/m)
   assert.match(metrics, /^rackswarm_webseed_bytes_total [1-9]/m)

@@ -2,12 +2,12 @@ import type { FastifyReply } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
 import { isSha256 } from '../../../lib/protocol/digest.ts'
 import { ApiError } from '../api-error.ts'
-import { parseRange } from '../../../lib/protocol/http-range.ts'
+import { answerRange, contentRange, etagOf } from '../../../lib/protocol/http-range.ts'
 import { removeBlob } from '../removal.ts'
 import { torrentAccepted } from '../torrents.ts'
 import type { IncomingBlob } from '../upstream/incoming-blob.ts'
 import type { Context } from './context.ts'
-import { patiently, unchanged } from './context.ts'
+import { patiently } from './context.ts'
 import { sendBytes } from './send-bytes.ts'
 
 /** GET and HEAD of a blob, whole or one range of it (spec: "Pulling blobs"), or its torrent where Accept names one. */
@@ -33,24 +33,22 @@ export async function getBlob(
         hint: 'Ask for it without Accept: application/x-bittorrent.',
       })
   }
-  const etag = `"${digest}"`
+  const etag = etagOf(digest)
   reply.headers({
     'docker-content-digest': digest,
     'accept-ranges': 'bytes',
     etag,
     'content-type': 'application/octet-stream',
   })
-  if (unchanged(request, etag)) return reply.code(304).send()
-  const ifRange = request.headers['if-range']
-  const range =
-    ifRange === undefined || ifRange === etag ? parseRange(request.headers.range, sizeBytes) : undefined
-  if (range === 'unsatisfiable') {
+  const answer = answerRange(request.headers, etag, sizeBytes)
+  if (answer.status === 304) return reply.code(304).send()
+  if (answer.status === 416) {
     throw new ApiError(416, 'SIZE_INVALID', `Cannot serve the range: the blob has ${sizeBytes} bytes`, {
-      headers: { 'content-range': `bytes */${sizeBytes}` },
+      headers: { 'content-range': contentRange(undefined, sizeBytes) },
     })
   }
-  const { start, end } = range ?? { start: 0, end: sizeBytes }
-  if (range) reply.code(206).header('content-range', `bytes ${start}-${end - 1}/${sizeBytes}`)
+  const { start, end } = answer
+  if (answer.status === 206) reply.code(206).header('content-range', contentRange(answer, sizeBytes))
   reply.header('content-length', String(end - start))
   if (request.method === 'HEAD') return reply.send()
   if (made) return reply.send(made.subarray(start, end))
@@ -58,6 +56,7 @@ export async function getBlob(
     reply,
     (signal) =>
       found?.incoming?.read({ start, end }, signal) ?? store.readBlob(digest, { start, end }, signal),
+    context.log,
   )
 }
 

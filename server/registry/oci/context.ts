@@ -7,6 +7,7 @@ import type { AccessControl, Caller } from '../access.ts'
 import { ApiError } from '../api-error.ts'
 import type { Audit } from '../audit.ts'
 import type { BlobStore } from '../blob-store.ts'
+import type { SignatureSearch } from '../signature-search.ts'
 import type { TorrentReferrers } from '../torrent-referrers.ts'
 import type { PullThrough } from '../upstream/pull-through.ts'
 
@@ -23,6 +24,7 @@ export interface OciDeps {
   readonly now: () => number
   /** Called after a tag moved or went, durably. */
   readonly onTag: (repository: string, tag: string) => void
+  readonly signatures: SignatureSearch
   /** Unsigned torrents, as referrers of the manifests whose layers they are of. */
   readonly torrents: TorrentReferrers
   /** Answers a request for a blob that has a torrent, and whose Accept names one. */
@@ -63,12 +65,6 @@ export async function* bodyOf({ raw }: FastifyRequest): AsyncGenerator<Uint8Arra
 
 export function created(reply: FastifyReply, location: string, digest: ContentDigest): FastifyReply {
   return reply.code(201).headers({ location, 'docker-content-digest': digest, 'content-length': '0' }).send()
-}
-
-/** Whether the client has it already (RFC 9110 section 13.1.2). */
-export function unchanged(request: FastifyRequest, etag: string): boolean {
-  const header = request.headers['if-none-match']
-  return header !== undefined && (header.trim() === '*' || header.includes(etag))
 }
 
 /** @throws ApiError 400 */

@@ -1,6 +1,8 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
 import { isSha256 } from '../../../lib/protocol/digest.ts'
+import type { ReleaseKey } from '../../../lib/token/release-keys.ts'
+import { parseReleaseKey } from '../../../lib/token/release-keys.ts'
 import { ApiError } from '../api-error.ts'
 import { imageIndexType } from '../oci-manifest.ts'
 import type { ReferrerDescriptor } from '../referrers.ts'
@@ -34,12 +36,15 @@ export async function listCatalog({ request, reply, store, caller }: Context): P
 export async function listReferrers(
   repository: string,
   subject: ContentDigest,
-  { request, reply, store, torrents, pullThrough }: Context,
+  context: Context,
 ): Promise<FastifyReply> {
+  const { request, reply, store, torrents, pullThrough } = context
   if (isSha256(subject) && pullThrough.upstreamOf(repository))
     await patiently(request, () => pullThrough.fetchReferrers(repository, subject))
   const query = queryOf(request)
   const artifactType = query.get('artifactType')
+  const signedBy = query.get('signedBy')
+  if (signedBy !== null) return listSignature(repository, subject, signedBy, context)
   const last = query.get('last') ?? ''
   const torrent = await torrents.of(repository, subject)
   const digests = new Set([
@@ -66,7 +71,43 @@ export async function listReferrers(
     page.push(descriptor)
   }
   if (artifactType !== null) reply.header('oci-filters-applied', 'artifactType')
-  const index = { schemaVersion: 2, mediaType: imageIndexType, manifests: page }
+  return sendReferrers(page, reply)
+}
+
+/** Of the signatures alone the one that is good by a key, for the tag that is named or for any. */
+async function listSignature(
+  repository: string,
+  subject: ContentDigest,
+  spki: string,
+  { request, reply, store, signatures }: Context,
+): Promise<FastifyReply> {
+  const query = queryOf(request)
+  const key = readKey(spki)
+  const tag = query.get('tag') ?? undefined
+  const digest = isSha256(subject)
+    ? await patiently(request, () => signatures.find({ repository, tag, digest: subject }, key))
+    : undefined
+  const found = digest && describeReferrer(await store.getManifest(repository, digest))
+  reply.header('oci-filters-applied', 'artifactType,signedBy')
+  return sendReferrers(found ? [found] : [], reply)
+}
+
+/** @throws ApiError 400 */
+function readKey(spki: string): ReleaseKey {
+  try {
+    return parseReleaseKey(spki)
+  } catch (cause) {
+    throw new ApiError(
+      400,
+      'UNSUPPORTED',
+      `Cannot use signedBy: need a public key as SubjectPublicKeyInfo in DER, base64url: ${(cause as Error).message}`,
+      { cause },
+    )
+  }
+}
+
+function sendReferrers(manifests: readonly ReferrerDescriptor[], reply: FastifyReply): FastifyReply {
+  const index = { schemaVersion: 2, mediaType: imageIndexType, manifests }
   return reply.header('content-type', imageIndexType).send(Buffer.from(JSON.stringify(index)))
 }
 

@@ -1,7 +1,9 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { ContentDigest } from '../../../lib/protocol/digest.ts'
 import { contentDigestOf, digestOf, isSha256, parseContentDigest } from '../../../lib/protocol/digest.ts'
+import { etagOf, isUnchanged } from '../../../lib/protocol/http-range.ts'
 import { isTag } from '../../../lib/protocol/reference.ts'
+import { monotonicMs } from '../../../lib/runtime/clock.ts'
 import type { Caller } from '../access.ts'
 import { ApiError } from '../api-error.ts'
 import type { Manifest } from '../blob-store.ts'
@@ -10,7 +12,7 @@ import { blobsOf, checkReferences, readManifest, subjectOf } from '../oci-manife
 import type { OciTarget } from '../oci-path.ts'
 import { removeManifest, removeTag } from '../removal.ts'
 import type { Context } from './context.ts'
-import { bodyOf, checkTag, contentLength, created, patiently, queryOf, unchanged } from './context.ts'
+import { bodyOf, checkTag, contentLength, created, patiently, queryOf } from './context.ts'
 
 type ManifestTarget = Extract<OciTarget, { kind: 'manifest' }>
 
@@ -24,14 +26,14 @@ export async function getManifest(target: ManifestTarget, context: Context): Pro
   // As with blobs: an index may be all that is pushed.
   if (request.method === 'HEAD' && context.caller.may('publish', target.repository))
     await claim(target, manifest.digest, context)
-  const etag = `"${manifest.digest}"`
+  const etag = etagOf(manifest.digest)
   reply.headers({
     'docker-content-digest': manifest.digest,
     // Set on the raw reply: fastify would add a charset, and clients compare the type as a whole.
     'content-length': String(manifest.bytes.length),
     etag,
   })
-  if (unchanged(request, etag)) return reply.code(304).removeHeader('content-length').send()
+  if (isUnchanged(request.headers, etag)) return reply.code(304).removeHeader('content-length').send()
   reply.header('content-type', manifest.mediaType)
   return request.method === 'HEAD' ? reply.send() : reply.send(manifest.bytes)
 }
@@ -98,8 +100,13 @@ export async function putManifest(
     await patiently(request, () => fetchMissing(repository, content, context))
   // In one turn, so that a collection either sees the manifest or finds what it names claimed.
   await context.inTurn(repository, async () => {
+    const claimedMs = monotonicMs()
     await checkReferences(repository, content, store)
-    const put = () => store.putManifest(repository, { digest, mediaType, bytes })
+    const put = async () => {
+      await store.putManifest(repository, { digest, mediaType, bytes })
+      // Now that it is named it is only looked whether all of it is still there.
+      if (monotonicMs() - claimedMs > store.claimHoldsMs) await checkReferences(repository, content, store)
+    }
     if (byDigest)
       await audit(request, caller, { action: 'manifest.put', target: `${repository}@${digest}` }, put)
     for (const tag of tags) {
@@ -202,12 +209,12 @@ async function deleteTag(repository: string, tag: string, context: Context): Pro
 }
 
 async function deleteByDigest(repository: string, digest: ContentDigest, context: Context): Promise<boolean> {
-  const { request, store, caller, audit } = context
-  if (!(await store.getManifest(repository, digest))) return false
-  const tags = (await store.listTags(repository)).filter((one) => one.digest === digest).map(({ tag }) => tag)
-  const details = { tags: tags.slice(0, tagsTold) }
-  const act = { action: 'manifest.delete', target: `${repository}@${digest}`, details } as const
-  return audit(request, caller, act, () => removeManifest(context, repository, digest))
+  const { request, caller, audit } = context
+  return removeManifest(context, repository, digest, (tags, remove) => {
+    const details = { tags: tags.slice(0, tagsTold) }
+    const act = { action: 'manifest.delete', target: `${repository}@${digest}`, details } as const
+    return audit(request, caller, act, remove)
+  })
 }
 
 async function readBody(request: FastifyRequest, maxBytes: number): Promise<Buffer> {

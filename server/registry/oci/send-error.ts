@@ -1,7 +1,7 @@
 import type { FastifyReply } from 'fastify'
 import { ClientError } from '../../../lib/protocol/errors.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
-import { ApiError } from '../api-error.ts'
+import { ApiError, passingFault } from '../api-error.ts'
 
 /** Answers with the body of the distribution-spec ("Error Codes"); what is not the caller's fault is logged and not told. */
 export async function sendError(error: unknown, reply: FastifyReply, log: Logger): Promise<FastifyReply> {
@@ -27,6 +27,8 @@ export async function sendError(error: unknown, reply: FastifyReply, log: Logger
 /** What may be told; fastify refuses what it cannot read, a Content-Type that is none for example, before a handler sees it. */
 function knownError(error: unknown): ApiError | undefined {
   if (error instanceof ApiError) return error
+  const passing = passingFault(error)
+  if (passing) return passing
   if (error instanceof ClientError) return new ApiError(400, error.code, error.message)
   if (!(error instanceof Error) || !('statusCode' in error) || typeof error.statusCode !== 'number')
     return undefined

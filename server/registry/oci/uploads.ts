@@ -69,7 +69,11 @@ export async function continueUpload(
 ): Promise<FastifyReply> {
   const { request, reply, store } = context
   const { repository } = target
-  // After a restart all that was received is read again first.
+  if (request.method === 'GET' || request.method === 'HEAD') {
+    const stands = await store.statUpload(repository, target.id)
+    if (stands) return uploadState(reply.code(204), repository, stands)
+  }
+  // After a restart, and where another server has it, all that was received is read again first.
   const upload = await patiently(request, () => store.resumeUpload(repository, target.id))
   if (!upload) {
     const wanted = queryOf(request).get('digest')
@@ -87,9 +91,6 @@ export async function continueUpload(
     )
   }
   switch (request.method) {
-    case 'GET':
-    case 'HEAD':
-      return uploadState(reply.code(204), repository, upload)
     case 'DELETE':
       await upload.cancel()
       return reply.code(204).send()
@@ -164,7 +165,9 @@ async function receive(upload: BlobUpload, { request }: Context): Promise<void> 
   }
 }
 
-function uploadHeaders(repository: string, upload: BlobUpload): Record<string, string> {
+type UploadStat = Pick<BlobUpload, 'id' | 'offset'>
+
+function uploadHeaders(repository: string, upload: UploadStat): Record<string, string> {
   return {
     location: `/v2/${repository}/blobs/uploads/${upload.id}`,
     range: `0-${Math.max(0, upload.offset - 1)}`,
@@ -174,6 +177,6 @@ function uploadHeaders(repository: string, upload: BlobUpload): Record<string, s
   }
 }
 
-function uploadState(reply: FastifyReply, repository: string, upload: BlobUpload): FastifyReply {
+function uploadState(reply: FastifyReply, repository: string, upload: UploadStat): FastifyReply {
   return reply.headers({ ...uploadHeaders(repository, upload), 'content-length': '0' }).send()
 }

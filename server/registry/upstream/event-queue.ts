@@ -1,7 +1,11 @@
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import type { Digest } from '../../../lib/protocol/digest.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
+import { follow } from '../../state/follow.ts'
+import type { OnOneServer } from '../../state/on-one-server.ts'
 import type { StateStore } from '../../state/state-store.ts'
+import { VersionConflict } from '../../state/state-store.ts'
 import { ApiError } from '../api-error.ts'
 import { firstWaitsMs, keepTrying } from './keep-trying.ts'
 import type { PullThrough } from './pull-through.ts'
@@ -15,6 +19,7 @@ export interface EventQueueDeps {
   readonly random: () => number
   readonly log: Logger
   readonly observer: EventObserver
+  readonly onOneServer: OnOneServer
 }
 
 export interface EventObserver {
@@ -23,7 +28,7 @@ export interface EventObserver {
 
 /**
  * Pushes to other registries that are yet to be pulled. What `add` has taken is pulled, whatever happens to this process; an event that
- * was taken before is not pulled again.
+ * was taken before is not pulled again. Several servers have one queue, in the state: each takes events, one of them pulls.
  */
 export interface EventQueue extends AsyncDisposable {
   /** Events that are not pulled yet; bounded. */
@@ -37,32 +42,40 @@ const waitingMax = 10_000
 const rememberedMax = 20_000
 const pullsMax = 4
 const prefix = 'upstream-events/'
-const pageSize = 1000
 
 interface StoredEvent extends PushEvent {
   readonly receivedAtMs: number
   readonly state: 'waiting' | 'done' | 'gave_up'
 }
 
-interface Entry {
-  stored: StoredEvent
-  /** Resolves once it is in the state. */
-  saved: Promise<unknown>
-}
-
-/** Goes on with what the last process had taken. */
+/** Goes on with what was taken before, by whatever server. */
 export async function startEventQueue(deps: EventQueueDeps): Promise<EventQueue> {
   const { state, pullThrough, now, log, observer } = deps
   const ended = new AbortController()
   const slots = createSlots('pulls of events', { max: pullsMax, waitingMax })
   /** In the order in which they came or were settled, so that the first settled one is the oldest. */
-  const entries = new Map<string, Entry>()
-  const running = new Set<Promise<void>>()
+  const entries = new Map<string, StoredEvent>()
+  /** Events on their way into the state. */
+  const saving = new Map<string, Promise<boolean>>()
+  const running = new Map<string, Promise<void>>()
   let waiting = 0
+  /** Of the time in which this server is the one that pulls. */
+  let leading: AbortSignal | undefined
 
-  const save = (key: string, stored: StoredEvent) => state.put(`${prefix}${key}`, stored)
+  const set = (key: string, stored: StoredEvent | undefined) => {
+    const before = entries.get(key)
+    if (before && before.state === stored?.state && before.receivedAtMs === stored.receivedAtMs) return
+    if (before?.state === 'waiting') waiting--
+    if (stored?.state === 'waiting') waiting++
+    entries.delete(key)
+    if (stored) entries.set(key, stored)
+    if (stored?.state === 'waiting' && leading) begin(key, stored, leading)
+  }
 
-  const pull = async ({ repository, tag, digest, receivedAtMs }: StoredEvent): Promise<Digest> =>
+  const pull = async (
+    { repository, tag, digest, receivedAtMs }: StoredEvent,
+    signal: AbortSignal,
+  ): Promise<Digest> =>
     keepTrying(
       (tries) =>
         slots.run(() =>
@@ -71,62 +84,94 @@ export async function startEventQueue(deps: EventQueueDeps): Promise<EventQueue>
             reference: tag ?? digest,
             // A manifest that is not seen yet will be; after a while the tag has moved on, and what it is now counts.
             expected: tries <= firstWaitsMs.length ? digest : undefined,
-            signal: ended.signal,
+            signal,
           }),
         ),
-      { sinceMs: receivedAtMs, patient: true, signal: ended.signal },
+      { sinceMs: receivedAtMs, patient: true, signal },
       deps,
     )
 
-  const settle = async (key: string, entry: Entry, outcome: 'done' | 'gave_up') => {
-    entry.stored = { ...entry.stored, state: outcome }
-    waiting--
-    entries.delete(key)
-    entries.set(key, entry)
+  const settle = async (key: string, stored: StoredEvent, outcome: 'done' | 'gave_up') => {
+    const settled: StoredEvent = { ...stored, state: outcome }
+    set(key, settled)
     observer.event(outcome)
-    await save(key, entry.stored)
+    await state.put(`${prefix}${key}`, settled)
     await forgetOldest()
   }
   const forgetOldest = async () => {
     if (entries.size - waiting <= rememberedMax) return
-    for (const [key, { stored }] of entries) {
+    for (const [key, stored] of entries) {
       if (stored.state === 'waiting') continue
-      entries.delete(key)
+      set(key, undefined)
       await state.delete(`${prefix}${key}`)
       return
     }
   }
 
-  const run = async (key: string, entry: Entry): Promise<void> => {
-    const { id, repository, tag, digest } = entry.stored
+  const run = async (key: string, stored: StoredEvent, signal: AbortSignal): Promise<void> => {
+    const { id, repository, tag, digest } = stored
     const told = { event: id, repository, tag, digest }
     try {
-      const pulled = await pull(entry.stored)
-      log.info({ ...told, pulled, tookMs: Math.round(now() - entry.stored.receivedAtMs) }, 'push pulled')
-      await settle(key, entry, 'done')
+      const pulled = await pull(stored, signal)
+      log.info({ ...told, pulled, tookMs: Math.round(now() - stored.receivedAtMs) }, 'push pulled')
+      await settle(key, stored, 'done')
     } catch (error) {
-      // It waits in the state for the next start.
-      if (ended.signal.aborted) return
+      // It waits in the state for the next start, or for the next server.
+      if (signal.aborted) return
       log.error({ ...told, err: error }, 'push was not pulled; giving up')
-      await settle(key, entry, 'gave_up')
+      await settle(key, stored, 'gave_up')
     }
   }
-  const begin = (key: string, entry: Entry) => {
-    const mine = run(key, entry)
+  const begin = (key: string, stored: StoredEvent, signal: AbortSignal) => {
+    if (running.has(key)) return
+    const mine = run(key, stored, signal)
       .catch((error: unknown) => {
-        if (!ended.signal.aborted) log.error({ err: error }, 'an event was not marked as settled')
+        if (!signal.aborted) log.error({ err: error }, 'an event was not marked as settled')
       })
-      .finally(() => running.delete(mine))
-    running.add(mine)
+      .finally(() => running.delete(key))
+    running.set(key, mine)
   }
 
-  const loaded = (await listAll(state)).sort((a, b) => a.stored.receivedAtMs - b.stored.receivedAtMs)
-  for (const { key, stored } of loaded) {
-    const entry = { stored, saved: Promise.resolve() }
-    entries.set(key, entry)
-    if (stored.state !== 'waiting') continue
-    waiting++
-    begin(key, entry)
+  const following = await follow({
+    state,
+    prefix,
+    loaded: async (loaded) => {
+      const found = (await Array.fromAsync(loaded))
+        .map(({ key, value }) => ({ key: key.slice(prefix.length), stored: value as StoredEvent }))
+        .sort((a, b) => a.stored.receivedAtMs - b.stored.receivedAtMs)
+      const keys = new Set(found.map(({ key }) => key))
+      for (const key of [...entries.keys()]) if (!keys.has(key) && !saving.has(key)) set(key, undefined)
+      for (const { key, stored } of found) set(key, stored)
+    },
+    changed: (change) => {
+      if (change.kind === 'put') set(change.entry.key.slice(prefix.length), change.entry.value as StoredEvent)
+      else set(change.key.slice(prefix.length), undefined)
+    },
+    log,
+  })
+  const led = deps.onOneServer('upstream-events', ended.signal, async (signal) => {
+    leading = signal
+    try {
+      for (const [key, stored] of entries) if (stored.state === 'waiting') begin(key, stored, signal)
+      await untilEnded(signal)
+    } finally {
+      leading = undefined
+      await Promise.all(running.values())
+    }
+  })
+
+  /** Whether it is to be pulled; not where another server, or this one, has it already. */
+  const save = async (key: string, stored: StoredEvent): Promise<boolean> => {
+    for (;;) {
+      const there = await state.get(`${prefix}${key}`)
+      if (there && isKnown(there.value as StoredEvent)) return false
+      try {
+        await state.put(`${prefix}${key}`, stored, { ifVersion: there?.version ?? 0 })
+        return true
+      } catch (error) {
+        if (!(error instanceof VersionConflict)) throw error
+      }
+    }
   }
 
   return {
@@ -135,16 +180,15 @@ export async function startEventQueue(deps: EventQueueDeps): Promise<EventQueue>
     },
     add: async (events) => {
       const fresh = new Map<string, PushEvent>()
-      const known: Entry[] = []
+      const known: Promise<boolean>[] = []
       for (const event of events) {
         const key = keyOf(event)
-        const entry = entries.get(key)
-        // One that was given up may be sent again; so may one without an id, which says nothing about when it was.
-        if (entry && (entry.stored.state === 'waiting' || (entry.stored.state === 'done' && event.id !== '')))
-          known.push(entry)
-        else fresh.set(key, event)
+        const stored = entries.get(key)
+        const underWay = saving.get(key)
+        if (underWay) known.push(underWay)
+        else if (!stored || !isKnown(stored)) fresh.set(key, event)
       }
-      if (waiting + fresh.size > waitingMax)
+      if (waiting + saving.size + fresh.size > waitingMax)
         throw new ApiError(503, 'TOOMANYREQUESTS', `Cannot take the events: ${waiting} wait already`, {
           hint: 'The upstream may be down: the log says what they wait for.',
           headers: { 'retry-after': '10' },
@@ -153,35 +197,37 @@ export async function startEventQueue(deps: EventQueueDeps): Promise<EventQueue>
       // All of them are known before the first wait: whoever sends one again meanwhile waits for the same write.
       const added = [...fresh].map(([key, event]) => {
         const stored: StoredEvent = { ...event, receivedAtMs, state: 'waiting' }
-        const entry: Entry = { stored, saved: save(key, stored) }
-        entries.delete(key)
-        entries.set(key, entry)
-        waiting++
-        return { key, entry }
+        const saved = save(key, stored)
+          .then((isNew) => {
+            if (isNew) set(key, stored)
+            return isNew
+          })
+          .finally(() => saving.delete(key))
+        saving.set(key, saved)
+        return saved
       })
-      const results = await Promise.allSettled(
-        added.map(async ({ key, entry }) => {
-          try {
-            await entry.saved
-          } catch (error) {
-            entries.delete(key)
-            waiting--
-            throw error
-          }
-          observer.event('accepted')
-          begin(key, entry)
-        }),
-      )
+      const results = await Promise.allSettled(added)
       for (const result of results) if (result.status === 'rejected') throw result.reason
-      await Promise.all(known.map(({ saved }) => saved))
-      for (let i = added.length; i < events.length; i++) observer.event('duplicate')
-      return { accepted: added.length, duplicates: events.length - added.length }
+      await Promise.all(known)
+      const accepted = results.filter((result) => result.status === 'fulfilled' && result.value).length
+      for (let i = 0; i < events.length; i++) observer.event(i < accepted ? 'accepted' : 'duplicate')
+      return { accepted, duplicates: events.length - accepted }
     },
     [Symbol.asyncDispose]: async () => {
       ended.abort(new Error('the server is ending'))
-      await Promise.all(running)
+      await led
+      await following[Symbol.asyncDispose]()
     },
   }
+}
+
+/** One that was given up may be sent again; so may one without an id, which says nothing about when it was. */
+function isKnown({ state, id }: StoredEvent): boolean {
+  return state === 'waiting' || (state === 'done' && id !== '')
+}
+
+async function untilEnded(signal: AbortSignal): Promise<void> {
+  if (!signal.aborted) await once(signal, 'abort')
 }
 
 /** The same event, sent again, has the same key. */
@@ -189,16 +235,4 @@ function keyOf({ id, repository, tag, digest }: PushEvent): string {
   return createHash('sha256')
     .update(JSON.stringify([id, repository, tag, digest]))
     .digest('hex')
-}
-
-async function listAll(state: StateStore): Promise<{ key: string; stored: StoredEvent }[]> {
-  const all: { key: string; stored: StoredEvent }[] = []
-  for (let after = ''; ;) {
-    const page = await state.list(prefix, { after, limit: pageSize })
-    for (const { key, value } of page)
-      all.push({ key: key.slice(prefix.length), stored: value as StoredEvent })
-    const last = page.at(-1)
-    if (page.length < pageSize || !last) return all
-    after = last.key
-  }
 }

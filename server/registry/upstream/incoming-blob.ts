@@ -69,12 +69,11 @@ export async function receiveBlob(options: IncomingOptions): Promise<IncomingBlo
     for await (const chunk of bytesOf(options)) {
       options.received(chunk.length)
       yield chunk
-      tell()
     }
   }
   const run = async (): Promise<BlobStat> => {
     try {
-      await upload.append(watched(), options.signal)
+      await upload.append(watched(), options.signal, tell)
     } catch (error) {
       await upload.cancel()
       throw error

@@ -4,6 +4,7 @@ import type { Digest } from '../../../lib/protocol/digest.ts'
 import { isRepository, isTag } from '../../../lib/protocol/reference.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
 import type { StateStore } from '../../state/state-store.ts'
+import { VersionConflict } from '../../state/state-store.ts'
 import { ApiError } from '../api-error.ts'
 import type { FleetMember } from '../fleet.ts'
 import { validate } from '../validate.ts'
@@ -14,6 +15,8 @@ import type { PullThrough } from './pull-through.ts'
 
 export interface PreheatDeps extends Pick<NotificationDeps, 'access' | 'anonymous'> {
   readonly state: StateStore
+  /** What this server is called among those that share the state: each goes on with its own jobs. */
+  readonly serverName: string
   readonly pullThrough: Pick<PullThrough, 'pull' | 'upstreamOf'>
   /** Hosts that hold or fetch a digest, or follow a tag that points at it. */
   readonly membersOf: (repository: string, digest: Digest) => Promise<readonly FleetMember[]>
@@ -35,6 +38,7 @@ const PreheatRequest = z.looseObject({
 
 interface Job {
   readonly id: number
+  readonly server?: string | undefined
   readonly url: string
   readonly repository: string
   readonly reference: string
@@ -71,7 +75,7 @@ export async function registerPreheatRoutes(
   app: FastifyInstance,
   deps: PreheatDeps,
 ): Promise<AsyncDisposable> {
-  const { state, pullThrough, now, log } = deps
+  const { state, pullThrough, serverName, now, log } = deps
   const ended = new AbortController()
   const running = new Set<Promise<void>>()
   const stored = await state.list(prefix, { limit: jobsMax })
@@ -81,6 +85,19 @@ export async function registerPreheatRoutes(
   const save = async (job: Job): Promise<void> => {
     jobs.set(job.id, job)
     await state.put(keyOf(job.id), job)
+  }
+  /** Under the next number that no server has given. */
+  const saveNew = async (fresh: Omit<Job, 'id'>): Promise<Job> => {
+    for (;;) {
+      const job: Job = { ...fresh, id: ++lastId }
+      try {
+        await state.put(keyOf(job.id), job, { ifVersion: 0 })
+        jobs.set(job.id, job)
+        return job
+      } catch (error) {
+        if (!(error instanceof VersionConflict)) throw error
+      }
+    }
   }
   const run = async (job: Job, authorization: string | undefined): Promise<void> => {
     const { id, repository, reference } = job
@@ -108,7 +125,8 @@ export async function registerPreheatRoutes(
       .finally(() => running.delete(mine))
     running.add(mine)
   }
-  for (const job of jobs.values()) if (job.state === 'pulling') begin(job)
+  for (const job of jobs.values())
+    if (job.state === 'pulling' && (job.server ?? serverName) === serverName) begin(job)
 
   const makeRoom = async () => {
     if (jobs.size < jobsMax) return
@@ -137,8 +155,8 @@ export async function registerPreheatRoutes(
     const authorization = authorizationOf(args.headers ?? {})
     await makeRoom()
     const at = now()
-    const job: Job = {
-      id: ++lastId,
+    const job = await saveNew({
+      server: serverName,
       url: args.url,
       repository,
       reference,
@@ -146,14 +164,15 @@ export async function registerPreheatRoutes(
       createdAtMs: at,
       updatedAtMs: at,
       state: 'pulling',
-    }
-    await save(job)
+    })
     begin(job, authorization)
     return describe(job, [], at)
   })
   app.get<{ Params: { id: string } }>('/oapi/v1/jobs/:id', async (request) => {
     const sender = await senderOf(request, deps)
-    const job = jobs.get(Number(request.params.id))
+    const id = /^\d{1,15}$/.test(request.params.id) ? Number(request.params.id) : 0
+    // Another server may have taken it, and says in the state how it goes on.
+    const job = (await state.get(keyOf(id)))?.value as Job | undefined
     if (!job) throw new ApiError(404, 'NOT_FOUND', `There is no job ${request.params.id.slice(0, 40)}`)
     sender.requirePublish(job.repository)
     const members = job.digest === undefined ? [] : await deps.membersOf(job.repository, job.digest)
@@ -182,7 +201,7 @@ function describe(job: Job, members: readonly FleetMember[], nowMs: number) {
   const success = tasks((state) => state === 'held')
   const failure = tasks((state) => state === 'failed' || (overdue && state !== 'held'))
   const open = members.length - success.length - failure.length
-  const state = stateOf(job, failure.length, open)
+  const state = stateOf(job, failure.length, open, nowMs)
   const timestamps = {
     created_at: new Date(job.createdAtMs).toISOString(),
     updated_at: new Date(job.updatedAtMs).toISOString(),
@@ -206,8 +225,10 @@ function describe(job: Job, members: readonly FleetMember[], nowMs: number) {
   }
 }
 
-function stateOf(job: Job, failed: number, open: number): 'PENDING' | 'SUCCESS' | 'FAILURE' {
+function stateOf(job: Job, failed: number, open: number, nowMs: number): 'PENDING' | 'SUCCESS' | 'FAILURE' {
   if (job.state === 'failed') return 'FAILURE'
+  // Its server has ended and did not come back.
+  if (job.state === 'pulling' && nowMs - job.createdAtMs >= hostsWaitMs) return 'FAILURE'
   if (job.state === 'pulling') return 'PENDING'
   if (job.scope === 'single_seed_peer') return 'SUCCESS'
   if (open > 0) return 'PENDING'

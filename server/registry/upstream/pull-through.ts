@@ -3,6 +3,7 @@ import type { Digest } from '../../../lib/protocol/digest.ts'
 import { parseDigest } from '../../../lib/protocol/digest.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
 import type { StateStore } from '../../state/state-store.ts'
+import type { AuditLog } from '../audit-log.ts'
 import type { BlobStat, BlobStore, Manifest } from '../blob-store.ts'
 import { blobsOf, parseManifest } from '../oci-manifest.ts'
 import type { IncomingBlob } from './incoming-blob.ts'
@@ -21,6 +22,7 @@ export interface PullThroughDeps {
   readonly inTurn: <Result>(repository: string, work: () => Promise<Result>) => Promise<Result>
   /** Called after a tag moved, durably. */
   readonly onTag: (repository: string, tag: string) => void
+  readonly auditLog: Pick<AuditLog, 'around'>
   readonly tagTtlMs: number
   readonly blobMaxBytes: number
   readonly now: () => number
@@ -126,7 +128,15 @@ export function createPullThrough(deps: PullThroughDeps): PullThrough {
     await state.put(tagKey(repository, tag), { digests } satisfies PulledTag)
     // The release before stays for a while yet.
     if (before) await store.claimManifest(repository, before.digest)
-    await store.putTag(repository, tag, digest)
+    const act = {
+      who: { kind: 'upstream', name: required(repository).name },
+      action: 'tag.move',
+      target: `${repository}:${tag}`,
+      details: { digest, was: before?.digest },
+    } as const
+    const put = () => store.putTag(repository, tag, digest)
+    // A tag that was pushed here with the same digest is only known as pulled from now on.
+    await (before?.digest === digest ? put() : deps.auditLog.around(act, put))
     deps.onTag(repository, tag)
     log.info({ repository, tag, digest, by: 'upstream' }, 'tag moved')
   }

@@ -1,5 +1,6 @@
 import type { Logger } from '../../../lib/runtime/log.ts'
 import { delay } from '../../../lib/runtime/backoff.ts'
+import type { OnOneServer } from '../../state/on-one-server.ts'
 import type { BlobStore } from '../blob-store.ts'
 import type { PullThrough } from './pull-through.ts'
 import type { UpstreamClient } from './upstream-client.ts'
@@ -12,6 +13,7 @@ export interface ReconcileDeps {
   readonly intervalMs: number
   readonly random: () => number
   readonly log: Logger
+  readonly onOneServer: OnOneServer
 }
 
 /**
@@ -21,18 +23,18 @@ export interface ReconcileDeps {
 export function startReconcile(deps: ReconcileDeps): AsyncDisposable {
   const { upstreams, intervalMs, random, log } = deps
   const ended = new AbortController()
-  const loop = async () => {
+  const loop = async (signal: AbortSignal) => {
     for (;;) {
       for (const upstream of upstreams) {
         const startedAtMs = performance.now()
-        const { repositories, tags, failed } = await scan(upstream, deps, ended.signal)
+        const { repositories, tags, failed } = await scan(upstream, deps, signal)
         const tookMs = Math.round(performance.now() - startedAtMs)
         log.info({ upstream: upstream.name, repositories, tags, failed, tookMs }, 'upstream reconciled')
       }
-      await delay(intervalMs * (0.8 + 0.4 * random()), ended.signal)
+      await delay(intervalMs * (0.8 + 0.4 * random()), signal)
     }
   }
-  const running = loop().catch((error: unknown) => {
+  const running = deps.onOneServer('upstream-reconcile', ended.signal, loop).catch((error: unknown) => {
     if (!ended.signal.aborted) log.error({ err: error }, 'reconciling has ended')
   })
   return {

@@ -3,8 +3,10 @@ import type { FastifyInstance } from 'fastify'
 import { ConfigError } from '../../../lib/runtime/config.ts'
 import type { Logger } from '../../../lib/runtime/log.ts'
 import { readSecret } from '../../../lib/runtime/secret-file.ts'
+import type { OnOneServer } from '../../state/on-one-server.ts'
 import type { StateStore } from '../../state/state-store.ts'
 import type { AccessControl } from '../access.ts'
+import type { AuditLog } from '../audit-log.ts'
 import type { BlobStore } from '../blob-store.ts'
 import type { EventObserver, EventQueue } from './event-queue.ts'
 import { startEventQueue } from './event-queue.ts'
@@ -40,8 +42,12 @@ export interface UpstreamsDeps {
   readonly state: StateStore
   readonly inTurn: <Result>(repository: string, work: () => Promise<Result>) => Promise<Result>
   readonly onTag: (repository: string, tag: string) => void
+  readonly auditLog: Pick<AuditLog, 'around'>
   readonly now: () => number
   readonly random: () => number
+  /** What this server is called among those that share the state. */
+  readonly serverName: string
+  readonly onOneServer: OnOneServer
   readonly log: Logger
   readonly observer: PullThroughObserver & EventObserver & { watchQueue(queue: EventQueue): void }
 }
@@ -59,7 +65,7 @@ export interface Upstreams extends AsyncDisposable {
 /** @throws ConfigError naming the credential or certificate that cannot be read */
 export async function startUpstreams(settings: UpstreamSettings, deps: UpstreamsDeps): Promise<Upstreams> {
   await using started = new AsyncDisposableStack()
-  const { store, state, now, random, log, observer } = deps
+  const { store, state, now, random, onOneServer, serverName, log, observer } = deps
   const upstreams: UpstreamClient[] = []
   for (const [i, { name, url, repositories, ca, credential_file: file }] of settings.upstreams.entries()) {
     const at = `registry.upstreams.${i}`
@@ -88,7 +94,9 @@ export async function startUpstreams(settings: UpstreamSettings, deps: Upstreams
       blobMaxBytes: settings.blob_max,
     }),
   )
-  const queue = started.use(await startEventQueue({ state, pullThrough, now, random, log, observer }))
+  const queue = started.use(
+    await startEventQueue({ state, pullThrough, now, random, onOneServer, log, observer }),
+  )
   observer.watchQueue(queue)
   if (settings.reconcile_interval !== 'off')
     started.use(
@@ -98,6 +106,7 @@ export async function startUpstreams(settings: UpstreamSettings, deps: Upstreams
         store,
         intervalMs: settings.reconcile_interval,
         random,
+        onOneServer,
         log,
       }),
     )
@@ -107,7 +116,7 @@ export async function startUpstreams(settings: UpstreamSettings, deps: Upstreams
     registerRoutes: async (app, { access, membersOf }) => {
       const shared = { access, anonymous: settings.anonymous_notifications, pullThrough, log }
       registerNotificationRoutes(app, { ...shared, queue, observer })
-      owned.use(await registerPreheatRoutes(app, { ...shared, state, membersOf, now, random }))
+      owned.use(await registerPreheatRoutes(app, { ...shared, state, serverName, membersOf, now, random }))
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }

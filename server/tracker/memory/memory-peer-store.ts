@@ -46,6 +46,10 @@ export interface MemoryPeerStore extends PeerStore {
   readonly shared: SharedStore
   /** Whole seconds that peers of the store are due at. */
   nowTick(): number
+  /** Keeps a peer that is known at least so long from now on. */
+  prolong(peer: Pick<StoreAnnounce, 'infoHash' | 'source' | 'port'>, lifetimeMs: number): void
+  /** Removes a peer that is known, as its stop would. */
+  forget(peer: Pick<StoreAnnounce, 'infoHash' | 'source' | 'port'>): void
   /** Runs `work` while no other thread touches the store; it must be quick and must not wait. */
   locked<Result>(work: (parts: StoreParts) => Result): Result
   /** Adds a peer of an earlier run, unless it is there or there is no room. @returns whether it was added */
@@ -180,6 +184,12 @@ export function openMemoryPeerStore(
     bytes[length] = port >> 8
     bytes[length + 1] = port & 0xff
     return bytes
+  }
+
+  /** @returns -1 where it is not known */
+  const findPeer = (peer: Pick<StoreAnnounce, 'infoHash' | 'source' | 'port'>): number => {
+    const swarm = swarms.find(peer.infoHash)
+    return swarm < 0 ? -1 : families[peer.source.family].find(swarm, endpointBytes(peer))
   }
 
   const findSwarm = (announce: StoreAnnounce): number =>
@@ -350,6 +360,20 @@ export function openMemoryPeerStore(
       leechers: header[totalWords[leecher]] ?? 0,
       refused: header[refusedWord] ?? 0,
     }),
+    prolong: (peer, lifetimeMs) => {
+      locked(() => {
+        const peers = families[peer.source.family]
+        const handle = findPeer(peer)
+        if (handle < 0 || peers.expiryTick(handle) * tickMs >= now() + lifetimeMs) return
+        schedule(peers, handle, lifetimeMs, now())
+      })
+    },
+    forget: (peer) => {
+      locked(() => {
+        const handle = findPeer(peer)
+        if (handle >= 0) remove(families[peer.source.family], handle)
+      })
+    },
     nowTick,
     locked: (work) => locked(() => work({ swarms, families })),
     restore: ({ kind, lifeSeconds, ...peer }) =>

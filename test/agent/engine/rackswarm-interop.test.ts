@@ -10,12 +10,12 @@ import { test } from 'node:test'
 import type { EngineHandle, EnginePeer } from '../../../agent/engine/engine.ts'
 import { createWebtorrentEngine } from '../../../agent/engine/webtorrent/webtorrent.ts'
 import { writeBlobInfo, writeTorrent } from '../../../lib/protocol/metainfo.ts'
-import { aria2Options, freePort, startTinyTracker, waitForPort } from '../../support/foreign.ts'
+import { aria2Options, freePort, startTinyTracker } from '../../support/foreign.ts'
+import { until, untilListening } from '../../support/until.ts'
 import type { Blob } from './fixtures.ts'
 import {
   admission,
   blobFile,
-  eventually,
   mebibyte,
   peerAt,
   peerFeed,
@@ -182,7 +182,7 @@ async function startAria2(t: TestContext, place: Place): Promise<Foreign> {
     '--seed-ratio=0.0',
     torrent,
   ])
-  await Promise.race([waitForPort(port), ended(child)])
+  await Promise.race([untilListening(port), ended(child)])
   return { peer: peerAt(port), file, done: place.whole ? Promise.resolve() : completed.promise }
 }
 
@@ -201,8 +201,10 @@ async function startLibtorrent(t: TestContext, place: Place): Promise<Foreign> {
   ])
   const words = new Set<string>()
   if (child.stdout) createInterface(child.stdout).on('line', (word) => words.add(word))
-  const says = (word: string) =>
-    Promise.race([eventually(() => words.has(word), `libtorrent saying ${word}`, 30), ended(child)])
+  const says = async (word: string) => {
+    const isSaid = until(`libtorrent saying ${word}`, () => words.has(word), { withinMs: 30_000 })
+    await Promise.race([isSaid, ended(child)])
+  }
   await says('listening')
   const done = says('done')
   done.catch(() => undefined)

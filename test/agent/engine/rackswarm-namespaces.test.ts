@@ -7,7 +7,6 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { TestContext } from 'node:test'
 import { suite, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { PeerTraffic } from '../../../agent/engine/engine.ts'
 import type { Family } from '../../../lib/protocol/address.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
@@ -15,12 +14,13 @@ import { escapeBytes } from '../../../lib/protocol/query.ts'
 import { writeBlobInfo, writeTorrent } from '../../../lib/protocol/metainfo.ts'
 import { aria2Options } from '../../support/foreign.ts'
 import type { Namespace, RunningChild } from '../../support/namespaces.ts'
-import { startNetwork, untilListening } from '../../support/namespaces.ts'
+import { startNetwork } from '../../support/namespaces.ts'
 import type { Address } from '../../support/tracker.ts'
 import { announceQuery, bencoded, fileOwner, httpGet, startTracker } from '../../support/tracker.ts'
+import { until, untilListening } from '../../support/until.ts'
 import type { EngineProcessOptions } from './engine-namespace-process.ts'
 import type { Blob } from './fixtures.ts'
-import { blobFile, eventually, mebibyte, randomBlob, temporaryDirectory, withDeadline } from './fixtures.ts'
+import { blobFile, mebibyte, randomBlob, temporaryDirectory, withDeadline } from './fixtures.ts'
 
 /** Everyone's, each in a namespace of its own. */
 const peerPort = 6881
@@ -67,8 +67,8 @@ const foreign: Record<string, Start> = {
 // Transmission unchokes nobody in its first ten seconds; meanwhile others run.
 suite('peers in namespaces of their own', { concurrency: 8 }, () => {
   for (const [seeder, mebibytes] of [
-    ['rackswarm', 100],
-    ['transmission', 32],
+    ['rackswarm', 48],
+    ['transmission', 16],
   ] as const) {
     test(`a mixed swarm is fed by one ${seeder}`, async (t) => {
       const swarm = await startSwarm(t, 6, { bytes: mebibytes * mebibyte + 12_345 })
@@ -76,10 +76,10 @@ suite('peers in namespaces of their own', { concurrency: 8 }, () => {
       assert.ok(one && two && three && four && five && six)
       const owns =
         seeder === 'rackswarm'
-          ? [await startOwn(swarm, one, true, { uploadBytesPerSecond: 24 * mebibyte })]
+          ? [await startOwn(swarm, one, true, { uploadBytesPerSecond: 12 * mebibyte })]
           : [await startOwn(swarm, one, false)]
       const [transmission, aria2, libtorrent, webtorrent, own] = await Promise.all([
-        startTransmission(swarm, two, seeder === 'transmission', { uploadBytesPerSecond: 24 * mebibyte }),
+        startTransmission(swarm, two, seeder === 'transmission', { uploadBytesPerSecond: 12 * mebibyte }),
         startAria2(swarm, three, false),
         startLibtorrent(swarm, four, false),
         startOwn(swarm, five, false, { engine: 'webtorrent' }),
@@ -98,7 +98,7 @@ suite('peers in namespaces of their own', { concurrency: 8 }, () => {
   }
 
   test('rackswarm fetches from transmission', async (t) => {
-    const swarm = await startSwarm(t, 2, { bytes: 24 * mebibyte + 12_345 })
+    const swarm = await startSwarm(t, 2, { bytes: 12 * mebibyte + 12_345 })
     const [one, two] = pair(swarm)
     await startTransmission(swarm, one, true)
     const engine = await startOwn(swarm, two, false)
@@ -107,7 +107,7 @@ suite('peers in namespaces of their own', { concurrency: 8 }, () => {
   })
 
   test('transmission fetches from rackswarm', async (t) => {
-    const swarm = await startSwarm(t, 2, { bytes: 24 * mebibyte + 12_345 })
+    const swarm = await startSwarm(t, 2, { bytes: 12 * mebibyte + 12_345 })
     const [one, two] = pair(swarm)
     const engine = await startOwn(swarm, one, true)
     const transmission = await startTransmission(swarm, two, false)
@@ -118,7 +118,7 @@ suite('peers in namespaces of their own', { concurrency: 8 }, () => {
   })
 
   test('rackswarm fetches from rackswarm over IPv6, told by a tracker over IPv6', async (t) => {
-    const swarm = await startSwarm(t, 2, { bytes: 24 * mebibyte + 12_345, family: 6 })
+    const swarm = await startSwarm(t, 2, { bytes: 12 * mebibyte + 12_345, family: 6 })
     const [one, two] = pair(swarm)
     await startOwn(swarm, one, true)
     const engine = await startOwn(swarm, two, false)
@@ -130,7 +130,7 @@ suite('peers in namespaces of their own', { concurrency: 8 }, () => {
   // handshakes. Where they meet without a relay, they use it.
   for (const [name, start] of Object.entries(foreign)) {
     test(`rackswarm fetches from ${name} without the fast extension`, async (t) => {
-      const swarm = await startSwarm(t, 2, { bytes: 8 * mebibyte + 12_345 })
+      const swarm = await startSwarm(t, 2, { bytes: 4 * mebibyte + 12_345 })
       const [one, two] = pair(swarm)
       await start(swarm, one, true)
       const relay = await startRelay(t, one)
@@ -141,7 +141,7 @@ suite('peers in namespaces of their own', { concurrency: 8 }, () => {
     })
 
     test(`${name} fetches from rackswarm without the fast extension`, async (t) => {
-      const swarm = await startSwarm(t, 2, { bytes: 8 * mebibyte + 12_345 })
+      const swarm = await startSwarm(t, 2, { bytes: 4 * mebibyte + 12_345 })
       const [one, two] = pair(swarm)
       const engine = await startOwn(swarm, one, true, { peers: [] })
       const relay = await startRelay(t, one)
@@ -187,14 +187,10 @@ function pair({ namespaces }: Swarm): [Namespace, Namespace] {
 /** The seeders that the tracker counts say that everyone has said so; then it is the files that count. */
 async function assertAllWhole(swarm: Swarm, clients: readonly Client[]): Promise<void> {
   const wanted = swarm.namespaces.length
-  await eventually(
-    async () => {
-      await sleep(pollMs)
-      return (await seedersOf(swarm)) >= wanted
-    },
-    `${wanted} seeders at the tracker`,
-    40,
-  )
+  await until(`${wanted} seeders at the tracker`, async () => (await seedersOf(swarm)) >= wanted, {
+    withinMs: 40_000,
+    everyMs: pollMs,
+  })
   for (const client of clients) await assertWhole(swarm, client)
 }
 
@@ -209,10 +205,10 @@ async function seedersOf({ blob }: Swarm): Promise<number> {
 
 /** A client may say that it has everything before it has written the last of it. */
 async function assertWhole({ blob }: Swarm, { file }: Client): Promise<void> {
-  await eventually(
-    async () => (await stat(file)).size === blob.bytes.length && (await readFile(file)).equals(blob.bytes),
+  await until(
     `the right bytes in ${file}`,
-    5,
+    async () => (await stat(file)).size === blob.bytes.length && (await readFile(file)).equals(blob.bytes),
+    { withinMs: 5_000 },
   )
 }
 
@@ -240,8 +236,8 @@ async function startOwn(
   }
   const child = namespace.spawn(process.execPath, [engineProcess, JSON.stringify(options)])
   const lines = linesOf(child)
-  await lines.until('ready')
-  const done = lines.until('done', 50)
+  await lines.says('ready')
+  const done = lines.says('done', 50_000)
   done.catch(() => undefined)
   return {
     file,
@@ -271,7 +267,7 @@ async function startAria2(swarm: Swarm, namespace: Namespace, whole: boolean): P
     '--seed-ratio=0.0',
     swarm.torrent,
   ])
-  await untilListening(namespace.ipv4, peerPort)
+  await untilListening(peerPort, namespace.ipv4)
   return { file }
 }
 
@@ -286,7 +282,7 @@ async function startLibtorrent(swarm: Swarm, namespace: Namespace, whole: boolea
     `${namespace.ipv4}:${peerPort}`,
   ])
   const lines = linesOf(child)
-  await lines.until(whole ? 'done' : 'listening')
+  await lines.says(whole ? 'done' : 'listening')
   return { file }
 }
 
@@ -335,16 +331,16 @@ async function startTransmission(
   }
   await writeFile(join(config, 'settings.json'), JSON.stringify(settings))
   namespace.spawn('transmission-daemon', ['--foreground', '--log-error', '--config-dir', config])
-  await untilListening(namespace.ipv4, transmissionRpcPort)
+  await untilListening(transmissionRpcPort, namespace.ipv4)
   const url = `http://${namespace.ipv4}:${transmissionRpcPort}/transmission/rpc`
   const { 'torrent-added': added } = await askTransmission(url, 'torrent-add', { filename: swarm.torrent })
   assert.ok(added, 'transmission has added the torrent')
   if (whole) {
-    await eventually(async () => {
+    await until('transmission seeding', async () => {
       const { torrents } = await askTransmission(url, 'torrent-get', { fields: ['percentDone', 'status'] })
       const seeding = 6
       return torrents?.[0]?.percentDone === 1 && torrents[0].status === seeding
-    }, 'transmission seeding')
+    })
   }
   return { file }
 }
@@ -385,15 +381,13 @@ function linesOf(child: RunningChild) {
   reader.on('line', (line) => seen.add(line))
   return {
     reader,
-    until: async (line: string, seconds = 20) =>
-      eventually(
-        () => {
-          assert.equal(child.exitCode, null, `it has ended before it said ${line}`)
-          return seen.has(line)
-        },
-        `a process saying ${line}`,
-        seconds,
-      ),
+    says: async (line: string, withinMs = 40_000) => {
+      const isSaid = () => {
+        assert.equal(child.exitCode, null, `it has ended before it said ${line}`)
+        return seen.has(line)
+      }
+      await until(`a process saying ${line}`, isSaid, { withinMs })
+    },
   }
 }
 

@@ -11,8 +11,9 @@ import { AgentConfig } from '../../../agent/config.ts'
 import { createAgentClient } from '../../../lib/client/agent-client.ts'
 import { parseTorrent, writeBlobInfo, writeTorrent } from '../../../lib/protocol/metainfo.ts'
 import { silentLog } from '../../../lib/runtime/log.ts'
+import { until } from '../../support/until.ts'
 import type { Blob } from '../engine/fixtures.ts'
-import { eventually, mebibyte, randomBlob, temporaryDirectory } from '../engine/fixtures.ts'
+import { mebibyte, randomBlob, temporaryDirectory } from '../engine/fixtures.ts'
 import type { MiniServer } from '../mini-server.ts'
 import { startMiniServer } from '../mini-server.ts'
 
@@ -31,7 +32,7 @@ async function startMirrorAgent(t: TestContext, server: MiniServer, settings: Se
     peer_port: 0,
     disk: { reserve: '0B' },
     ...settings,
-    signatures: { policy: 'accept_unsigned' },
+    signatures: { policy: 'accept_unsigned', ...(settings['signatures'] as Settings | undefined) },
     mirror: { enabled: true, addr: '127.0.0.1:0', ...(settings['mirror'] as Settings | undefined) },
   })
   const agent = await startAgent(config, {
@@ -45,7 +46,7 @@ async function startMirrorAgent(t: TestContext, server: MiniServer, settings: Se
   t.after(() => agent[Symbol.asyncDispose]())
   const client = createAgentClient({ socketPath: agent.addresses.controlSocket })
   t.after(() => client[Symbol.asyncDispose]())
-  await eventually(async () => (await client.status()).lastReportAt !== undefined, 'a report')
+  await until('a report', async () => (await client.status()).lastReportAt !== undefined)
   const url = agent.addresses.mirrorUrl ?? assert.fail('there is no mirror')
   const metric = async (name: string) => {
     const text = await (await fetch(`${agent.addresses.metricsUrl}/metrics`)).text()
@@ -83,13 +84,13 @@ test('a blob is served while it comes, whole and by range, and then from the cac
   const end = await late
   assert.equal(end.status, 206)
   assert.ok(Buffer.from(await end.arrayBuffer()).equals(blob.bytes.subarray(10 * mebibyte)))
-  await eventually(
-    async () => (await metric('rackswarm_agent_mirror_sent_bytes_total{from="swarm"}')) === 14 * mebibyte,
+  await until(
     'its bytes are counted',
+    async () => (await metric('rackswarm_agent_mirror_sent_bytes_total{from="swarm"}')) === 14 * mebibyte,
   )
   assert.equal(await metric('rackswarm_agent_mirror_sent_bytes_total{from="cache"}'), 0)
 
-  await eventually(async () => (await client.status()).blobs[0]?.seeding === true, 'a seed of it')
+  await until('a seed of it', async () => (await client.status()).blobs[0]?.seeding === true)
   for (const [range, status, from, to] of [
     ['bytes=0-0', 206, 0, 1],
     ['bytes=1000-300000', 206, 1000, 300_001],
@@ -160,9 +161,9 @@ test('bytes whose pieces are right and whose SHA-256 is wrong are cut short, and
     for await (const chunk of response.body ?? []) received += (chunk as Uint8Array).length
   })
   assert.ok(received < given.bytes.length)
-  await eventually(
-    async () => (await metric('rackswarm_agent_fetches_total{outcome="wrong_digest"}')) === 1,
+  await until(
     'the fetch is given up',
+    async () => (await metric('rackswarm_agent_fetches_total{outcome="wrong_digest"}')) === 1,
   )
   assert.deepEqual(await readdir(join(data, 'blobs', 'sha256')), [])
 })
@@ -200,6 +201,28 @@ test('while the server is away what is held is served, and the rest is 404 withi
   assert.match(JSON.stringify(refused), /"code":"MANIFEST_UNKNOWN".*does not answer, and web:2 is not held/)
 })
 
+test('with signatures: require what nobody has signed that is trusted is 404, and the rules say for which repositories', async (t) => {
+  const server = await startMiniServer(t)
+  const refused = server.publish('web:1', [{ blob: randomBlob(1000) }])
+  const taken = server.publish('open/web:1', [{ blob: randomBlob(1000) }])
+  const signatures = {
+    policy: 'require',
+    repositories: [{ match: ['open/*'], policy: 'accept_unsigned' }],
+  }
+  const statusOf = async (url: string, path: string) => {
+    const response = await fetch(`${url}/v2/${path}`)
+    return [response.status, await response.text()] as const
+  }
+  const { url } = await startMirrorAgent(t, server, { signatures, mirror: { signatures: 'require' } })
+  for (const path of ['web/manifests/1', `web/manifests/${refused}`]) {
+    const [status, text] = await statusOf(url, path)
+    assert.equal(status, 404, path)
+    assert.match(text, /This host does not take .*this host trusts no key for it/)
+  }
+  for (const path of ['open/web/manifests/1', `open/web/manifests/${taken}`])
+    assert.equal((await statusOf(url, path))[0], 200, path)
+})
+
 test('what the server refuses this host is 404, also where it was allowed before', async (t) => {
   const server = await startMiniServer(t)
   const blob = randomBlob(mebibyte)
@@ -229,14 +252,14 @@ test('a blob that nobody waits for any more is given up', async (t) => {
   assert.equal(response.status, 200)
   gone.abort()
   await response.arrayBuffer().catch(() => undefined)
-  await eventually(
-    async () => (await metric('rackswarm_agent_mirror_requests_total{kind="blob",outcome="left"}')) === 1,
+  await until(
     'the request has ended',
+    async () => (await metric('rackswarm_agent_mirror_requests_total{kind="blob",outcome="left"}')) === 1,
   )
   assert.equal((await client.transfers()).transfers[0]?.state, 'fetching', 'a client may come back at once')
-  await eventually(
-    async () => (await metric('rackswarm_agent_fetches_total{outcome="aborted"}')) === 1,
+  await until(
     'the end of the fetch',
+    async () => (await metric('rackswarm_agent_fetches_total{outcome="aborted"}')) === 1,
   )
 })
 
@@ -266,12 +289,12 @@ test('a blob that is nearly here when its client goes comes to its end', async (
   }
   gone.abort()
   const leftAt = performance.now()
-  await eventually(() => performance.now() - leftAt > 6000, 'the time in which a client may come back')
+  await until('the time in which a client may come back', () => performance.now() - leftAt > 6000)
   assert.equal(await metric('rackswarm_agent_mirror_requests_total{kind="blob",outcome="left"}'), 1)
   answerLast()
-  await eventually(
-    async () => (await metric('rackswarm_agent_fetches_total{outcome="ok"}')) === 1,
+  await until(
     'the whole blob',
+    async () => (await metric('rackswarm_agent_fetches_total{outcome="ok"}')) === 1,
   )
 })
 
@@ -293,7 +316,7 @@ test('more readers than there may be are told 503, not 429', async (t) => {
       () => undefined,
     ),
   )
-  await eventually(() => statuses.length === 16, 'answers to those beyond 64')
+  await until('answers to those beyond 64', () => statuses.length === 16)
   assert.ok(statuses.every((status) => status === 503))
   gone.abort()
   await Promise.all(readers)

@@ -46,13 +46,51 @@ test('one that is damaged, too large or gone comes with what is wrong, and keeps
       [gone, 'a signature is listed and cannot be had'],
       [noBlob, 'a signature is listed and cannot be had'],
       [changed, 'a signature is not what DIGEST names'],
-      [registry.list[3]?.digest, 'a signature has 1048577 bytes, at most 1048576 are read'],
-      [registry.list[4]?.digest, 'a manifest that attaches a signature has 0 layers, need 1'],
-      [registry.list[5]?.digest, 'a manifest that attaches a signature cannot be read'],
+      [
+        registry.list[3]?.digest,
+        'Cannot read signature: bundle: it has 1048577 bytes, at most 1048576 are read',
+      ],
+      [registry.list[4]?.digest, 'Cannot read signature: layers: need a list of 1'],
+      [registry.list[5]?.digest, 'Cannot read signature: layers: need a list of 1'],
       [registry.list[6]?.digest, 'Cannot read digest "md5:0": need sha256: and 64 lower-case hex digits'],
-      [registry.list[7]?.digest, 'a manifest that attaches a signature has 1048576 bytes'],
+      [
+        registry.list[7]?.digest,
+        'Cannot read signature: its manifest has 1048576 bytes, at most 65536 are read',
+      ],
       [good, 'good'],
     ],
+  )
+})
+
+test('what the registry finds good by a key comes first, once, and a list that it did not filter is not taken for that', async (t) => {
+  const registry = await startRegistry(t)
+  const [one, two] = ['one', 'two'].map((text) => registry.attach(text, {}))
+  const both = [
+    { digest: one, text: 'one' },
+    { digest: two, text: 'two' },
+  ]
+  assert.deepEqual(await registry.read(['k']), both)
+  registry.filters = 'artifactType'
+  assert.deepEqual(await registry.read(['k']), both)
+  registry.filters = 'artifactType,signedBy'
+  registry.good.set('spki of k', two ?? '')
+  registry.good.set('spki of l', two ?? '')
+  assert.deepEqual(await registry.read(['k', 'l', 'm']), both.toReversed())
+})
+
+test('where the registry finds none, a hundred are looked at to say what is wrong', async (t) => {
+  const registry = await startRegistry(t)
+  registry.pageEntries = 100
+  for (let i = 0; i < 30; i++) registry.attach(`other ${i}`, { key: 'other' })
+  for (let i = 0; i < 101; i++) registry.attach(`false ${i}`, { key: 'k' })
+  const all = await registry.read(['k'])
+  assert.deepEqual(
+    all.map(({ text }) => text),
+    [...Array.from({ length: 100 }, (_, i) => `false ${i}`), undefined],
+  )
+  assert.equal(
+    all.at(-1)?.reason,
+    '131 signatures are attached to it, the server finds no good one, and only 100 are looked at',
   )
 })
 
@@ -77,7 +115,7 @@ interface Entry {
   annotations?: Record<string, string>
 }
 
-/** A registry that lists two referrers a page, on a real socket. */
+/** A registry that lists a few referrers a page, on a real socket. */
 async function startRegistry(t: TestContext) {
   const bytes = new Map<string, Buffer>()
   const list: Entry[] = []
@@ -99,17 +137,32 @@ async function startRegistry(t: TestContext) {
     })
     return put(content)
   }
-  const state: { fails: number | undefined; endless: boolean } = { fails: undefined, endless: false }
+  const good = new Map<string, string>()
+  const state: {
+    pageEntries: number
+    fails: number | undefined
+    endless: boolean
+    filters: string | undefined
+  } = {
+    pageEntries: 2,
+    fails: undefined,
+    endless: false,
+    filters: undefined,
+  }
   const server = createServer((request, response) => {
     const url = new URL(request.url ?? '/', 'http://registry')
     paths.push(url.pathname)
     if (state.fails !== undefined) {
       response.writeHead(state.fails).end()
+    } else if (url.searchParams.has('signedBy') && state.filters !== undefined) {
+      response.setHeader('oci-filters-applied', state.filters)
+      const found = good.get(url.searchParams.get('signedBy') ?? '')
+      response.end(JSON.stringify({ manifests: list.filter(({ digest }) => digest === found) }))
     } else if (url.pathname.includes('/referrers/')) {
       const from = Number(url.searchParams.get('from') ?? 0)
-      const more = state.endless || from + 2 < list.length
-      if (more) response.setHeader('link', `<${url.pathname}?from=${from + 2}>; rel="next"`)
-      const manifests = state.endless ? [] : list.slice(from, from + 2)
+      const more = state.endless || from + state.pageEntries < list.length
+      if (more) response.setHeader('link', `<${url.pathname}?from=${from + state.pageEntries}>; rel="next"`)
+      const manifests = state.endless ? [] : list.slice(from, from + state.pageEntries)
       response.end(JSON.stringify({ schemaVersion: 2, manifests }))
     } else {
       const content = bytes.get(url.pathname.replace(/^.*\//, ''))
@@ -126,6 +179,7 @@ async function startRegistry(t: TestContext) {
   return Object.assign(state, {
     bytes,
     list,
+    good,
     paths,
     entry,
     attachManifest,
@@ -136,7 +190,9 @@ async function startRegistry(t: TestContext) {
     read: async (keyIds: string[]) => {
       const found: { digest: string; text?: string; reason?: string }[] = []
       const registry = createRegistryClient(http)
-      for await (const bundle of attachedBundles(registry, { repository: 'web', digest: subject, keyIds }))
+      const keys = keyIds.map((id) => ({ id, spki: `spki of ${id}` }))
+      const release = { repository: 'web', tag: '1', digest: subject }
+      for await (const bundle of attachedBundles(registry, { ...release, keys }))
         found.push(
           'bytes' in bundle
             ? { digest: bundle.digest, text: Buffer.from(bundle.bytes).toString() }

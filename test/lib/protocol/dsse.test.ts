@@ -3,7 +3,9 @@ import { test } from 'node:test'
 import fc from 'fast-check'
 import type { Envelope } from '../../../lib/protocol/dsse.ts'
 import {
+  attachingMaxBytes,
   bundleMaxBytes,
+  parseAttaching,
   parseBundle,
   parseEnvelope,
   preAuthEncoding,
@@ -79,6 +81,15 @@ test('parseBundle() and parseEnvelope() answer or throw ClientError, whatever th
     spoiltMember.map(([name, value]) => ({ ...dsseEnvelope, [name]: value })),
     parseEnvelope,
   )
+})
+
+test('parseAttaching() answers with the one layer or throws ClientError, whatever it is given', () => {
+  const digest = `sha256:${'a'.repeat(64)}`
+  const attaching = Buffer.from(JSON.stringify({ layers: [{ digest, size: bundleMaxBytes }] }))
+  assert.deepEqual(parseAttaching(attaching), { digest, sizeBytes: bundleMaxBytes })
+  answersOrRefuses(spoilt([attaching]), parseAttaching)
+  const padded = Buffer.concat([attaching, Buffer.alloc(attachingMaxBytes, 0x20)])
+  assert.throws(() => parseAttaching(padded), /manifest: it has \d+ bytes, at most 65536 are read/)
 })
 
 test('what is no bundle of a version that is known, or is too large, is refused in words', () => {

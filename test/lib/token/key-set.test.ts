@@ -10,7 +10,8 @@ import type { KeySetSource } from '../../../lib/token/key-set.ts'
 import { openKeySet } from '../../../lib/token/key-set.ts'
 import { refreshWaitMs } from '../../../lib/token/key-set-url.ts'
 import type { Answer } from '../../support/key-server.ts'
-import { body, keys, makeTestKey, startKeyServer, until } from '../../support/key-server.ts'
+import { body, keys, makeTestKey, startKeyServer } from '../../support/key-server.ts'
+import { until } from '../../support/until.ts'
 
 const [a, b] = [makeTestKey('a'), makeTestKey('b', 'Ed25519')]
 
@@ -19,10 +20,10 @@ test('a key set is fetched from a URL, and again at intervals', async (t) => {
   assert.deepEqual([...set.keys.keys()], ['a'])
   const known = set.keys.get('a')
   state.answer = keys(a, b)
-  await until(() => set.keys.size === 2, 'the second key is known')
+  await until('the second key is known', () => set.keys.size === 2)
   assert.equal(set.keys.get('a'), known, 'a key that stays is the same object')
   state.answer = keys(b)
-  await until(() => set.keys.size === 1, 'the first key is gone')
+  await until('the first key is gone', () => set.keys.size === 1)
   assert.deepEqual([...set.keys.keys()], ['b'])
 })
 
@@ -146,7 +147,7 @@ test('a URL that is down at the start does not keep the set from opening, and is
   assert.equal(set.status().ageSeconds, undefined)
   assert.match(set.status().lastError ?? '', /ECONNREFUSED/)
   await startKeyServer(t, keys(a), { port: reserved.port })
-  await until(() => set.keys.size === 1, 'the keys came')
+  await until('the keys came', () => set.keys.size === 1)
   assert.equal(set.status().lastError, undefined)
 })
 
@@ -177,7 +178,7 @@ test('a restart while the URL is down goes on with the set that was saved', asyn
   assert.deepEqual([...again.set.keys.keys()], ['a', 'b'])
   assert.equal(again.set.keys.get('b')?.thumbprint, set.keys.get('b')?.thumbprint)
   assert.equal(again.set.status().ageSeconds, 5, 'its age is that of the fetch')
-  await until(() => /ECONNREFUSED/.test(again.set.status().lastError ?? ''), 'why the URL was not read')
+  await until('why the URL was not read', () => /ECONNREFUSED/.test(again.set.status().lastError ?? ''))
   const other = await open(t, { url: `${url}/other`, cacheFile })
   assert.equal(other.set.keys.size, 0, 'another URL is another set')
   await chmod(cacheFile, 0o620)
@@ -224,16 +225,16 @@ test('a file is read again when it changes; bad content changes nothing', async 
   const { set } = await open(t, { file })
   assert.deepEqual([...set.keys.keys()], ['a'])
   await write(JSON.stringify({ keys: [a.jwk, b.jwk] }))
-  await until(() => set.keys.size === 2, 'the second key is known')
+  await until('the second key is known', () => set.keys.size === 2)
   await write('{"keys": [')
-  await until(() => set.status().lastError !== undefined, 'the change was seen')
+  await until('the change was seen', () => set.status().lastError !== undefined)
   assert.equal(set.keys.size, 2)
   await assert.rejects(set.reload(), /Cannot read key set .*jwks\.json: /)
   await write(JSON.stringify({ keys: [b.jwk] }))
-  await until(() => set.keys.size === 1, 'the good content is in force')
+  await until('the good content is in force', () => set.keys.size === 1)
   assert.equal(set.status().lastError, undefined)
   await rm(file)
-  await until(() => set.status().lastError !== undefined, 'the loss was seen')
+  await until('the loss was seen', () => set.status().lastError !== undefined)
   assert.deepEqual([...set.keys.keys()], ['b'])
 })
 
@@ -252,7 +253,7 @@ test('a mounted file, which is a link into a directory that is replaced, is read
   assert.deepEqual([...set.keys.keys()], ['a'])
   await symlink('2', join(directory, '..new'))
   await rename(join(directory, '..new'), join(directory, '..data'))
-  await until(() => set.keys.has('b'), 'the new content is in force')
+  await until('the new content is in force', () => set.keys.has('b'))
 })
 
 test('a file that holds no key set is an error at the start', async (t) => {

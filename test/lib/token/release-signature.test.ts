@@ -15,6 +15,7 @@ import { algorithms } from '../../../lib/token/algorithms.ts'
 import type { ReleaseKey, ReleaseSigner } from '../../../lib/token/release-keys.ts'
 import {
   generateReleaseKeys,
+  parseReleaseKey,
   parseReleaseKeys,
   readReleaseKeys,
   readReleaseSigner,
@@ -150,6 +151,18 @@ test('public keys come as PEM, one or several, as JWK and as JWK Set', () => {
   assert.deepEqual(idsOf(made.map(({ publicPem }) => `# a comment\n${publicPem}`).join('\n')), ids)
   assert.deepEqual(idsOf(JSON.stringify({ keys: jwks })), ids)
   for (const [i, jwk] of jwks.entries()) assert.deepEqual(idsOf(JSON.stringify(jwk)), [ids[i]])
+})
+
+test('a key is the same where it goes as SubjectPublicKeyInfo, and nothing else is taken for one', () => {
+  for (const algorithm of algorithms) {
+    const [key] = parseReleaseKeys(generateReleaseKeys(algorithm).publicPem)
+    assert.deepEqual(parseReleaseKey(key?.spki ?? ''), key)
+  }
+  assert.throws(() => parseReleaseKey(''))
+  assert.throws(() => parseReleaseKey('A'.repeat(2049)), /2049 characters, at most 2048/)
+  const small = generateKeyPairSync('rsa', { modulusLength: 1024 }).publicKey
+  const spki = small.export({ type: 'spki', format: 'der' }).toString('base64url')
+  assert.throws(() => parseReleaseKey(spki), /1024 bits, need 2048/)
 })
 
 test('a key that cannot be used is named with its file and the reason', async (t) => {

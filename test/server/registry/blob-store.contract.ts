@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import type { TestContext } from 'node:test'
 import { test } from 'node:test'
+import { setTimeout } from 'node:timers/promises'
 import type { ContentDigest, Digest } from '../../../lib/protocol/digest.ts'
 import { digestHex, digestOf, parseContentDigest } from '../../../lib/protocol/digest.ts'
 import { infoHashToHex } from '../../../lib/protocol/infohash.ts'
@@ -56,12 +57,45 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     const upload = await store.startUpload('web', bytes.length)
     await append(upload, bytes.subarray(0, 1_500_000))
     const signal = new AbortController().signal
-    const parts = await Array.fromAsync(upload.read({ start: 500_000, end: upload.offset }, signal))
+    const parts = await Array.fromAsync(upload.read({ start: 500_000, end: upload.offset }, signal), (part) =>
+      Buffer.from(part),
+    )
     assert.ok(Buffer.concat(parts).equals(bytes.subarray(500_000, 1_500_000)))
     await append(upload, bytes.subarray(1_500_000))
     await upload.commit(digestOf(bytes))
     await assert.rejects(Array.fromAsync(upload.read({ start: 0, end: 1 }, signal)), { code: 'ENOENT' })
     assert.ok((await read(store, digestOf(bytes), 0, bytes.length)).equals(bytes))
+  })
+
+  test(`${name}: many readers at once, fast, slow and leaving early, each get their own bytes`, async (t) => {
+    const { store } = await start(t)
+    const blobs = await Promise.all(
+      Array.from({ length: 4 }, async () => {
+        const bytes = randomBytes(1_300_000)
+        const upload = await store.startUpload('web', bytes.length)
+        await append(upload, bytes)
+        await upload.commit(digestOf(bytes))
+        return bytes
+      }),
+    )
+    await Promise.all(
+      Array.from({ length: 40 }, async (_, i) => {
+        const bytes = blobs[i % blobs.length] ?? assert.fail()
+        const [start, end] = [i * 1000, bytes.length - i]
+        let at = start
+        const chunks = store.readBlob(digestOf(bytes), { start, end }, new AbortController().signal)
+        for await (const chunk of chunks) {
+          if (i % 2 === 0) await setTimeout(i / 4)
+          assert.ok(
+            bytes.subarray(at, at + chunk.length).equals(chunk),
+            'the bytes of this blob, at this place',
+          )
+          at += chunk.length
+          if (i % 5 === 0) return
+        }
+        assert.equal(at, end)
+      }),
+    )
   })
 
   test(`${name}: uploads of the same blob at once end as one`, async (t) => {
@@ -119,13 +153,13 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     assert.deepEqual(await after.listReferrers('web', subject), digests)
     const [first, second] = digests
     assert.ok(first && second)
-    assert.equal(await after.deleteManifest('web', first), true)
+    assert.equal(await after.deleteManifests('web', [first]), true)
     assert.deepEqual(await after.listReferrers('web', subject), digests.slice(1))
     // At once, and over and over: a manifest that is there is among them.
     const again = all.find(({ digest }) => digest === second)
     assert.ok(again)
     for (let round = 0; round < 20; round++)
-      await Promise.all([after.deleteManifest('web', second), after.putManifest('web', again)])
+      await Promise.all([after.deleteManifests('web', [second]), after.putManifest('web', again)])
     const there = (await after.getManifest('web', second)) !== undefined
     assert.equal((await after.listReferrers('web', subject)).includes(second), there)
   })
@@ -148,6 +182,26 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     assert.equal(await store.mountBlob('other', digest, 'nowhere'), false)
     assert.equal(await store.mountBlob('other', digest, 'team/app'), true)
     assert.ok(await store.statBlob('other', digest))
+  })
+
+  test(`${name}: what is written of a stream that stands still is told`, async (t) => {
+    const { store } = await start(t)
+    const bytes = randomBytes(2_500_000)
+    const upload = await store.startUpload('web', bytes.length)
+    const goOn = Promise.withResolvers<undefined>()
+    const told = Promise.withResolvers<number>()
+    async function* halting() {
+      yield bytes.subarray(0, 2_200_000)
+      await goOn.promise
+      yield bytes.subarray(2_200_000)
+    }
+    const appended = upload.append(halting(), new AbortController().signal, () => {
+      if (upload.offset >= 2_000_000) told.resolve(upload.offset)
+    })
+    assert.ok((await told.promise) <= 2_200_000)
+    goOn.resolve(undefined)
+    await appended
+    await upload.commit(digestOf(bytes))
   })
 
   test(`${name}: a stream that breaks leaves what came, and the upload goes on from there`, async (t) => {
@@ -238,7 +292,7 @@ export function blobStoreContract(name: string, start: (t: TestContext) => Promi
     assert.deepEqual([await store.deleteTag('a', 'v2'), await store.deleteTag('a', 'v2')], [true, false])
     assert.equal(await store.getTag('a', 'v2'), undefined)
     assert.deepEqual(
-      [await store.deleteManifest('a', one.digest), await store.deleteManifest('a', one.digest)],
+      [await store.deleteManifests('a', [one.digest]), await store.deleteManifests('a', [one.digest])],
       [true, false],
     )
     assert.equal(await store.getManifest('a', one.digest), undefined)
@@ -431,6 +485,6 @@ async function* slowly(until: Promise<unknown>): AsyncGenerator<Uint8Array> {
 async function read(store: BlobStore, digest: ContentDigest, start: number, end: number): Promise<Buffer> {
   const parts: Uint8Array[] = []
   for await (const part of store.readBlob(digest, { start, end }, new AbortController().signal))
-    parts.push(part)
+    parts.push(Buffer.from(part))
   return Buffer.concat(parts)
 }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { cp, mkdir, mkdtemp, readdir, rename, rm, truncate, writeFile } from 'node:fs/promises'
+import { cp, mkdir, mkdtemp, readdir, rename, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
@@ -10,19 +10,24 @@ import { infoHashToHex } from '../../../lib/protocol/infohash.ts'
 import { silentLog } from '../../../lib/runtime/log.ts'
 import type { BlobStore } from '../../../server/registry/blob-store.ts'
 import { startDiskBlobStore } from '../../../server/registry/disk-blob-store.ts'
+import { until } from '../../support/until.ts'
 import { append, blobStoreContract, push } from './blob-store.contract.ts'
 
-blobStoreContract('disk', async (t) => {
-  const directory = await temporaryDirectory(t)
-  let aheadMs = 0
-  const now = () => Date.now() + aheadMs
-  return {
-    store: await start(t, directory, { now }),
-    reopen: () => start(t, directory, { now }),
-    now,
-    advance: (ms) => (aheadMs += ms),
-  }
-})
+for (const [name, settleMs] of [
+  ['disk', undefined],
+  ['shared disk', 20],
+] as const)
+  blobStoreContract(name, async (t) => {
+    const directory = await temporaryDirectory(t)
+    let aheadMs = 0
+    const now = () => Date.now() + aheadMs
+    return {
+      store: await start(t, directory, { now, settleMs }),
+      reopen: () => start(t, directory, { now, settleMs }),
+      now,
+      advance: (ms) => (aheadMs += ms),
+    }
+  })
 
 test('disk: a blob that was on its way out when the server ended is gone after the next start, with the name of its swarm', async (t) => {
   const directory = await temporaryDirectory(t)
@@ -43,6 +48,28 @@ test('disk: a blob that was on its way out when the server ended is gone after t
   const torrent = await after.torrentOf(again)
   assert.ok(torrent)
   assert.equal((await after.blobOfInfoHash(infoHashToHex(torrent.infoHash)))?.digest, again)
+})
+
+test('disk: what a write left that was killed long ago is gone after the next start; one under way is left alone', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const store = await start(t, directory)
+  const manifest = Buffer.from('{}')
+  await store.putManifest('team/web', { digest: digestOf(manifest), mediaType: 'a/b', bytes: manifest })
+  await store.putTag('team/web', 'v1', digestOf(manifest))
+  const leftovers = ['infohashes', 'repositories/team/web/_manifests', 'repositories/team/web/_tags'].map(
+    (part) => join(directory, part, '.x.0123456789ab.tmp'),
+  )
+  const underWay = join(directory, 'infohashes', '.y.0123456789ab.tmp')
+  for (const file of [...leftovers, underWay]) await writeFile(file, 'half')
+  const old = new Date(Date.now() - 2 * 3_600_000)
+  for (const file of leftovers) await utimes(file, old, old)
+  const after = await start(t, directory)
+  await until('the leftovers are gone', async () =>
+    (await Promise.all(leftovers.map(isThere))).every((there) => !there),
+  )
+  assert.ok(await isThere(underWay))
+  assert.equal((await after.listTags('team/web'))[0]?.tag, 'v1')
+  assert.ok(await after.getManifest('team/web', digestOf(manifest)))
 })
 
 test('disk: a manifest of a name that this version does not know is not passed over', async (t) => {
@@ -134,7 +161,12 @@ test('disk: a blob beyond the largest is refused, declared or not, and an upload
 async function start(
   t: TestContext,
   directory: string,
-  options: { uploadsMax?: number; blobMaxBytes?: number; now?: () => number } = {},
+  options: {
+    uploadsMax?: number
+    blobMaxBytes?: number
+    settleMs?: number | undefined
+    now?: () => number
+  } = {},
 ): Promise<BlobStore> {
   const store = await startDiskBlobStore({
     directory,
@@ -154,4 +186,11 @@ async function temporaryDirectory(t: TestContext): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-blob-store-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
   return directory
+}
+
+async function isThere(file: string): Promise<boolean> {
+  return stat(file).then(
+    () => true,
+    () => false,
+  )
 }

@@ -24,7 +24,7 @@ function start(hostsMax = 10) {
       stalled?: number
       hash?: typeof other
       pieceCount?: number
-      rangeDone?: boolean
+      rangeDone?: number | boolean
     } = {},
   ) =>
     policy.mayUse({
@@ -67,10 +67,10 @@ test('once a seeder is there, nobody needs the webseed but those who stand still
 
 test('hosts with leases are bounded, for the stalled too', () => {
   const { ask } = start(2)
-  assert.ok(ask('a', { stalled: 10 }))
-  assert.ok(ask('b', { stalled: 10 }))
-  assert.ok(!ask('c', { stalled: 10 }))
-  assert.ok(ask('a', { stalled: 10 }), 'who has one keeps it')
+  assert.ok(ask('a', { complete: 1, stalled: 10 }))
+  assert.ok(ask('b', { complete: 1, stalled: 10 }))
+  assert.ok(!ask('c', { complete: 1, stalled: 10 }))
+  assert.ok(ask('a', { complete: 1, stalled: 10 }), 'who has one keeps it')
 })
 
 test('a host with many builds to fetch is not held up by what it has fetched already', () => {
@@ -121,6 +121,17 @@ test('the part of a host that went away is leased again, and all are once nobody
   assert.deepEqual(ask('d', { pieceCount }), one)
 })
 
+test('a host that says twice that it is done with a range is not taken to be done with the next', () => {
+  const { ask } = start(100)
+  const pieceCount = 12
+  assert.deepEqual(ask('a', { pieceCount }), { firstPiece: 0, pieceCount: 4 })
+  const next = { firstPiece: 4, pieceCount: 4 }
+  assert.deepEqual(ask('a', { pieceCount, rangeDone: 0 }), next)
+  assert.deepEqual(ask('a', { pieceCount, rangeDone: 0 }), next)
+  assert.deepEqual(ask('a', { pieceCount, rangeDone: 4 }), { firstPiece: 8, pieceCount: 4 })
+  assert.equal(ask('a', { pieceCount, rangeDone: true }), undefined, 'older agents do not say which')
+})
+
 test('a host without a lease in one swarm keeps those that it has in others', () => {
   const { ask } = start(1)
   assert.ok(ask('a'))
@@ -128,12 +139,17 @@ test('a host without a lease in one swarm keeps those that it has in others', ()
   assert.ok(!ask('b', { hash: other }), 'the one that may use the webseed is still there')
 })
 
-test('a host that stood still goes on with all of the build, while nobody else has it', () => {
+test('while parts are leased, who stands still gets one, waits for the others, and in the end may have all', () => {
   const { clock, ask } = start(100)
-  const pieceCount = 1000
+  const pieceCount = 8
   const whole = { firstPiece: 0, pieceCount }
-  assert.deepEqual(ask('a', { pieceCount, stalled: 12 }), whole)
+  assert.deepEqual(ask('a', { pieceCount, stalled: 30 }), { firstPiece: 0, pieceCount: 4 })
+  assert.deepEqual(ask('b', { pieceCount, stalled: 30 }), { firstPiece: 4, pieceCount: 4 })
+  assert.equal(ask('c', { pieceCount, stalled: 30 }), undefined, 'the server has just come back, say')
+  clock.now += 15_000
+  assert.equal(ask('c', { pieceCount, stalled: 14 }), undefined)
+  assert.deepEqual(ask('c', { pieceCount, stalled: 15 }), whole)
   clock.now += leaseMs - 1
-  assert.deepEqual(ask('a', { pieceCount }), whole)
-  assert.equal(ask('a', { pieceCount, complete: 1 }), undefined)
+  assert.deepEqual(ask('c', { pieceCount }), whole, 'while nobody else has it')
+  assert.equal(ask('c', { pieceCount, complete: 1 }), undefined)
 })

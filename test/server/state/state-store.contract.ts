@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Lease } from '../../../server/state/lease.ts'
+import { holdLease, LeaseBusy, withLease } from '../../../server/state/lease.ts'
 import type { StateChange, StateStore } from '../../../server/state/state-store.ts'
 import { VersionConflict } from '../../../server/state/state-store.ts'
 
@@ -75,5 +78,87 @@ export function stateStoreContract(
       Array.from({ length: 100 }, (_, i) => i),
     )
     await again[Symbol.asyncDispose]()
+  })
+
+  const lease = (holder: string, ttlMs = 600) => ({ holder, ttlMs, random: Math.random })
+
+  test(`${name}: short work under one name is done by one at a time, each with a greater token`, async () => {
+    const { store } = await open()
+    let working = 0
+    const tokens: number[] = []
+    await Promise.all(
+      Array.from({ length: 8 }, (_, i) =>
+        withLease(store, 'turn', { ...lease(`server-${i}`), waitMs: 20_000 }, async ({ token }) => {
+          assert.equal(++working, 1)
+          tokens.push(token)
+          await sleep(5)
+          working--
+        }),
+      ),
+    )
+    assert.deepEqual(
+      tokens,
+      [...tokens].sort((a, b) => a - b),
+    )
+    assert.equal(new Set(tokens).size, 8)
+    await store[Symbol.asyncDispose]()
+  })
+
+  test(`${name}: a lease outlives its time by being renewed, and who waits too long is told who has it`, async () => {
+    const { store } = await open()
+    await withLease(store, 'long', { ...lease('one', 300), waitMs: 0 }, async ({ signal }) => {
+      await assert.rejects(
+        withLease(store, 'long', { ...lease('two', 300), waitMs: 900 }, async () => undefined),
+        (error) => error instanceof LeaseBusy && error.message.includes('one'),
+      )
+      assert.equal(signal.aborted, false)
+    })
+    assert.equal(await withLease(store, 'long', { ...lease('two'), waitMs: 0 }, async () => 'free'), 'free')
+    await assert.rejects(
+      withLease(store, 'long', { ...lease('two'), waitMs: 0 }, () =>
+        Promise.reject(new Error('of the work')),
+      ),
+      /of the work/,
+    )
+    await store[Symbol.asyncDispose]()
+  })
+
+  test(`${name}: the lease of a server that died passes on after its time, and its work is told`, async () => {
+    const { store } = await open()
+    // A server that can no longer write: to the others it is dead.
+    let dead = false
+    const ofTheDead: StateStore = {
+      ...store,
+      get: (key) => (dead ? Promise.reject(new Error('cut off')) : store.get(key)),
+      put: (...args) => (dead ? Promise.reject(new Error('cut off')) : store.put(...args)),
+    }
+    const ending = new AbortController()
+    const leases: { lease: Lease; atMs: number }[] = []
+    const started = Promise.withResolvers<undefined>()
+    const first = holdLease(ofTheDead, 'job', { ...lease('one'), signal: ending.signal }, async (lease) => {
+      leases.push({ lease, atMs: performance.now() })
+      started.resolve(undefined)
+      await new Promise((resolve) => {
+        lease.signal.addEventListener('abort', resolve)
+      })
+    })
+    await started.promise
+    dead = true
+    const diedAtMs = performance.now()
+    let isToldInTime = false
+    await holdLease(store, 'job', { ...lease('two'), signal: ending.signal }, async (lease) => {
+      leases.push({ lease, atMs: performance.now() })
+      isToldInTime = leases[0]?.lease.signal.aborted === true
+      await Promise.resolve()
+    })
+    const [before, after] = leases
+    assert.ok(before && after)
+    assert.ok(after.lease.token > before.lease.token)
+    assert.ok(after.atMs - before.atMs >= 600, 'not before its time is over')
+    assert.ok(after.atMs - diedAtMs < 3000)
+    assert.ok(isToldInTime)
+    ending.abort()
+    await first
+    await store[Symbol.asyncDispose]()
   })
 }

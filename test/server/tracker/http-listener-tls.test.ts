@@ -13,7 +13,8 @@ import type { HttpListenerOptions } from '../../../server/tracker/http-listener.
 import { createAuthority } from '../../support/certificates.ts'
 import type { RawClient } from '../../support/http-client.ts'
 import { rawClient, rawClientOn } from '../../support/http-client.ts'
-import { startListener, until } from '../../support/http-tracker.ts'
+import { startListener } from '../../support/http-tracker.ts'
+import { until } from '../../support/until.ts'
 
 const authority = createAuthority('tracker-ca')
 const pair = authority.issue('one')
@@ -130,7 +131,10 @@ test('client certificates: required ones are required, optional ones must still 
     assert.equal(await answered(optional.port, { maxVersion }), 'announce a')
     assert.notEqual(await answered(optional.port, { maxVersion, ...wrong }), 'announce a')
     assert.equal(optional.asked.length, 2)
-    await until(() => required.listener.connections === 1 && optional.listener.connections === 2)
+    await until(
+      'all are connected',
+      () => required.listener.connections === 1 && optional.listener.connections === 2,
+    )
   }
 })
 
@@ -139,7 +143,7 @@ test('a client that does not shake hands is closed in time, and so is one that s
   const silent = await rawClient(t, port)
   const half = await rawClient(t, port)
   half.send(Buffer.from('160301', 'hex'))
-  await until(() => listener.connections === 2)
+  await until('both are connected', () => listener.connections === 2)
   await silent.ended()
   await half.ended()
   const plain = await rawClient(t, port)
@@ -148,7 +152,7 @@ test('a client that does not shake hands is closed in time, and so is one that s
   assert.doesNotMatch(await plain.ended(), /HTTP/)
   const quiet = await tlsClient(t, port)
   assert.equal(await quiet.ended(), '')
-  await until(() => listener.connections === 0)
+  await until('the connections are gone', () => listener.connections === 0)
 })
 
 test('disposed, a TLS listener closes handshakes and idle connections', async (t) => {
@@ -156,7 +160,7 @@ test('disposed, a TLS listener closes handshakes and idle connections', async (t
   const shaking = await rawClient(t, port)
   const idle = await tlsClient(t, port)
   assert.equal(await body(idle, 'a'), 'announce a')
-  await until(() => listener.connections === 2)
+  await until('both are connected', () => listener.connections === 2)
   await listener[Symbol.asyncDispose]()
   assert.deepEqual([await shaking.ended(), await idle.ended()], ['', ''])
 })
@@ -220,7 +224,7 @@ test('behind a proxy too a client may end its half while the tracker works', asy
   const half = await rawClient(t, port, { ...proxy, allowHalfOpen: true })
   const other = await rawClient(t, port, proxy)
   half.socket.end(v1('192.0.2.8') + get('/announce?a'))
-  await until(() => listener.connections === 2)
+  await until('both are connected', () => listener.connections === 2)
   // By the time another is answered, the end was read too.
   other.send(v1('192.0.2.9') + get('/scrape?b'))
   assert.equal((await other.reply()).body, 'b')
@@ -247,7 +251,7 @@ test('a trusted proxy must send the header, anyone else must not', async (t) => 
   assert.equal((await direct.reply()).status, 200)
   assert.deepEqual(asked, ['announce c 127.0.0.1'])
   direct.socket.destroy()
-  await until(() => listener.connections === 0)
+  await until('the connections are gone', () => listener.connections === 0)
 })
 
 test('the PROXY protocol comes before TLS, in the same packet too', async (t) => {

@@ -17,7 +17,8 @@ import { HttpConnection } from '../../../server/tracker/http-connection.ts'
 import { compileRoutes } from '../../../server/tracker/http-routes.ts'
 import { Turns } from '../../../server/tracker/http-turns.ts'
 import { parseReplies, rawClient } from '../../support/http-client.ts'
-import { startListener, until } from '../../support/http-tracker.ts'
+import { startListener } from '../../support/http-tracker.ts'
+import { until } from '../../support/until.ts'
 
 const get = (target: string, ...lines: string[]) =>
   ['GET ' + target + ' HTTP/1.1', 'Host: tracker', ...lines, '', ''].join('\r\n')
@@ -142,7 +143,7 @@ test('pipelined requests are answered in order, and those behind a slow one wait
   const client = await rawClient(t, port)
   client.send(['a', 'slow-b', 'c', 'slow-d', 'e'].map((query) => get(`/announce?${query}`)).join(''))
   assert.equal((await client.reply()).body, 'a')
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   assert.deepEqual(slow.asked, ['a', 'slow-b'])
   slow.answer()
   for (const body of ['slow-b', 'c']) assert.equal((await client.reply()).body, body)
@@ -184,7 +185,7 @@ test('a client that ends its half while the tracker works gets its reply', async
   const client = await rawClient(t, port, { allowHalfOpen: true })
   const other = await rawClient(t, port)
   client.socket.end(get('/announce?slow'))
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   // By the time another is answered, the end was read too.
   other.send(get('/announce?a'))
   await other.reply()
@@ -193,7 +194,7 @@ test('a client that ends its half while the tracker works gets its reply', async
     parseReplies(await client.ended()).map(({ body }) => body),
     ['slow'],
   )
-  await until(() => listener.connections === 1)
+  await until('it is connected', () => listener.connections === 1)
 })
 
 test('a client that leaves while the tracker works costs nothing', async (t) => {
@@ -201,9 +202,9 @@ test('a client that leaves while the tracker works costs nothing', async (t) => 
   const { port, listener } = await startListener(t, { tracker: slow.tracker })
   const client = await rawClient(t, port)
   client.send(get('/announce?slow'))
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   client.socket.resetAndDestroy()
-  await until(() => listener.connections === 0)
+  await until('the connection is gone', () => listener.connections === 0)
   slow.answer()
   const other = await rawClient(t, port)
   other.send(get('/announce?a'))
@@ -214,20 +215,23 @@ test('while the tracker works, what more a client sends is left to the kernel', 
   const slow = slowTracker()
   const { client, socket } = await startConnection(t, slow.tracker)
   client.send(get('/announce?slow'))
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   const count = 200_000
   client.send(get('/announce?a').repeat(count))
-  await until(() => socket.isPaused())
+  await until('nothing more is read', () => socket.isPaused())
   // The client's bytes do not fit into the kernel, and do not come here either.
-  await until(() => socket.readableLength > 0)
+  await until('more has come than was read', () => socket.readableLength > 0)
   const held = 2 * 64 * 1024 + socket.readableHighWaterMark
   assert.ok(socket.bytesRead <= held, `${socket.bytesRead} bytes were read`)
   assert.ok(client.socket.writableLength > 0)
   slow.answer()
-  await until(() => slow.asked.length === count + 1)
+  await until('all are asked', () => slow.asked.length === count + 1)
   const replyBytes = (query: string) =>
     `HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: ${query.length}\r\n\r\n${query}`.length
-  await until(() => client.socket.bytesRead === replyBytes('slow') + count * replyBytes('a'))
+  await until(
+    'all replies have come',
+    () => client.socket.bytesRead === replyBytes('slow') + count * replyBytes('a'),
+  )
 })
 
 test('while a client does not read, what more it sends is left to the kernel', async (t) => {
@@ -235,9 +239,9 @@ test('while a client does not read, what more it sends is left to the kernel', a
   const { client, socket } = await startConnection(t, { announce: () => body, scrape: () => body })
   client.socket.pause()
   client.send(get('/announce?a'))
-  await until(() => socket.writableNeedDrain)
+  await until('a reply does not fit', () => socket.writableNeedDrain)
   client.send(get('/announce?a').repeat(200_000))
-  await until(() => socket.isPaused() && socket.readableLength > 0)
+  await until('nothing more is read', () => socket.isPaused() && socket.readableLength > 0)
   const held = 2 * 64 * 1024 + socket.readableHighWaterMark
   assert.ok(socket.bytesRead <= held, `${socket.bytesRead} bytes were read`)
 })
@@ -247,7 +251,7 @@ test('part of a head behind a slow request is read on', async (t) => {
   const { port } = await startListener(t, { tracker: slow.tracker })
   const client = await rawClient(t, port)
   client.send(get('/announce?slow') + get('/announce?a').slice(0, 20))
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   slow.answer()
   assert.equal((await client.reply()).body, 'slow')
   client.send(get('/announce?a').slice(20))
@@ -258,14 +262,14 @@ test('what comes behind a request that closes is dropped, and does not keep the 
   const slow = slowTracker()
   const { client, socket } = await startConnection(t, slow.tracker, { allowHalfOpen: true })
   client.send(get('/announce?slow', 'Connection: close'))
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   client.send(get('/announce?never').repeat(10_000))
-  await until(() => socket.isPaused())
+  await until('nothing more is read', () => socket.isPaused())
   slow.answer()
   assert.equal((await client.reply()).body, 'slow')
   assert.equal(await client.ended(), '')
   client.socket.end()
-  await until(() => client.socket.closed && socket.closed)
+  await until('both ends are closed', () => client.socket.closed && socket.closed)
   // All of it was read, so nothing was reset.
   assert.equal(socket.bytesRead, client.socket.bytesWritten)
   assert.equal(client.socket.errored, null)
@@ -286,8 +290,8 @@ test('a client that does not read its replies is asked for no more, and closed i
   const client = await rawClient(t, port)
   client.socket.pause()
   client.send(get('/announce?a').repeat(2000))
-  await until(() => listener.connections === 1)
-  await until(() => listener.connections === 0)
+  await until('it is connected', () => listener.connections === 1)
+  await until('the connection is gone', () => listener.connections === 0)
   // What fits into the buffers of both kernels, far from 500 MB.
   assert.ok(asked < 200, `asked ${asked} times`)
 })
@@ -298,7 +302,7 @@ test('a client that reads slowly gets all its replies', async (t) => {
   const client = await rawClient(t, port)
   client.socket.pause()
   client.send(get('/announce?a').repeat(300) + get('/announce?a', 'Connection: close'))
-  await until(() => client.socket.bytesWritten > 0)
+  await until('half a request is sent', () => client.socket.bytesWritten > 0)
   client.socket.resume()
   assert.equal(parseReplies(await client.ended()).length, 301)
 })
@@ -326,7 +330,7 @@ test('the time for a head counts anew for each request', async (t) => {
   for (; performance.now() - startMs < 900; replies++) {
     const text = get('/announce?a')
     client.send(text.slice(0, 20))
-    await until(() => listener.connections === 1)
+    await until('it is connected', () => listener.connections === 1)
     client.send(text.slice(20))
     assert.equal((await client.reply()).status, 200)
   }
@@ -341,23 +345,23 @@ test('connections that say nothing are closed: new ones and those between reques
   await idle.reply()
   const startMs = performance.now()
   assert.equal(await silent.ended(), '')
-  await until(() => listener.connections === 1)
+  await until('it is connected', () => listener.connections === 1)
   assert.equal(await idle.ended(), '')
   assert.ok(performance.now() - startMs >= 250, `after ${performance.now() - startMs} ms`)
-  await until(() => listener.connections === 0)
+  await until('the connection is gone', () => listener.connections === 0)
 })
 
 test('connections beyond the limit are closed as they come and counted, others go on', async (t) => {
   const { port, listener } = await startListener(t, { connectionsMax: 2 })
   const [first, second] = [await rawClient(t, port), await rawClient(t, port)]
-  await until(() => listener.connections === 2)
+  await until('two are connected', () => listener.connections === 2)
   const third = await rawClient(t, port)
   assert.equal(await third.ended(), '')
   assert.deepEqual([listener.connections, listener.refused], [2, 1])
   first.send(get('/announce?a'))
   assert.equal((await first.reply()).status, 200)
   second.socket.destroy()
-  await until(() => listener.connections === 1)
+  await until('one of them is gone', () => listener.connections === 1)
   const fourth = await rawClient(t, port)
   fourth.send(get('/announce?b'))
   assert.equal((await fourth.reply()).status, 200)
@@ -383,11 +387,11 @@ test('a process without file descriptors refuses connections and goes on', async
     t.after(() => client.destroy())
   }
   // Some get in, and the rest is told at once rather than left waiting.
-  await until(() => closed >= 60)
+  await until('the others are closed', () => closed >= 60)
   assert.ok(closed < 120)
   for (const client of clients) client.destroy()
   // It takes a moment until it has them back.
-  await until(async () => {
+  await until('there is room again', async () => {
     const client = await rawClient(t, port)
     client.send(get('/announce?a', 'Connection: close'))
     return (await client.ended()).startsWith('HTTP/1.1 200')
@@ -438,7 +442,7 @@ test('a refused client that does not stop sending is cut after some seconds', as
   t.after(() => {
     clearInterval(drip)
   })
-  await until(() => listener.connections === 0)
+  await until('the connections are gone', () => listener.connections === 0)
 })
 
 test('a tracker that throws costs a 500, and one that answers nonsense a connection', async (t) => {
@@ -529,7 +533,10 @@ test('disposed, a listener closes idle connections at once, and answers what is 
   assert.ok(idle && fresh && working && reading)
   working.send(get('/announce?slow') + get('/announce?never'))
   reading.send(get('/announce?b').slice(0, 30))
-  await until(() => slow.waiting.length === 1 && listener.connections === 4)
+  await until(
+    'all are connected, and one waits',
+    () => slow.waiting.length === 1 && listener.connections === 4,
+  )
   // By the time this is answered, what was sent before was read.
   idle.send(get('/announce?a'))
   await idle.reply()
@@ -549,7 +556,7 @@ test('disposed, a listener closes idle connections at once, and answers what is 
   }
   await disposed
   assert.deepEqual(slow.asked, ['slow', 'a', 'b'])
-  await until(() => listener.connections === 0)
+  await until('the connection is gone', () => listener.connections === 0)
 })
 
 test('disposed, a listener lets a client read what it was answered', async (t) => {
@@ -558,7 +565,7 @@ test('disposed, a listener lets a client read what it was answered', async (t) =
   const client = await rawClient(t, port)
   client.socket.pause()
   client.send(get('/announce?a'))
-  await until(() => client.socket.readableLength > 0)
+  await until('a reply has begun', () => client.socket.readableLength > 0)
   const startMs = performance.now()
   const disposed = listener[Symbol.asyncDispose]()
   client.socket.resume()
@@ -572,7 +579,7 @@ test('disposed, a listener does not wait for ever', async (t) => {
   const { port, listener } = await startListener(t, { tracker: slow.tracker, drainTimeoutMs: 200 })
   const client = await rawClient(t, port)
   client.send(get('/announce?slow'))
-  await until(() => slow.waiting.length === 1)
+  await until('the request waits', () => slow.waiting.length === 1)
   const startMs = performance.now()
   await listener[Symbol.asyncDispose]()
   assert.ok(performance.now() - startMs >= 190)
@@ -668,6 +675,7 @@ async function startConnection(t: TestContext, tracker: TrackerHandlers, options
     turns: new Turns(),
     now: () => 0,
     closing: false,
+    leaving: false,
     log: silentLog(),
   } as const
   new HttpConnection(context, socket, undefined, () => undefined)

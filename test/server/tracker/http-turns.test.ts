@@ -2,7 +2,8 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { TrackerHandlers } from '../../../server/tracker/http-connection.ts'
 import { parseReplies, rawClient } from '../../support/http-client.ts'
-import { startListener, until } from '../../support/http-tracker.ts'
+import { startListener } from '../../support/http-tracker.ts'
+import { until } from '../../support/until.ts'
 
 const get = (query: string, ...lines: string[]) =>
   [`GET /announce?${query} HTTP/1.1`, 'Host: t', ...lines, '', ''].join('\r\n')
@@ -31,7 +32,7 @@ test('clients that pipeline more than they could read hold up neither others nor
   await modest.reply()
   const each = 2000
   for (let i = 0; i < 20; i++) (await rawClient(t, port)).send(get('greedy').repeat(each))
-  await until(() => counts.greedy > 0)
+  await until('the greedy one is answered', () => counts.greedy > 0)
   const before = counts.greedy
   modest.send(get('modest'))
   await modest.reply()

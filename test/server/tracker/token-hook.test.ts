@@ -16,7 +16,8 @@ import { openKeySetVerifier } from '../../../lib/token/key-set-verifier.ts'
 import type { AnnounceRequest, Frontend } from '../../../server/tracker/hooks.ts'
 import { tokenApproval } from '../../../server/tracker/hooks/token.ts'
 import type { Answer, TestKey } from '../../support/key-server.ts'
-import { body, keys, makeTestKey, startKeyServer, until } from '../../support/key-server.ts'
+import { body, keys, makeTestKey, startKeyServer } from '../../support/key-server.ts'
+import { until } from '../../support/until.ts'
 
 const hash = 'ab'.repeat(20)
 const otherHash = 'cd'.repeat(20)
@@ -231,7 +232,7 @@ test('keys that are down at the start: nothing is let in until they come', async
   const { keys: count, ageSeconds, lastError } = verifier.keySetStatus()
   assert.deepEqual([count, ageSeconds, typeof lastError], [0, undefined, 'string'])
   server.state.answer = keys(ec)
-  await until(() => verifier.keySetStatus().keys === 1, 'the keys came')
+  await until('the keys came', () => verifier.keySetStatus().keys === 1)
   assert.equal((await announce(token)).outcome, 'ok')
 })
 

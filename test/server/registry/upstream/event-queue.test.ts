@@ -6,10 +6,11 @@ import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import { digestOf } from '../../../../lib/protocol/digest.ts'
 import { silentLog } from '../../../../lib/runtime/log.ts'
+import { onThisServer } from '../../../../server/state/on-one-server.ts'
 import { startEventQueue } from '../../../../server/registry/upstream/event-queue.ts'
 import type { PushEvent } from '../../../../server/registry/upstream/push-events.ts'
 import { openSqliteStateStore } from '../../../../server/state/sqlite-state-store.ts'
-import { until } from '../../../support/key-server.ts'
+import { until } from '../../../support/until.ts'
 
 test('what was taken is pulled after a restart; what was pulled is known; what waits has a bound', async (t) => {
   const file = await stateFile(t)
@@ -30,18 +31,18 @@ test('what was taken is pulled after a restart; what was pulled is known; what w
   }
   {
     await using queue = await startedQueue(state, pull)
-    await until(() => queue.waiting === 0, 'all are pulled')
+    await until('all are pulled', () => queue.waiting === 0)
     assert.deepEqual(pulled, ['a', 'b'])
   }
   await using queue = await startedQueue(state, pull)
   assert.deepEqual(await queue.add([event('a'), event('c')]), { accepted: 1, duplicates: 1 })
-  await until(() => queue.waiting === 0, 'the new one is pulled')
+  await until('the new one is pulled', () => queue.waiting === 0)
   assert.deepEqual(pulled, ['a', 'b', 'c'])
   // Without an id nobody knows whether it is the same push, or the tag that came back.
   for (const expected of [1, 1]) {
     const { accepted } = await queue.add([{ ...event('d'), id: '' }])
     assert.equal(accepted, expected)
-    await until(() => queue.waiting === 0, 'it is pulled')
+    await until('it is pulled', () => queue.waiting === 0)
   }
 })
 
@@ -56,6 +57,7 @@ async function startedQueue(
   pull: (request: { reference: string; signal: AbortSignal }) => Promise<typeof digest>,
 ) {
   return startEventQueue({
+    onOneServer: onThisServer,
     state,
     pullThrough: {
       pull: async (request) =>

@@ -12,6 +12,7 @@ import { networkApproval } from '../../../../server/tracker/hooks/network-approv
 import { torrentApproval } from '../../../../server/tracker/hooks/torrent-approval.ts'
 import type { EntryList, WatchedList } from '../../../../server/tracker/hooks/watched-list.ts'
 import { listBytesMax, watchList } from '../../../../server/tracker/hooks/watched-list.ts'
+import { until } from '../../../support/until.ts'
 import { announceOf, answer, createHook } from './support.ts'
 
 interface Words extends EntryList<string> {
@@ -44,19 +45,19 @@ test('an edit in place counts', async (t) => {
   assert.deepEqual(list.current.words, ['one'])
   const before = list.loadedAtMs
   await writeFile(file, 'two\nthree\n')
-  await until(() => list.current.words.join() === 'two,three')
+  await until('the new list is in force', () => list.current.words.join() === 'two,three')
   assert.ok(list.loadedAtMs >= before)
   await appendFile(file, 'four\n')
-  await until(() => list.current.words.join() === 'two,three,four')
+  await until('the longer list is in force', () => list.current.words.join() === 'two,three,four')
   await truncate(file)
-  await until(() => list.current.size === 0)
+  await until('the empty list is in force', () => list.current.size === 0)
 })
 
 test('a rename over the file counts', async (t) => {
   const { file, list, directory } = await startList(t, 'one\n')
   await writeFile(join(directory, 'next'), 'two\n')
   await rename(join(directory, 'next'), file)
-  await until(() => list.current.words.join() === 'two')
+  await until('the new list is in force', () => list.current.words.join() === 'two')
 })
 
 test('a swapped symbolic link counts, as config maps do it', async (t) => {
@@ -70,7 +71,7 @@ test('a swapped symbolic link counts, as config maps do it', async (t) => {
   const list = await follow(t, join(directory, 'list'))
   await symlink('v2', join(directory, '..tmp'))
   await rename(join(directory, '..tmp'), join(directory, '..data'))
-  await until(() => list.current.words.join() === 'two')
+  await until('the new list is in force', () => list.current.words.join() === 'two')
 })
 
 test('a change that no event tells of is found by looking', async (t) => {
@@ -81,14 +82,14 @@ test('a change that no event tells of is found by looking', async (t) => {
   await symlink(join(outside, 'real'), join(directory, 'list'))
   const list = await follow(t, join(directory, 'list'), { pollMs: 50 })
   await writeFile(join(outside, 'real'), 'two\n')
-  await until(() => list.current.words.join() === 'two')
+  await until('the new list is in force', () => list.current.words.join() === 'two')
 })
 
 test('a bad line keeps the list before, and the log says which line', async (t) => {
   const { log, entries } = recordingLog()
   const { file, list } = await startList(t, 'one\n', { log })
   await writeFile(file, 'two\n# fine\nTHREE\n')
-  await until(() => list.fault !== undefined)
+  await until('the fault is seen', () => list.fault !== undefined)
   assert.deepEqual(list.current.words, ['one'])
   const message = `Cannot use list ${file}:\n  ${file}:3: "THREE" is no word`
   assert.equal(list.fault, message)
@@ -103,7 +104,7 @@ test('a bad line keeps the list before, and the log says which line', async (t) 
     ],
   )
   await writeFile(file, 'two\nthree\n')
-  await until(() => list.fault === undefined)
+  await until('the fault is gone', () => list.fault === undefined)
   assert.deepEqual(list.current.words, ['two', 'three'])
 })
 
@@ -116,14 +117,14 @@ test('a file that is removed keeps the list before, is logged once, and counts a
   }
   const { file, list, directory } = await startList(t, 'one\n', { log, now, pollMs: 20, settleMs: 5 })
   await rename(file, join(directory, 'away'))
-  await until(() => list.fault !== undefined)
+  await until('the fault is seen', () => list.fault !== undefined)
   assert.match(list.fault ?? '', /^Cannot read list .*: ENOENT/)
   assert.deepEqual(list.current.words, ['one'])
   const before = looks
-  await until(() => looks > before + 5)
+  await until('it looks again and again', () => looks > before + 5)
   assert.equal(entries.filter(({ level }) => level === 'error').length, 1)
   await rename(join(directory, 'away'), file)
-  await until(() => list.fault === undefined)
+  await until('the fault is gone', () => list.fault === undefined)
   assert.deepEqual(list.current.words, ['one'])
 })
 
@@ -138,7 +139,7 @@ test('a file that is being written counts when it stands still', async (t) => {
     await pause(80)
   }
   await writer.close()
-  await until(() => {
+  await until('the longest list is in force', () => {
     seen.add(list.current.words.join())
     return list.current.size === 8
   })
@@ -173,7 +174,7 @@ test('a list that is no longer wanted is no longer followed', async (t) => {
   const other = await follow(t, file)
   await list[Symbol.asyncDispose]()
   await writeFile(file, 'two\n')
-  await until(() => other.current.words.join() === 'two')
+  await until('the new list is in force', () => other.current.words.join() === 'two')
   assert.deepEqual(list.current.words, ['one'])
 })
 
@@ -264,14 +265,6 @@ async function makeDirectory(t: TestContext): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'watched-list-'))
   t.after(() => rm(directory, { recursive: true }))
   return directory
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  const deadlineMs = Date.now() + 10_000
-  while (!condition()) {
-    assert.ok(Date.now() < deadlineMs, `waited ten seconds for ${String(condition)}`)
-    await pause(5)
-  }
 }
 
 function recordingLog() {

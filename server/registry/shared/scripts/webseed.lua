@@ -1,0 +1,67 @@
+-- Leases a part of a build to a host that may fetch it from a server, as server/registry/webseed-policy.ts does for one server alone.
+-- KEYS[1] the parts of the swarm: index to "done until host", and since when they are known; KEYS[2] whether the host may have all
+local parts, allKey = KEYS[1], KEYS[2]
+-- ARGV: host; pieces of the build; 1 where the swarm has a seeder; milliseconds for which the host has stood still, or -1; the first
+-- piece of a part of which it has asked for all, -2 for whichever it holds, or -1; milliseconds of a lease, of a part that was fetched, and
+-- until who stands still gets all; parts at most; pieces of a part at least; hosts of the first wave
+local host, pieces = ARGV[1], tonumber(ARGV[2])
+local isSeeded, stalledMs, rangeDone = ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5])
+local leaseMs, doneMs, patienceMs = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local partsMax, partPiecesMin, hostsMax = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+
+if isSeeded then return stalledMs >= 0 and {0, pieces} end
+
+local time = redis.call('TIME')
+local nowMs = time[1] * 1000 + math.floor(time[2] / 1000)
+local count = math.max(1, math.min(partsMax, math.floor(pieces / partPiecesMin)))
+local function lease(i)
+  local first = math.floor(i * pieces / count)
+  return {first, math.floor((i + 1) * pieces / count) - first}
+end
+local function write(i, done, untilMs)
+  redis.call('HSET', parts, i, string.format('%d %d %s', done, untilMs, host))
+  redis.call('PEXPIRE', parts, math.max(leaseMs, doneMs) * 2)
+end
+
+local function leasePart()
+  local found = redis.call('HGETALL', parts)
+  local taken, holders, holdersCount, own = {}, {}, 0, nil
+  for at = 1, #found, 2 do
+    local i = tonumber(found[at])
+    local done, untilMs, holder = string.match(found[at + 1], '^(%d) (%d+) (.*)$')
+    if i and tonumber(untilMs) > nowMs then
+      taken[i] = true
+      if done == '0' then
+        if holder == host then own = own and math.min(own, i) or i end
+        if not holders[holder] then
+          holders[holder] = true
+          holdersCount = holdersCount + 1
+        end
+      end
+    end
+  end
+  if own and rangeDone ~= -2 and rangeDone ~= lease(own)[1] then
+    write(own, 0, nowMs + leaseMs)
+    return lease(own)
+  end
+  if own then
+    write(own, 1, nowMs + doneMs)
+    holdersCount = holdersCount - 1
+  end
+  if holdersCount >= hostsMax then return end
+  for i = 0, count - 1 do
+    if not taken[i] then
+      write(i, 0, nowMs + leaseMs)
+      return lease(i)
+    end
+  end
+end
+
+if redis.call('HSETNX', parts, 'since', nowMs) == 1 then redis.call('PEXPIRE', parts, math.max(leaseMs, doneMs) * 2) end
+local mayHaveAll = redis.call('EXISTS', allKey) == 1
+local part = not mayHaveAll and leasePart()
+if part then return part end
+local knownForMs = nowMs - tonumber(redis.call('HGET', parts, 'since'))
+if not mayHaveAll and math.min(stalledMs, knownForMs) < patienceMs then return false end
+redis.call('SET', allKey, '1', 'PX', leaseMs)
+return {0, pieces}

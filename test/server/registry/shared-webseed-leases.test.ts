@@ -1,0 +1,60 @@
+import assert from 'node:assert/strict'
+import { mkdtemp } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import fc from 'fast-check'
+import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
+import { createLog } from '../../../lib/runtime/log.ts'
+import { openRedis } from '../../../server/redis/connection.ts'
+import { createSharedWebseedPolicy } from '../../../server/registry/shared/webseed-leases.ts'
+import type { WebseedAsk } from '../../../server/registry/webseed-policy.ts'
+import { createWebseedPolicy } from '../../../server/registry/webseed-policy.ts'
+import { removeAll } from '../../support/fleet.ts'
+import { redisSettings, startRedis } from '../../support/redis.ts'
+import { until } from '../../support/until.ts'
+
+test('servers that share the leases of the webseed give what one alone would give', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-leases-'))
+  await using server = await startRedis(directory)
+  t.after(() => removeAll(directory))
+  const redis = () =>
+    openRedis(redisSettings(server.port), { random: Math.random, log: createLog('test', 'error') })
+  await using one = redis()
+  await using other = redis()
+  await until('both are connected', () => one.stats().isUp && other.stats().isUp)
+  const options = { leaseMs: 60_000, hostsMax: 100, now: Date.now }
+  let swarms = 0
+  await fc.assert(
+    fc.asyncProperty(
+      fc.integer({ min: 1, max: 200 }),
+      fc.array(
+        fc.record({
+          server: fc.nat(1),
+          host: fc.integer({ min: 1, max: 12 }).map(String),
+          stalledSeconds: fc.constantFrom(undefined, undefined, 1, 5, 100),
+          rangeDone: fc.oneof(fc.boolean(), fc.nat(60)),
+          complete: fc.constantFrom(0, 0, 0, 0, 1),
+        }),
+        { maxLength: 60 },
+      ),
+      async (pieceCount, asks) => {
+        const infoHash = infoHashFromHex((++swarms).toString(16).padStart(40, '0'))
+        const shared = [one, other].map((connection) => createSharedWebseedPolicy(connection, options))
+        const alone = createWebseedPolicy(options)
+        for (const { server: at, complete, ...rest } of asks) {
+          const ask: WebseedAsk = {
+            infoHash,
+            pieceCount,
+            counts: { complete, incomplete: 1, downloaded: 0 },
+            ...rest,
+          }
+          assert.deepEqual(await shared[at]?.mayUse(ask), alone.mayUse(ask))
+        }
+      },
+    ),
+    { numRuns: 60 },
+  )
+  for (const key of (await one.call('KEYS', `${one.keyPrefix}*`)) as Buffer[])
+    assert.ok(Number(await one.call('PTTL', key)) > 0, `${key.toString()} has an end`)
+})
