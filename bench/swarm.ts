@@ -110,7 +110,11 @@ async function sampleOf(side: SwarmSide, variant: Variant, run: number, home: st
     signal: interrupted,
     say,
   })
-  const settings = { ...variant.settings, jitter: `${Math.ceil(1000 * spreadOfStarts(outcome))}ms` }
+  const settings = {
+    delay: `${queueMs(variant.settings)}ms`,
+    ...variant.settings,
+    jitter: `${Math.ceil(1000 * spreadOfStarts(outcome))}ms`,
+  }
   say('simulating the same')
   const prediction = side.isSimulated ? await predict(settings, home) : undefined
   const measured = figuresOf(outcome, prediction)
@@ -126,6 +130,11 @@ async function sampleOf(side: SwarmSide, variant: Variant, run: number, home: st
     outcome,
     prediction,
   }
+}
+
+/** What a host says passes two queues, its own and that of whom it tells; under load each is half full. */
+function queueMs(settings: Settings): number {
+  return Math.round((1000 * options.links.queueBytes) / readScenario(settings).host_uplink)
 }
 
 function toolsNeeded(): ToolPackage[] {
@@ -177,7 +186,7 @@ async function print(samples: readonly SwarmSample[]): Promise<void> {
   const [first] = samples
   const lines = [
     `${report.date.slice(0, 10)}, \`${report.command}\`, ${machine.cores} × ${machine.cpu}, ${machine.memoryGiB} GiB, Linux ${machine.kernel}, Node ${machine.node}.`,
-    `Bound ${first?.outcome.bounds.seconds.toFixed(1) ?? ''} s where nothing is slow. Every link by tbf in both directions, queues of ${options.links.queueBytes / 1024} KiB, an MTU of ${options.links.mtu}, headers counted, offloads off; agents report every ${reportInterval}, then wait up to follow_jitter (1 s); all have fetched a small build before. Times from when the tag is visible; the simulated ones, and those compared with them, from when the first host begins.`,
+    `Bound ${first?.outcome.bounds.seconds.toFixed(1) ?? ''} s where nothing is slow. Every link by tbf in both directions, queues of ${options.links.queueBytes / 1024} KiB, an MTU of ${options.links.mtu}, headers counted, offloads off; agents report every ${reportInterval}, then wait up to follow_jitter (1 s); all have fetched a small build before. Times from when the tag is visible; the simulated ones, and those compared with them, from when the first host begins; what simulated hosts say takes as long as one full queue, the half of two.`,
     '',
     describe(samples),
     '',

@@ -5,6 +5,7 @@ import { Picker } from '../agent/engine/picker.ts'
 import { RateMeter } from '../agent/engine/rate-meter.ts'
 import { ownPieces, pieceMemoryMax } from '../agent/engine/piece-store.ts'
 import {
+  claimAgainMs,
   dueInMs,
   hedgeInMs,
   isAskedEnough,
@@ -20,7 +21,7 @@ import {
 } from '../agent/engine/schedule.ts'
 import { AllTurns, atOnceMax } from '../agent/engine/turns.ts'
 import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
-import { webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
+import { endsSoon, webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
 import { distanceUnknown } from '../lib/protocol/announce.ts'
 import type { FlowId, LinkId, Network } from './network.ts'
 
@@ -108,11 +109,17 @@ export class Fetch {
   readonly #order: Side[] = []
   readonly #begunMax: number
   readonly #lanes: WebseedLane[] = []
+  /** Those that only end what they have begun. */
+  readonly #endingLanes = new Set<WebseedLane>()
+  #webseedFromMs = 0
   #webseed: WebseedSource | undefined
   /** Of a host that had everything before all others. */
   #superSeeder: SuperSeeder<Side> | undefined
   #dialled = 0
   serving = 0
+  /** As in `Torrent`. */
+  readonly #claims = new Map<number, number>()
+  #claimedAtMs = 0
   #movedAtMs = 0
   #givenAtMs = 0
   #asksFar = true
@@ -165,7 +172,7 @@ export class Fetch {
   /** Goes away, with what it has. */
   stop(): void {
     this.isRunning = false
-    this.setWebseed(undefined)
+    this.#endWebseed()
     for (const side of [...this.sides.values()]) disconnect(side)
     this.#candidates.clear()
     this.#begun.clear()
@@ -197,7 +204,8 @@ export class Fetch {
       side.meter.tick(now)
       this.#watch(side, now)
     }
-    this.#reach.tick(this.#movedAtMs, now)
+    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited: this.#picker?.isAwaited(now) === true }, now)
+    this.#claimAgain(now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
     if (asksFar !== this.#asksFar) {
       this.#asksFar = asksFar
@@ -215,7 +223,10 @@ export class Fetch {
   setWebseed(source: WebseedSource | undefined): void {
     this.#webseed = source
     if (source === undefined) {
-      for (const lane of this.#lanes.splice(0)) lane.end()
+      for (const lane of this.#lanes.splice(0)) {
+        if (lane.isIdle) lane.end()
+        else this.#endingLanes.add(lane)
+      }
       return
     }
     if (this.isComplete) return
@@ -224,6 +235,20 @@ export class Fetch {
     for (let i = 0; i < webseedRequestsMax; i++)
       this.#lanes.push(new WebseedLane(this, source.way, this.#world))
     for (const lane of this.#lanes) lane.goOn()
+  }
+
+  /** The server is gone: what was asked of it is lost, and it is asked again from `retryAtMs` on. */
+  cutWebseed(retryAtMs: number): void {
+    this.#webseedFromMs = retryAtMs
+    for (const lane of this.#lanes) lane.cut()
+    for (const lane of this.#endingLanes) lane.end()
+    this.#endingLanes.clear()
+  }
+
+  #endWebseed(): void {
+    this.#webseed = undefined
+    for (const lane of [...this.#lanes.splice(0), ...this.#endingLanes]) lane.end()
+    this.#endingLanes.clear()
   }
 
   get usesWebseed(): boolean {
@@ -547,8 +572,16 @@ export class Fetch {
     return picker.hedge(options, readyMs)
   }
 
+  #claimAgain(nowMs: number): void {
+    if (nowMs - this.#claimedAtMs < claimAgainMs) return
+    this.#claimedAtMs = nowMs
+    for (const [piece, from] of this.#claims)
+      if (this.#picker?.isAsked(piece) === true) this.#tellClaim(piece, from)
+  }
+
   #tellClaim(piece: number, from: number): void {
     if (from === 0) return
+    this.#claims.set(piece, from)
     for (const { distance, peer } of this.sides.values())
       if (distance < from && !peer.fetch.isComplete && !peer.fetch.host.isStandard)
         this.#world.later(1, () => {
@@ -599,6 +632,7 @@ export class Fetch {
 
   #verified(picker: Picker, piece: number): void {
     this.#begun.delete(piece)
+    this.#claims.delete(piece)
     this.turns.came(piece, this.#world.nowMs())
     picker.done(piece)
     if (this.have[piece] === 1) return
@@ -618,7 +652,7 @@ export class Fetch {
   #finish(): void {
     this.isComplete = true
     this.finishedMs = this.#world.nowMs()
-    this.setWebseed(undefined)
+    this.#endWebseed()
     this.#candidates.clear()
     this.#begun.clear()
     for (const side of [...this.sides.values()]) {
@@ -632,10 +666,15 @@ export class Fetch {
   }
 
   /** A run of pieces for the webseed, and what to do with them. */
-  claimRun(): Ask[] | undefined {
+  claimRun(lane: WebseedLane): Ask[] | undefined {
     const picker = this.#picker
+    if (this.#endingLanes.delete(lane)) {
+      lane.end()
+      return undefined
+    }
     if (picker === undefined || this.isComplete) return undefined
     const nowMs = this.#world.nowMs()
+    if (nowMs < this.#webseedFromMs || this.#lanes.some((other) => !other.endsSoon(nowMs))) return undefined
     const within = this.#webseed?.range
     const run = picker.untouchedRun({
       within,
@@ -717,6 +756,8 @@ class WebseedLane implements Carrier {
   readonly #flow: FlowId
   #asks: Ask[] = []
   readonly #brought: Ask[] = []
+  #bytes = 0
+  #startedAtMs = 0
 
   constructor(fetch: Fetch, source: readonly LinkId[], world: World) {
     this.#fetch = fetch
@@ -725,9 +766,26 @@ class WebseedLane implements Carrier {
     world.carriers[this.#flow] = this
   }
 
+  get isIdle(): boolean {
+    return this.#asks.length === 0
+  }
+
+  /** Whether there is nothing to wait for. */
+  endsSoon(nowMs: number): boolean {
+    const [first] = this.#asks
+    if (first === undefined) return true
+    const left = this.#world.network.leftOf(this.#flow) - first.length + bytesOf(this.#asks)
+    return endsSoon(
+      { bytes: this.#bytes, startedAtMs: this.#startedAtMs, received: this.#bytes - left },
+      nowMs,
+    )
+  }
+
   goOn(): void {
-    if (this.#asks.length > 0) return
-    this.#asks = this.#fetch.claimRun() ?? []
+    if (!this.isIdle) return
+    this.#asks = this.#fetch.claimRun(this) ?? []
+    this.#bytes = bytesOf(this.#asks)
+    this.#startedAtMs = this.#world.nowMs()
     const [first] = this.#asks
     if (first) this.#world.network.start(this.#flow, first.length)
   }
@@ -743,11 +801,20 @@ class WebseedLane implements Carrier {
     if (!this.#fetch.isComplete) this.goOn()
   }
 
-  end(): void {
+  cut(): void {
     this.#fetch.giveBack(this.#asks)
     this.#asks = []
+    this.#world.network.stop(this.#flow)
+  }
+
+  end(): void {
+    this.cut()
     this.#world.network.removeFlow(this.#flow)
   }
+}
+
+function bytesOf(asks: readonly Ask[]): number {
+  return asks.reduce((sum, { length }) => sum + length, 0)
 }
 
 function disconnect(side: Side): void {

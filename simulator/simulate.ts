@@ -8,8 +8,10 @@ import { pieceLengthFor } from '../lib/protocol/metainfo.ts'
 import { parsePlace } from '../lib/protocol/place.ts'
 import { silentLog } from '../lib/runtime/log.ts'
 import { createSeededRandom } from '../lib/runtime/random.ts'
+import { webseedRetryMaxMs } from '../agent/engine/webseed-source.ts'
 import { ServerConfig } from '../server/config.ts'
 import { trackerConfigOf } from '../server/tracker-settings.ts'
+import type { WebseedPolicy } from '../server/registry/webseed-policy.ts'
 import { createWebseedPolicy } from '../server/registry/webseed-policy.ts'
 import { openMemoryPeerStore } from '../server/tracker/memory/memory-peer-store.ts'
 import { samplePeersMax } from '../server/tracker/peer-store.ts'
@@ -110,7 +112,8 @@ class Simulation {
   #serverAway = false
   readonly #announces: number[] = []
   readonly #tracker
-  readonly #policy
+  readonly #newPolicy: () => WebseedPolicy
+  #policy: WebseedPolicy
   readonly #counts
 
   constructor(scenario: Scenario) {
@@ -181,7 +184,9 @@ class Simulation {
       log: silentLog(),
     })
     const { webseed } = config.registry
-    this.#policy = createWebseedPolicy({ leaseMs: webseed.lease, hostsMax: webseed.replies_max, now })
+    this.#newPolicy = () =>
+      createWebseedPolicy({ leaseMs: webseed.lease, hostsMax: webseed.replies_max, now })
+    this.#policy = this.#newPolicy()
   }
 
   run(progress: Progress = () => undefined): Result {
@@ -373,10 +378,15 @@ class Simulation {
         this.#serverAway = away
         if (link !== undefined) this.#network.setCapacity(link, away ? 0 : rate)
       }
+      const backMs = this.#ms(serverAway.at) + this.#ms(serverAway.for)
       this.#at(this.#ms(serverAway.at), () => {
         set(true)
+        for (const { fetches } of this.#hosts)
+          for (const fetch of fetches) fetch.cutWebseed(backMs + webseedRetryMaxMs * this.#random())
       })
-      this.#at(this.#ms(serverAway.at) + this.#ms(serverAway.for), () => {
+      this.#at(backMs, () => {
+        // It has been started anew, and remembers no lease.
+        this.#policy = this.#newPolicy()
         set(false)
       })
     }
@@ -420,7 +430,7 @@ class Simulation {
     })
   }
 
-  #askGrant(fetch: Fetch, stalledSeconds: number | undefined, rangeDone = false): void {
+  #askGrant(fetch: Fetch, stalledSeconds: number | undefined, rangeDone: number | false = false): void {
     if (!this.#scenario.from_server || this.#serverAway || fetch.host.isStandard) return
     const range = this.#policy.mayUse({
       infoHash: this.#infoHash(fetch.blob),
@@ -431,7 +441,7 @@ class Simulation {
       rangeDone,
     })
     let asked = false
-    if (rangeDone && range === undefined) return
+    if (rangeDone !== false && range === undefined) return
     fetch.setWebseed(
       range && {
         way: this.#serverUp,
@@ -440,7 +450,7 @@ class Simulation {
           if (asked) return
           asked = true
           this.#at(this.#nowMs + grantMs, () => {
-            this.#askGrant(fetch, undefined, true)
+            this.#askGrant(fetch, undefined, range.firstPiece)
           })
         },
       },

@@ -3,10 +3,14 @@ import { blockBytes, ownBlockBytes, WireError } from './wire.ts'
 
 /** The extension message that is the extended handshake itself (BEP 10). */
 export const extendedHandshakeId = 0
-/** The id that we take our own extension under. */
-export const ownExtensionId = 1
-/** Its name in the `m` dictionary. */
-const ownExtension = 'rs_claim'
+/** The ids that we take our own extensions under. */
+export const claimExtensionId = 1
+export const unclaimExtensionId = 2
+export const busyExtensionId = 3
+/** Their names in the `m` dictionary. */
+const claimExtension = 'rs_claim'
+const unclaimExtension = 'rs_unclaim'
+const busyExtension = 'rs_busy'
 
 /** What a peer says of itself in the extended handshake (BEP 10); all of it is a stranger's word. */
 export interface ExtendedHandshake {
@@ -18,6 +22,10 @@ export interface ExtendedHandshake {
   readonly own: OwnHandshake | undefined
   /** The id of claims that it takes; undefined where it takes none. */
   readonly claimId: number | undefined
+  /** The id of claims taken back; undefined where they only end by themselves. */
+  readonly unclaimId: number | undefined
+  /** The id under which it takes what others are sending; undefined where it does not. */
+  readonly busyId: number | undefined
   /** Name and version of the client, `v`. */
   readonly client: string | undefined
 }
@@ -52,7 +60,13 @@ export function writeExtendedHandshake(handshake: {
 }): Buffer {
   const { requestsMax, port, client, own } = handshake
   return encode({
-    m: own ? { [ownExtension]: ownExtensionId } : {},
+    m: own
+      ? {
+          [busyExtension]: busyExtensionId,
+          [claimExtension]: claimExtensionId,
+          [unclaimExtension]: unclaimExtensionId,
+        }
+      : {},
     p: port,
     reqq: requestsMax,
     rs: own && {
@@ -77,12 +91,14 @@ export function readExtendedHandshake(payload: Uint8Array): ExtendedHandshake {
   }
   const m = members.get('m')
   const rs = members.get('rs')
-  const claimId = m instanceof Map ? integer(m.get(ownExtension), 1, 255) : undefined
+  const idOf = (extension: string) => (m instanceof Map ? integer(m.get(extension), 1, 255) : undefined)
   return {
     requestsMax: integer(members.get('reqq'), 1, 100_000) ?? 250,
     port: integer(members.get('p'), 1, 65_535),
     client: text(members.get('v'), 64, /^[\x20-\x7e]*$/),
-    claimId,
+    claimId: idOf(claimExtension),
+    unclaimId: idOf(unclaimExtension),
+    busyId: idOf(busyExtension),
     own:
       rs instanceof Map
         ? {
@@ -97,7 +113,7 @@ export function readExtendedHandshake(payload: Uint8Array): ExtendedHandshake {
   }
 }
 
-/** Pieces that a host has begun to fetch from afar: its neighbours need not. */
+/** Pieces that a host has begun to fetch from afar, so that its neighbours need not; or those that it does not fetch after all. */
 export function writeClaim(pieces: readonly number[]): Buffer {
   const bytes = Buffer.allocUnsafe(4 * pieces.length)
   for (const [i, piece] of pieces.entries()) bytes.writeUInt32BE(piece, 4 * i)
@@ -113,6 +129,27 @@ export function readClaim(payload: Uint8Array, pieceCount: number): number[] {
     if (piece >= pieceCount) throw new WireError(`a claim of piece ${piece} of ${pieceCount}`)
     return piece
   })
+}
+
+/** No host sends so many pieces at once. */
+const busyPiecesMax = 64
+
+/** What a host that has no turn for a piece is sending to others. */
+export interface Busy {
+  /** It sends as many pieces as it sends at once: it has no turn for any. */
+  readonly isFull: boolean
+  readonly pieces: readonly number[]
+}
+
+export function writeBusy({ isFull, pieces }: Busy): Buffer {
+  return Buffer.concat([Buffer.of(isFull ? 1 : 0), writeClaim(pieces)])
+}
+
+/** @throws WireError for a wrong length or a piece that there is not */
+export function readBusy(payload: Uint8Array, pieceCount: number): Busy {
+  if (payload.length === 0 || payload.length > 1 + 4 * busyPiecesMax)
+    throw new WireError(`pieces that it is sending, in ${payload.length} bytes`)
+  return { isFull: payload[0] === 1, pieces: readClaim(payload.subarray(1), pieceCount) }
 }
 
 function integer(value: unknown, min: number, max: number): number | undefined {

@@ -1,11 +1,15 @@
 import { formatAddress, formatIp } from '../../lib/protocol/address.ts'
 import type { Admitted } from './engine.ts'
-import type { ExtendedHandshake } from './extended.ts'
+import type { Busy, ExtendedHandshake } from './extended.ts'
 import {
+  busyExtensionId,
+  claimExtensionId,
   extendedHandshakeId,
-  ownExtensionId,
+  readBusy,
   readClaim,
   readExtendedHandshake,
+  unclaimExtensionId,
+  writeBusy,
   writeClaim,
 } from './extended.ts'
 import type { Limiter } from './limiter.ts'
@@ -57,6 +61,9 @@ export interface PeerHost {
   gainedThese(peer: Peer, bits: Uint8Array): void
   introduced(peer: Peer, handshake: ExtendedHandshake): void
   claimed(peer: Peer, pieces: readonly number[]): void
+  unclaimed(peer: Peer, pieces: readonly number[]): void
+  /** The peer has no turn for what it was asked, and says why. */
+  busy(peer: Peer, busy: Busy): void
   /** Where the bytes of a block go; undefined: they are dropped. */
   targetOf(ask: Ask): Uint8Array | undefined
   received(peer: Peer, ask: Ask): void
@@ -107,9 +114,12 @@ export class Peer implements WireHandler {
   sentAtMs: number
   /** When one of the two last wanted something of the other. */
   usefulAtMs: number
-  /** Refusals since it last gave a block, and until when it is not asked again. */
+  /** Refusals since it last gave a block, of which piece the last one was, and until when it is not asked again. */
   refusals = 0
+  refusedPiece: number | undefined
   askAgainMs = 0
+  /** When it was last told what is being sent to others. */
+  toldBusyAtMs = -Infinity
   /** Pieces that it is sending to others, and until when it is not asked for them. */
   readonly busyWith = new Map<number, number>()
   timer: NodeJS.Timeout | undefined
@@ -243,8 +253,20 @@ export class Peer implements WireHandler {
   }
 
   claim(pieces: readonly number[]): void {
-    const id = this.introduction?.claimId
-    if (id !== undefined) this.send(writeExtended(id, writeClaim(pieces)))
+    this.#extend(this.introduction?.claimId, writeClaim(pieces))
+  }
+
+  unclaim(pieces: readonly number[]): void {
+    this.#extend(this.introduction?.unclaimId, writeClaim(pieces))
+  }
+
+  tellBusy(busy: Busy): void {
+    this.#extend(this.introduction?.busyId, writeBusy(busy))
+  }
+
+  /** @param id under which the peer takes it; undefined where it does not */
+  #extend(id: number | undefined, payload: Uint8Array): void {
+    if (id !== undefined) this.send(writeExtended(id, payload))
   }
 
   tick(nowMs: number): void {
@@ -405,8 +427,12 @@ export class Peer implements WireHandler {
     if (id === extendedHandshakeId) {
       this.introduction = readExtendedHandshake(payload)
       this.#host.introduced(this, this.introduction)
-    } else if (id === ownExtensionId) {
+    } else if (id === claimExtensionId) {
       this.#host.claimed(this, readClaim(payload, this.#host.pieceCount))
+    } else if (id === unclaimExtensionId) {
+      this.#host.unclaimed(this, readClaim(payload, this.#host.pieceCount))
+    } else if (id === busyExtensionId) {
+      this.#host.busy(this, readBusy(payload, this.#host.pieceCount))
     }
   }
 

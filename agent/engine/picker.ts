@@ -15,8 +15,13 @@ const dueUnknown = Number.MAX_VALUE
 const claimMs = 15_000
 /** Distances that are told apart; what is farther counts as this far. */
 const distanceMax = 3
-/** Pieces that more peers have count as equally common. */
-const copiesMax = 63
+/**
+ * Pieces are sorted by how rare they are: first those that nobody of the rack has, by how many peers have them, then the others by how many of the
+ * rack do. What more have than this counts as equally common.
+ */
+const farCopiesMax = 15
+const nearCopiesMax = 48
+const raritiesMax = farCopiesMax + nearCopiesMax
 
 const Unit = { free: 0, asked: 1, here: 2 } as const
 
@@ -28,8 +33,8 @@ export interface PickerPeer {
   count: number
   /** 0 the own rack, 1 the next level …, `distanceMax` at most. */
   readonly distance: number
-  /** What it has said that it is fetching, and does not have yet. */
-  readonly claims: Set<number>
+  /** What it has said that it is fetching, and does not have yet, and until when that counts. */
+  readonly claims: Map<number, number>
   /** At which of the picker's changes it had nothing that could be begun with it; -1 since it gained something. */
   barrenAt: number
 }
@@ -65,6 +70,7 @@ interface Tally {
 interface Claimed {
   readonly peer: PickerPeer
   readonly piece: number
+  /** It may have been claimed again since. */
   readonly untilMs: number
 }
 
@@ -104,13 +110,15 @@ export class Picker {
   #slotCount = 0
   /** How many peers have each piece. */
   readonly #copies: Uint16Array
-  /** Where in the list those end that so many peers have: it is sorted by that. */
-  readonly #ends: Int32Array = new Int32Array(copiesMax + 1)
+  /** Where in the list those of each rarity end: it is sorted by that. */
+  readonly #ends: Int32Array = new Int32Array(raritiesMax + 1)
   /** By distance: how many of the peers there have each piece, and how many have said that they are fetching it. */
   readonly #there: Tally[] = []
   /** Claims that are not over, oldest first from `#claimAt` on. */
   #claims: Claimed[] = []
   #claimAt = 0
+  /** How many claims peers of the rack have. */
+  #nearClaims = 0
   readonly #begun = new Map<number, Begun>()
   /** Those of them of which something is asked of nobody. */
   readonly #open = new Set<Begun>()
@@ -137,7 +145,7 @@ export class Picker {
     this.#positions = new Int32Array(pieceCount)
     for (const [position, piece] of this.#missing.entries()) this.#positions[piece] = position
     this.#ends.fill(pieceCount)
-    this.#origin = { slot: -1, count: 0, distance: 0, claims: new Set(), barrenAt: -1 }
+    this.#origin = { slot: -1, count: 0, distance: 0, claims: new Map(), barrenAt: -1 }
     this.#holders = new Uint32Array(pieceCount)
     this.#copies = new Uint16Array(pieceCount)
     this.#pieceCount = pieceCount
@@ -145,7 +153,7 @@ export class Picker {
 
   /** Pieces that are neither here nor begun. */
   get untouched(): number {
-    return this.#ends[copiesMax] ?? 0
+    return this.#ends[raritiesMax] ?? 0
   }
 
   /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
@@ -154,7 +162,7 @@ export class Picker {
       slot: this.#takeSlot(),
       count: 0,
       distance: Math.min(distance, distanceMax),
-      claims: new Set<number>(),
+      claims: new Map<number, number>(),
       barrenAt: -1,
     }
     this.#there[peer.distance] ??= {
@@ -170,7 +178,7 @@ export class Picker {
     if (!this.#peers.delete(peer)) return
     if (peer.count < this.#pieceCount) this.#partial--
     this.#changes++
-    for (const piece of peer.claims) this.#unclaim(peer, piece)
+    for (const piece of peer.claims.keys()) this.#unclaim(peer, piece)
     const { slot } = peer
     const bit = ~(1 << (slot & 31))
     for (const piece of this.piecesOf(peer)) {
@@ -221,14 +229,31 @@ export class Picker {
     if (peer.barrenAt === this.#changes && this.mayBegin(peer, piece)) peer.barrenAt = -1
   }
 
-  /** A peer says that it is fetching a piece. */
+  /** A peer says that it is fetching a piece; again where it takes long. */
   claimed(peer: PickerPeer, piece: number, nowMs: number): void {
     this.#passTime(nowMs)
     const tally = this.#there[peer.distance]
-    if (tally === undefined || this.has(peer, piece) || peer.claims.has(piece)) return
-    peer.claims.add(piece)
-    tally.claims[piece] = (tally.claims[piece] ?? 0) + 1
-    this.#claims.push({ peer, piece, untilMs: nowMs + claimMs })
+    if (tally === undefined || this.has(peer, piece)) return
+    const untilMs = nowMs + claimMs
+    if (!peer.claims.has(piece)) {
+      tally.claims[piece] = (tally.claims[piece] ?? 0) + 1
+      if (peer.distance === 0) this.#nearClaims++
+    }
+    peer.claims.set(piece, untilMs)
+    this.#claims.push({ peer, piece, untilMs })
+  }
+
+  /** A peer does not fetch a piece after all. */
+  unclaimed(peer: PickerPeer, piece: number): void {
+    if (!peer.claims.has(piece)) return
+    this.#changes++
+    this.#unclaim(peer, piece)
+  }
+
+  /** Whether somebody of the rack says that it is fetching something from elsewhere. */
+  isAwaited(nowMs: number): boolean {
+    this.#passTime(nowMs)
+    return this.#nearClaims > 0
   }
 
   /** Whether the peer may be asked for a piece that is not begun. */
@@ -245,6 +270,7 @@ export class Picker {
     if (!peer.claims.delete(piece)) return
     const tally = this.#there[peer.distance]
     if (tally) tally.claims[piece] = (tally.claims[piece] ?? 1) - 1
+    if (peer.distance === 0) this.#nearClaims--
   }
 
   /** Forgets claims that are too old. */
@@ -253,8 +279,8 @@ export class Picker {
       const oldest = this.#claims[this.#claimAt]
       if (oldest === undefined || oldest.untilMs > nowMs) break
       this.#claimAt++
-      this.#changes++
-      this.#unclaim(oldest.peer, oldest.piece)
+      const { peer, piece } = oldest
+      if ((peer.claims.get(piece) ?? Infinity) <= nowMs) this.unclaimed(peer, piece)
     }
     if (this.#claimAt > 1024) {
       this.#claims = this.#claims.slice(this.#claimAt)
@@ -324,7 +350,7 @@ export class Picker {
     const { peer } = options
     let latest: Ask | undefined
     for (const begun of this.#begun.values()) {
-      if (!this.has(peer, begun.piece)) continue
+      if (!this.has(peer, begun.piece) || options.refuses?.(begun.piece) === true) continue
       for (const ask of begun.asks) {
         if (ask.peer === peer || ask.length > options.bytesMax || ask.dueMs <= readyMs) continue
         if (latest !== undefined && ask.dueMs <= latest.dueMs) continue
@@ -441,6 +467,11 @@ export class Picker {
     return begun === undefined || this.#isHere(begun, ask)
   }
 
+  /** The piece was begun, and somebody is asked for a block of it. */
+  isAsked(piece: number): boolean {
+    return (this.#begun.get(piece)?.asks.size ?? 0) > 0
+  }
+
   /** The piece was begun, and nothing of it is here or asked for. */
   isIdle(piece: number): boolean {
     const begun = this.#begun.get(piece)
@@ -474,16 +505,18 @@ export class Picker {
   }
 
   #count(peer: PickerPeer, piece: number, by: 1 | -1): void {
+    const isMissing = this.#isMissing(piece)
+    let rarity = this.#rarity(piece)
     const tally = this.#there[peer.distance]
     if (tally) tally.copies[piece] = (tally.copies[piece] ?? 0) + by
-    const before = this.#copies[piece] ?? 0
-    this.#copies[piece] = before + by
-    if (!this.#isMissing(piece)) return
-    if (by > 0 && before < copiesMax) this.#swapTo(piece, this.#shrink(before))
-    else if (by < 0 && before <= copiesMax) this.#swapTo(piece, this.#extend(before - 1))
+    this.#copies[piece] = (this.#copies[piece] ?? 0) + by
+    if (!isMissing) return
+    const after = this.#rarity(piece)
+    while (rarity < after) this.#swapTo(piece, this.#shrink(rarity++))
+    while (rarity > after) this.#swapTo(piece, this.#extend(--rarity))
   }
 
-  /** Of the untouched pieces that the peer has and may be asked for, one that the fewest peers have; -1 where there is none. */
+  /** Of the untouched pieces that the peer has and may be asked for, one of the rarest; -1 where there is none. */
   #rarest({ peer, anything, refuses }: PickOptions): number {
     const { distance } = peer
     if (this.isBarren(peer) && !anything) return -1
@@ -492,9 +525,12 @@ export class Picker {
     let refused = false
     const chance = this.#random()
     const missing = this.#missing
-    let begin = this.#ends[0] ?? 0
-    for (let copies = 1; copies <= copiesMax; copies++) {
-      const end = this.#ends[copies] ?? 0
+    // What a near peer has somebody near has; what somebody near has is not asked of far ones.
+    const from = distance === 0 ? farCopiesMax : 0
+    const to = distance === 0 || anything ? raritiesMax : farCopiesMax
+    let begin = this.#ends[from] ?? 0
+    for (let rarity = from + 1; rarity <= to; rarity++) {
+      const end = this.#ends[rarity] ?? 0
       if (end === begin) continue
       // Each look begins elsewhere: ties fall at random, another way on each host.
       const middle = begin + Math.floor(chance * (end - begin))
@@ -596,32 +632,34 @@ export class Picker {
   }
 
   #removeMissing(piece: number): void {
-    for (let copies = this.#rarity(piece); copies <= copiesMax; copies++)
-      this.#swapTo(piece, this.#shrink(copies))
+    for (let rarity = this.#rarity(piece); rarity <= raritiesMax; rarity++)
+      this.#swapTo(piece, this.#shrink(rarity))
   }
 
   #addMissing(piece: number): void {
     this.#changes++
-    this.#swapTo(piece, this.#extend(copiesMax))
-    for (let copies = copiesMax - 1; copies >= this.#rarity(piece); copies--)
-      this.#swapTo(piece, this.#extend(copies))
+    for (let rarity = raritiesMax; rarity >= this.#rarity(piece); rarity--)
+      this.#swapTo(piece, this.#extend(rarity))
   }
 
   #rarity(piece: number): number {
-    return Math.min(copiesMax, this.#copies[piece] ?? 0)
+    const near = this.#there[0]?.copies[piece] ?? 0
+    return near > 0
+      ? farCopiesMax + Math.min(near, nearCopiesMax)
+      : Math.min(this.#copies[piece] ?? 0, farCopiesMax)
   }
 
-  /** The last of those that so many peers have leaves them. @returns where it stood */
-  #shrink(copies: number): number {
-    const end = (this.#ends[copies] ?? 0) - 1
-    this.#ends[copies] = end
+  /** The last of a rarity leaves it. @returns where it stood */
+  #shrink(rarity: number): number {
+    const end = (this.#ends[rarity] ?? 0) - 1
+    this.#ends[rarity] = end
     return end
   }
 
-  /** One more of those that so many peers have. @returns where it is to stand */
-  #extend(copies: number): number {
-    const end = this.#ends[copies] ?? 0
-    this.#ends[copies] = end + 1
+  /** One more of a rarity. @returns where it is to stand */
+  #extend(rarity: number): number {
+    const end = this.#ends[rarity] ?? 0
+    this.#ends[rarity] = end + 1
     return end
   }
 

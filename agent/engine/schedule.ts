@@ -20,6 +20,8 @@ const lateMs = 1_000
 export const silentMs = 10_000
 /** A connection to an agent far away that neither end may use any more is let go after this long: each piece of news over it costs both of them. */
 export const uselessMs = 5_000
+/** What is still under way is claimed again this often: a claim counts for three times as long, and a neighbour may be new. */
+export const claimAgainMs = 5_000
 /** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
 export const uploadSlots = 50
 /** No peer gave anything for this long: the webseed is asked also for what peers have. */
@@ -47,6 +49,7 @@ export class Reach {
   #farFromMs = 0
   #farUntilMs = 0
   #stuckUntilMs = 0
+  #awaitedAtMs = 0
 
   /** The tracker has named a peer. */
   heard({ distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>, nowMs: number): void {
@@ -58,9 +61,18 @@ export class Reach {
     if (this.#farFromMs === 0) this.#farFromMs = nowMs + nearFirstMs
   }
 
-  /** To be called now and then while the fetch is under way. */
-  tick(movedAtMs: number, nowMs: number): void {
-    const stillMs = nowMs - movedAtMs
+  /**
+   * To be called now and then while the fetch is under way.
+   *
+   * @param isAwaited a neighbour says that it is fetching something from far away: where links are slow the first pieces of a build take their
+   * time, and whoever waits for them does not stand still
+   */
+  tick(
+    { movedAtMs, isAwaited }: { readonly movedAtMs: number; readonly isAwaited: boolean },
+    nowMs: number,
+  ): void {
+    if (isAwaited) this.#awaitedAtMs = nowMs
+    const stillMs = nowMs - Math.max(movedAtMs, this.#awaitedAtMs)
     if (stillMs >= standsStillMs) this.#farUntilMs = nowMs + farGraceMs
     if (stillMs >= stuckMs) this.#stuckUntilMs = nowMs + farGraceMs
   }

@@ -16,7 +16,7 @@ import type {
   SeedOptions,
   Webseed,
 } from './engine.ts'
-import type { ExtendedHandshake } from './extended.ts'
+import type { Busy, ExtendedHandshake } from './extended.ts'
 import { extendedHandshakeId, writeExtendedHandshake } from './extended.ts'
 import type { Limiter } from './limiter.ts'
 import type { Link, Shaken } from './link.ts'
@@ -29,6 +29,7 @@ import type { Lease, ReadCache, SeedFile } from './read-cache.ts'
 import {
   aheadOf,
   blockBytesOf,
+  claimAgainMs,
   dueInMs,
   hedgeInMs,
   isAskedEnough,
@@ -78,6 +79,12 @@ const refusedMs = 50
 const refusedMaxMs = 10_000
 /** An agent that has no turn for us is asked again after this long at most. */
 const turnMaxMs = 1_000
+/** …and one that says when it has one, after this long. */
+const calledMaxMs = 2_000
+/** Who has refused more pieces than that, one after the other, is left in peace for a while, whatever it says. */
+const triesMax = 4
+/** Who is refused more than once within so long is told only once why. */
+const busyAgainMs = 50
 /** Who has not shown by then that it may take part is let go. */
 const admissionMs = 5_000
 /** A connection that has moved nothing for this long gives way where all are taken. */
@@ -119,6 +126,9 @@ export class Torrent implements EngineHandle, PeerHost {
   #fillTimer: NodeJS.Timeout | undefined
   readonly #suspects
   readonly #past = new TrafficSums()
+  /** Pieces that neighbours were told are being fetched, and from how far. */
+  readonly #claims = new Map<number, number>()
+  #claimedAtMs = 0
   readonly #memory = new Map<number, Uint8Array>()
   /** Pieces whose memory a thread is reading. */
   readonly #writing = new Set<number>()
@@ -147,8 +157,9 @@ export class Torrent implements EngineHandle, PeerHost {
   #bytesReceived = 0
   #diskFullSinceMs: number | undefined
   #webseed: Webseed | undefined
-  /** Ends its requests. */
-  #webseedRun: AbortController | undefined
+  /** Asks for what is missing, as long as it stands here. */
+  #webseedRun: { readonly url: string } | undefined
+  readonly #webseedEnd = new AbortController()
   #isRangeDone = false
 
   constructor(options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed', deps: TorrentDeps) {
@@ -253,11 +264,9 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   setWebseed(webseed: Webseed | undefined): void {
-    const isRunning =
-      webseed !== undefined && webseed.url === this.#webseed?.url && this.#webseedRun !== undefined
     this.#webseed = webseed
     this.#isRangeDone = false
-    if (!isRunning) this.#startWebseed()
+    this.#startWebseed()
   }
 
   close(): Promise<void> {
@@ -310,6 +319,7 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#watch(peer, now)
     }
     for (const peer of this.#peers) this.#showMore(peer)
+    this.#callNext(now)
     if (this.#complete || !this.#ready) return
     // A block of a slow link takes seconds.
     let rate = 0
@@ -322,10 +332,11 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#bytesSeen = this.#bytesReceived
       this.#movedAtMs = now
     }
-    this.#reach.tick(this.#movedAtMs, now)
+    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited: this.#picker.isAwaited(now) }, now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
     if (asksFar !== this.#asksFar) for (const peer of this.#peers) this.#review(peer)
     this.#asksFar = asksFar
+    this.#claimAgain(now)
     this.#dialMore(now)
     this.#fill()
   }
@@ -415,6 +426,12 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const piece of pieces) this.#picker.claimed(peer.picking, piece, this.#deps.monotonic())
   }
 
+  unclaimed(peer: Peer, pieces: readonly number[]): void {
+    if (peer.picking === undefined) return
+    for (const piece of pieces) this.#picker.unclaimed(peer.picking, piece)
+    this.#fillSoon(1)
+  }
+
   targetOf(ask: Ask): Uint8Array | undefined {
     // A block that another peer has brought meanwhile must not be written over: its piece may be being hashed.
     if (this.#picker.isHere(ask)) return undefined
@@ -443,7 +460,16 @@ export class Torrent implements EngineHandle, PeerHost {
       going.goOn(piece)
       return true
     }
-    if (!going.hasRoom(nowMs) || going.isTaken(piece, peer, nowMs)) return false
+    const isFull = !going.hasRoom(nowMs)
+    if (isFull || going.isTaken(piece, peer, nowMs)) {
+      if (isFull) going.wait(peer)
+      // A request for each block of a piece is refused; the list is told once.
+      if (nowMs - peer.toldBusyAtMs >= busyAgainMs) {
+        peer.toldBusyAtMs = nowMs
+        peer.tellBusy({ isFull, pieces: going.piecesAt(nowMs) })
+      }
+      return false
+    }
     going.begin(piece, peer, nowMs)
     return true
   }
@@ -452,7 +478,14 @@ export class Torrent implements EngineHandle, PeerHost {
     const { going } = this.#turns.at(peer.distance)
     const nowMs = this.#deps.monotonic()
     going.moved(piece, peer, length, this.pieceSize(piece), nowMs)
-    if (going.has(piece, peer) && !peer.isOwed(piece)) going.rest(piece, nowMs)
+    if (!going.has(piece, peer)) this.#callNext(nowMs)
+    else if (!peer.isOwed(piece)) going.rest(piece, nowMs)
+  }
+
+  /** Tells those who wait longest for a turn that there is one. */
+  #callNext(nowMs: number): void {
+    for (const going of this.#turns.going)
+      going.nextWaiting(nowMs)?.tellBusy({ isFull: false, pieces: going.piecesAt(nowMs) })
   }
 
   tookBack(peer: Peer, piece: number): void {
@@ -490,12 +523,46 @@ export class Torrent implements EngineHandle, PeerHost {
     return introduction?.claimId !== undefined && handshake.fast
   }
 
-  /** The peer is sending the piece to somebody else, or enough others: it is asked again for another soon, for this one after that. */
+  /** The peer is sending the piece to somebody else, or enough others: it is asked for another, and for this one later. */
   #waitForTurn(peer: Peer, asks: readonly Ask[], nowMs: number): void {
+    for (const { piece } of asks) {
+      this.#keepFrom(peer, piece, nowMs)
+      // Each block of it is refused.
+      if (piece !== peer.refusedPiece) peer.refusals++
+      peer.refusedPiece = piece
+    }
+    // Who says what it is sending to others may be asked for something else at once.
+    if (peer.introduction?.busyId !== undefined && peer.refusals <= triesMax) this.#fillSoon(1)
+    else this.#leaveInPeace(peer, nowMs)
+  }
+
+  busy(peer: Peer, { isFull, pieces }: Busy): void {
+    const nowMs = this.#deps.monotonic()
+    for (const piece of pieces) this.#keepFrom(peer, piece, nowMs)
+    if (isFull) {
+      // It will say when there is a turn.
+      peer.askAgainMs = nowMs + Math.min(calledMaxMs, this.#turns.at(peer.distance).coming.usualMs)
+      return
+    }
+    if (peer.refusals > triesMax) return
+    peer.askAgainMs = 0
+    this.#fillSoon(1)
+  }
+
+  /** The peer is sending a piece to somebody else: it is not asked for it for as long as a piece usually takes. */
+  #keepFrom(peer: Peer, piece: number, nowMs: number): void {
     const { usualMs } = this.#turns.at(peer.distance).coming
-    for (const { piece } of asks) peer.busyWith.set(piece, nowMs + Math.min(turnMaxMs, usualMs))
+    peer.busyWith.set(piece, nowMs + Math.min(turnMaxMs, usualMs))
+  }
+
+  #leaveInPeace(peer: Peer, nowMs: number): void {
+    const { usualMs } = this.#turns.at(peer.distance).coming
     const waitMs = Math.min(turnMaxMs, Math.max(1, usualMs / 8))
     peer.askAgainMs = Math.max(peer.askAgainMs, nowMs + waitMs)
+    this.#fillSoon(waitMs)
+  }
+
+  #fillSoon(waitMs: number): void {
     this.#fillTimer ??= setTimeout(() => {
       this.#fillTimer = undefined
       this.#fill()
@@ -505,9 +572,18 @@ export class Torrent implements EngineHandle, PeerHost {
   /** What nobody sends, and nothing of which is here, is as if it had not been asked for. */
   #giveBack(piece: number): void {
     if (!this.#picker.isIdle(piece)) return
-    this.#picker.forget(piece)
+    this.#forget(piece)
     this.#freeMemory(piece)
     this.#turns.drop(piece)
+  }
+
+  /** The piece is missing again; who was told that it is being fetched may fetch it. */
+  #forget(piece: number): void {
+    this.#picker.forget(piece)
+    const distance = this.#claims.get(piece)
+    if (distance === undefined) return
+    this.#claims.delete(piece)
+    for (const neighbour of this.#toldOf(distance)) neighbour.unclaim([piece])
   }
 
   read(block: Block, done: (lease: Lease | undefined, error?: Error) => void): void {
@@ -924,10 +1000,26 @@ export class Torrent implements EngineHandle, PeerHost {
 
   /** Tells those who are nearer than the source what this host fetches, so that it comes to each rack, row and datacentre once. */
   #tellClaims(pieces: readonly number[], distance: number): void {
-    if (distance === 0) return
-    for (const neighbour of this.#peers)
-      if (neighbour.distance < distance && neighbour.picking?.count !== this.pieceCount)
-        neighbour.claim(pieces)
+    if (distance === 0 || pieces.length === 0) return
+    for (const piece of pieces) this.#claims.set(piece, distance)
+    for (const neighbour of this.#toldOf(distance)) neighbour.claim(pieces)
+  }
+
+  #toldOf(distance: number): Peer[] {
+    return [...this.#peers].filter(
+      (peer) => peer.distance < distance && peer.picking?.count !== this.pieceCount,
+    )
+  }
+
+  #claimAgain(nowMs: number): void {
+    if (nowMs - this.#claimedAtMs < claimAgainMs) return
+    this.#claimedAtMs = nowMs
+    const pieces = Map.groupBy(this.#claims, ([, distance]) => distance)
+    for (const [distance, claims] of pieces)
+      this.#tellClaims(
+        claims.map(([piece]) => piece).filter((piece) => this.#picker.isAsked(piece)),
+        distance,
+      )
   }
 
   /** At the end, and of what is late, also what others were asked for. */
@@ -1008,6 +1100,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (this.#have[piece] === 1) return
     this.#seedFile.forget(piece * this.metainfo.pieceLength, this.pieceSize(piece))
     this.#have[piece] = 1
+    this.#claims.delete(piece)
     this.#bytesVerified += this.pieceSize(piece)
     this.#suspects.verified(piece)
     for (const peer of this.#peers) {
@@ -1022,7 +1115,7 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   #wrong(piece: number): void {
-    this.#picker.forget(piece)
+    this.#forget(piece)
     const senders = new Set(this.#suspects.failed(piece))
     for (const peer of [...this.#peers]) if (senders.has(peer.sender)) peer.close('it sent wrong bytes')
   }
@@ -1030,8 +1123,7 @@ export class Torrent implements EngineHandle, PeerHost {
   async #finish(): Promise<void> {
     this.#complete = true
     clearTimeout(this.#fillTimer)
-    this.#webseedRun?.abort()
-    this.#webseedRun = undefined
+    this.#endWebseed()
     this.#candidates.clear()
     this.#failed.clear()
     this.#signal.removeEventListener('abort', this.#onAbort)
@@ -1062,8 +1154,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#outcome.reject(new Error('the torrent was closed'))
     clearTimeout(this.#fillTimer)
     this.#signal.removeEventListener('abort', this.#onAbort)
-    this.#webseedRun?.abort()
-    this.#webseedRun = undefined
+    this.#endWebseed()
     for (const peer of [...this.#peers]) peer.close('the torrent was closed')
     this.#freeSpare()
     for (const piece of [...this.#memory.keys()]) this.#freeMemory(piece)
@@ -1108,28 +1199,43 @@ export class Torrent implements EngineHandle, PeerHost {
 
   // The webseed.
 
-  #startWebseed(): void {
-    this.#webseedRun?.abort()
+  #endWebseed(): void {
     this.#webseedRun = undefined
+    this.#webseedEnd.abort()
+  }
+
+  /** Where there was another webseed, or may be none any more, what was asked of it still comes. */
+  #startWebseed(): void {
     const url = this.#webseed?.url
-    if (url === undefined || this.#complete || this.#closing || !this.#ready) return
-    const controller = new AbortController()
-    this.#webseedRun = controller
+    if (url === this.#webseedRun?.url || this.#complete || this.#closing || !this.#ready) return
+    const run = url === undefined ? undefined : { url }
+    this.#webseedRun = run
+    if (run === undefined) return
     void runWebseed(
-      url,
+      run.url,
       {
+        isWanted: () => this.#webseedRun === run,
         claim: (maxBytes) => this.#claim(maxBytes),
         pieceSize: (piece) => this.pieceSize(piece),
+        // Shared, so that the thread which checks and writes it needs no copy.
+        takeMemory: () =>
+          this.#deps.store.takeMemory(this.metainfo.pieceLength, 0) ??
+          new Uint8Array(this.metainfo.pieceLength),
+        giveMemory: (memory) => {
+          this.#deps.store.giveMemory(memory)
+        },
         received: (bytes) => {
           this.#bytesReceived += bytes
           this.#past.add('webseed', 'webseed', undefined, bytes, 0)
+          // Peers share with it what the host may receive.
+          this.#deps.limiter.take('download', 0, bytes)
         },
         rate: () => this.#deps.limiter.rate('download'),
         monotonic: this.#deps.monotonic,
         random: this.#deps.random,
         dispatcher: this.#deps.dispatcher,
       },
-      controller.signal,
+      this.#webseedEnd.signal,
     )
   }
 
@@ -1172,7 +1278,7 @@ export class Torrent implements EngineHandle, PeerHost {
       release: () => {
         for (const ask of asks.values()) {
           this.#picker.release(ask)
-          if (!this.#memory.has(ask.piece)) this.#picker.forget(ask.piece)
+          if (!this.#memory.has(ask.piece)) this.#forget(ask.piece)
         }
         if (!this.#closing) this.#fill()
       },

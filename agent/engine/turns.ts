@@ -1,10 +1,15 @@
 /**
- * Pieces under way at once between this host and others of the rack, and as many again from afar. With fewer, links stand idle between two;
- * with more, each is whole later, and others can pass it on later: docs/selection.md has the figures.
+ * Pieces that a host sends at once within its rack, and as many that it fetches there: where one may be more than the other, the others'
+ * links stand idle. With fewer, news and refusals take longer than pieces; with more, each is whole later, and others can pass it on later:
+ * docs/selection.md has the figures.
  */
-export const atOnceMax = 8
+export const atOnceMax = 5
+/** Pieces from afar, each of which takes longer. */
+const farComingMax = 8
 /** …and to afar: a rack whose hosts had pieces first is asked for them by all others, and would have no links left for itself. */
 const farGoingMax = 2
+/** …of which one has to do where this many go near: racks that had pieces first would be done last, since all others fetch from them. */
+const nearGoingMany = 4
 /** Until one has come it is not known how long one takes. */
 const usualFirstMs = 1_000
 const usualWeight = 0.1
@@ -24,14 +29,21 @@ interface Turn<Peer> {
  */
 export class Turns<Peer> {
   readonly #turns = new Map<number, Turn<Peer>>()
+  /** Who was told that there is no room, longest ago first. */
+  readonly #waiting = new Set<Peer>()
   #usualMs = usualFirstMs
   /** Until then there is no room, unless a turn ends. */
   #fullUntilMs = 0
-  readonly #max: number
+  readonly #max: () => number
 
-  /** @param max turns at once */
-  constructor(max: number) {
+  /** @param max turns at once, as things are */
+  constructor(max: () => number) {
     this.#max = max
+  }
+
+  /** How many are under way, those that hold no turn any more included. */
+  get size(): number {
+    return this.#turns.size
   }
 
   /** What a piece takes, ms. */
@@ -40,7 +52,8 @@ export class Turns<Peer> {
   }
 
   hasRoom(nowMs: number): boolean {
-    if (this.#turns.size < this.#max) return true
+    const max = this.#max()
+    if (this.#turns.size < max) return true
     if (nowMs < this.#fullUntilMs) return false
     let count = 0
     let firstMs = Infinity
@@ -50,9 +63,14 @@ export class Turns<Peer> {
       count++
       firstMs = Math.min(firstMs, untilMs)
     }
-    if (count < this.#max) return true
+    if (count < max) return true
     this.#fullUntilMs = firstMs
     return false
+  }
+
+  /** Pieces that are under way. */
+  piecesAt(nowMs: number): number[] {
+    return [...this.#turns].filter(([, turn]) => this.#untilMs(turn) > nowMs).map(([piece]) => piece)
   }
 
   /** Whether a piece is under way with somebody else. */
@@ -65,7 +83,21 @@ export class Turns<Peer> {
     return this.#turns.get(piece)?.peer === peer
   }
 
+  /** There was no room for the peer. */
+  wait(peer: Peer): void {
+    this.#waiting.add(peer)
+  }
+
+  /** Whoever has waited longest, where there is room; it waits no more. */
+  nextWaiting(nowMs: number): Peer | undefined {
+    if (this.#waiting.size === 0 || !this.hasRoom(nowMs)) return undefined
+    const [peer] = this.#waiting
+    if (peer !== undefined) this.#waiting.delete(peer)
+    return peer
+  }
+
   begin(piece: number, peer: Peer, nowMs: number): void {
+    this.#waiting.delete(peer)
     if (!this.has(piece, peer)) this.#turns.set(piece, { peer, sinceMs: nowMs, bytes: 0, restMs: undefined })
   }
 
@@ -105,6 +137,7 @@ export class Turns<Peer> {
 
   /** The peer is gone. */
   leave(peer: Peer): void {
+    this.#waiting.delete(peer)
     for (const [piece, turn] of this.#turns) if (turn.peer === peer) this.drop(piece)
   }
 
@@ -115,8 +148,11 @@ export class Turns<Peer> {
 
 /** All turns of a host in one swarm: those with its own rack, and those with elsewhere, so that neither has to wait for the other. */
 export class AllTurns<Peer> {
-  readonly #near = { coming: new Turns<Peer>(atOnceMax), going: new Turns<Peer>(atOnceMax) }
-  readonly #far = { coming: new Turns<Peer>(atOnceMax), going: new Turns<Peer>(farGoingMax) }
+  readonly #near = { coming: new Turns<Peer>(() => atOnceMax), going: new Turns<Peer>(() => atOnceMax) }
+  readonly #far = {
+    coming: new Turns<Peer>(() => farComingMax),
+    going: new Turns<Peer>(() => (this.#near.going.size < nearGoingMany ? farGoingMax : 1)),
+  }
 
   /** What comes from peers at a distance, and what goes to them. */
   at(distance: number): { readonly coming: Turns<Peer>; readonly going: Turns<Peer> } {
@@ -133,6 +169,11 @@ export class AllTurns<Peer> {
   drop(piece: number): void {
     this.#near.coming.drop(piece)
     this.#far.coming.drop(piece)
+  }
+
+  /** What goes near, and what goes far. */
+  get going(): readonly Turns<Peer>[] {
+    return [this.#near.going, this.#far.going]
   }
 
   leave(peer: Peer): void {

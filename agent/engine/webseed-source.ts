@@ -4,12 +4,16 @@ import { backoff, delay } from '../../lib/runtime/backoff.ts'
 
 /** Requests at once; the server bounds all hosts together, so a host asks for little and often. */
 export const webseedRequestsMax = 2
+/** The next request goes out when the one before it ends so soon: no link waits, and what a slow one brings is whole sooner, and can be passed on. */
+const aheadMs = 100
 /** Bytes asked for in one request, at least a piece. */
 export const webseedRequestBytes = 4 * 1024 * 1024
 const headersTimeoutMs = 10_000
 /** A body that stands still for this long is given up. */
 const bodyTimeoutMs = 10_000
 const retryAfterMaxMs = 60_000
+/** Between tries where it fails: after an outage of the server the fleet goes on no later than this. Its leases bound how many try. */
+export const webseedRetryMaxMs = 4_000
 /** Sleeps are no shorter: a timer costs as much as the bytes of a chunk, and is a millisecond late. */
 const paceMinMs = 10
 /** Between looks for work when every missing piece is asked of someone else: at first short, since another range comes as soon as the server answers. */
@@ -30,9 +34,15 @@ export interface Claim {
 }
 
 export interface WebseedDeps {
+  /** Once not, nothing more is asked for; what was asked for still comes. */
+  isWanted(): boolean
   /** The next run to fetch, or undefined where nothing is free now. */
   claim(maxBytes: number): Claim | undefined
   pieceSize(piece: number): number
+  /** What a piece is put together in, at least as large as each. */
+  takeMemory(): Uint8Array
+  /** It is not needed any more. */
+  giveMemory(memory: Uint8Array): void
   received(bytes: number): void
   /** Bytes a second of all requests together, or undefined. */
   rate(): number | undefined
@@ -42,14 +52,31 @@ export interface WebseedDeps {
   dispatcher: Dispatcher
 }
 
+/** A request that is under way. */
+export interface WebseedRun {
+  readonly bytes: number
+  readonly startedAtMs: number
+  received: number
+}
+
+/** Whether another request may go out beside it. */
+export function endsSoon({ bytes, startedAtMs, received }: WebseedRun, nowMs: number): boolean {
+  return received > 0 && ((bytes - received) / received) * (nowMs - startedAtMs) <= aheadMs
+}
+
 /**
- * Fetches missing pieces from a webseed by Range until it is aborted. A 503 waits as long as Retry-After says, any other
+ * Fetches missing pieces from a webseed by Range until it is aborted, or not wanted any more. A 503 waits as long as Retry-After says, any other
  * failure backs off; neither ends it, so that the last way stays open. Runs start at random places, so that the hosts
  * of a first wave pull different pieces.
  */
 export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
-  const pace = createPace(deps)
-  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, pace, signal)))
+  const lanes = { pace: createPace(deps), runs: new Set<WebseedRun>() }
+  await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, lanes, signal)))
+}
+
+interface Lanes {
+  readonly pace: Pace
+  readonly runs: Set<WebseedRun>
 }
 
 type Pace = (bytes: number, signal: AbortSignal) => Promise<void>
@@ -66,25 +93,31 @@ function createPace(deps: WebseedDeps): Pace {
   }
 }
 
-async function runLane(url: string, deps: WebseedDeps, pace: Pace, signal: AbortSignal): Promise<void> {
-  let waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
+async function runLane(url: string, deps: WebseedDeps, lanes: Lanes, signal: AbortSignal): Promise<void> {
+  const { runs } = lanes
+  const newWaits = () => backoff({ firstMs: 500, maxMs: webseedRetryMaxMs, random: deps.random })
+  let waits = newWaits()
   let idleMs = idleMinMs
-  while (!signal.aborted) {
-    const claim = deps.claim(webseedRequestBytes)
+  while (!signal.aborted && deps.isWanted()) {
+    const mayAsk = [...runs].every((run) => endsSoon(run, deps.monotonic()))
+    const claim = mayAsk ? deps.claim(webseedRequestBytes) : undefined
     let waitMs: number | undefined
     if (claim === undefined) {
       waitMs = idleMs
       idleMs = Math.min(2 * idleMs, idleMaxMs)
     } else {
       idleMs = idleMinMs
+      const run = { bytes: claim.end - claim.start, startedAtMs: deps.monotonic(), received: 0 }
+      runs.add(run)
       try {
-        const retryAfterMs = await fetchRun(url, claim, deps, pace, signal)
-        if (retryAfterMs === undefined) waits = backoff({ firstMs: 500, maxMs: 15_000, random: deps.random })
+        const retryAfterMs = await fetchRun(url, claim, { ...deps, pace: lanes.pace, run }, signal)
+        if (retryAfterMs === undefined) waits = newWaits()
         else waitMs = Math.max(retryAfterMs, waits.next().value)
       } catch {
         // Whatever it was (refused, cut, slow, wrong bytes): the URL holds a token, so the error is not told on.
         waitMs = waits.next().value
       } finally {
+        runs.delete(run)
         claim.release()
       }
     }
@@ -96,8 +129,7 @@ async function runLane(url: string, deps: WebseedDeps, pace: Pace, signal: Abort
 async function fetchRun(
   url: string,
   claim: Claim,
-  deps: WebseedDeps,
-  pace: Pace,
+  deps: WebseedDeps & Pick<Lanes, 'pace'> & { run: WebseedRun },
   signal: AbortSignal,
 ): Promise<number | undefined> {
   const response = await request(url, {
@@ -115,29 +147,37 @@ async function fetchRun(
     throw new Error(`Cannot fetch from the webseed: status ${response.statusCode}, want 206`)
   }
   let piece = claim.first
-  let parts: Buffer[] = []
-  let held = 0
+  let memory: Uint8Array | undefined
+  let filled = 0
   // One piece is checked and written while the next comes.
   let accepted: Promise<unknown> = Promise.resolve()
   try {
     for await (const chunk of response.body as AsyncIterable<Buffer>) {
       deps.received(chunk.length)
-      parts.push(chunk)
-      held += chunk.length
-      while (piece < claim.first + claim.count && held >= deps.pieceSize(piece)) {
-        const all = Buffer.concat(parts)
+      deps.run.received += chunk.length
+      for (let at = 0; at < chunk.length && piece < claim.first + claim.count;) {
         const size = deps.pieceSize(piece)
+        const whole = (memory ??= deps.takeMemory())
+        const part = chunk.subarray(at, at + size - filled)
+        whole.set(part, filled)
+        filled += part.length
+        at += part.length
+        if (filled < size) break
+        // Until it is handed over it stays in `memory`, to be given back if the piece before it was wrong.
         await accepted
-        accepted = accept(claim, piece, all.subarray(0, size))
+        memory = undefined
+        filled = 0
+        accepted = accept(claim, piece, whole.subarray(0, size)).finally(() => {
+          deps.giveMemory(whole)
+        })
         // It is waited for before the next; until then nobody need be told.
         accepted.catch(() => undefined)
-        parts = [all.subarray(size)]
-        held -= size
         piece++
       }
-      await pace(chunk.length, signal)
+      await deps.pace(chunk.length, signal)
     }
   } finally {
+    if (memory) deps.giveMemory(memory)
     // The run must not be given back while a piece of it is on its way to the disk.
     await accepted
   }

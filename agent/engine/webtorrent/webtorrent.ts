@@ -308,8 +308,12 @@ class WebtorrentHandle implements EngineHandle {
     void runWebseed(
       url,
       {
+        isWanted: () => true,
         claim: (maxBytes) => this.#claim(maxBytes),
         pieceSize: (piece) => pieceSize(this.#metainfo, piece),
+        // Its store may keep what it was given.
+        takeMemory: () => new Uint8Array(this.#metainfo.pieceLength),
+        giveMemory: () => undefined,
         received: (bytes) => {
           this.#closedWires.add('webseed', 'webseed', undefined, bytes, 0)
         },

@@ -8,11 +8,11 @@ import { test } from 'node:test'
 import type { Engine, EngineConfig, EngineHandle, Webseed } from '../../../agent/engine/engine.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
+import { until } from '../../support/until.ts'
 import type { Blob } from './fixtures.ts'
 import {
   admission,
   blobFile,
-  eventually,
   handshake,
   mebibyte,
   message,
@@ -168,7 +168,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const engine = await startEngine(t)
     const file = join(directory, 'copy')
     const handle = fetch(engine, blob, file, { webseed: refusing })
-    await eventually(() => refusing.requests.length > 0, 'a request to the first webseed')
+    await until('a request to the first webseed', () => refusing.requests.length > 0)
     handle.setWebseed(undefined)
     assert.equal(webseed.requests.length, 0)
     handle.setWebseed(webseed)
@@ -254,7 +254,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const file = join(directory, 'copy')
     const peers = peerFeed(slow.peer)
     const handle = fetch(engine, blob, file, { peers })
-    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    await until('a first piece', () => handle.bytesVerified > 0)
     await slow.engine[Symbol.asyncDispose]()
     const other = await startSeeder(t, directory, blob)
     peers.push(other.peer)
@@ -298,7 +298,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const file = join(directory, 'copy')
     const peers = peerFeed(peerAt(liar.port))
     const handle = fetch(engine, blob, file, { peers })
-    await eventually(() => liar.seen.requests > 0, 'a request to the liar')
+    await until('a request to the liar', () => liar.seen.requests > 0)
     const { peer } = await startSeeder(t, directory, blob)
     peers.push(peer)
     await assertFetched(handle, blob, file)
@@ -313,8 +313,8 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const file = join(directory, 'copy')
     const peers = peerFeed(peerAt(silent.port))
     const handle = fetch(engine, blob, file, { peers })
-    await eventually(() => silent.seen.requests > 0, 'a request to the silent peer')
-    await eventually(() => handle.waitingReason !== undefined, 'a reason why nothing moves')
+    await until('a request to the silent peer', () => silent.seen.requests > 0)
+    await until('a reason why nothing moves', () => handle.waitingReason !== undefined)
     const { peer } = await startSeeder(t, directory, blob)
     peers.push(peer)
     await assertFetched(handle, blob, file)
@@ -369,7 +369,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const file = join(directory, 'copy')
     const abort = new AbortController()
     const handle = fetch(engine, blob, file, { peers: peerFeed(slow.peer), signal: abort.signal })
-    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    await until('a first piece', () => handle.bytesVerified > 0)
     const reason = new Error('no longer wanted')
     abort.abort(reason)
     await assert.rejects(handle.done, reason)
@@ -388,7 +388,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     })
     const file = join(directory, 'copy')
     const handle = fetch(engine, blob, file, { peers: peerFeed(peer) })
-    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    await until('a first piece', () => handle.bytesVerified > 0)
     const seen = Date.now()
     const before = handle.bytesVerified
     await withDeadline(handle.done, () => 'the limited fetch')
@@ -437,11 +437,11 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     })
     const engine = await startEngine(t)
     const handle = fetch(engine, blob, join(directory, 'copy'), { peers: peerFeed(slow.peer) })
-    await eventually(() => handle.peerCount > 0, 'a connection')
+    await until('a connection', () => handle.peerCount > 0)
     await engine[Symbol.asyncDispose]()
     await assert.rejects(handle.done)
     assert.equal(handle.peerCount, 0)
-    await eventually(() => slow.handle.peerCount === 0, 'the seeder to see the connection end')
+    await until('the seeder to see the connection end', () => slow.handle.peerCount === 0)
   })
 
   test(`${name}: with tokens between peers, whoever has none or a wrong one gets nothing`, async (t) => {
@@ -458,7 +458,7 @@ export function engineContract(name: string, start: (config: EngineConfig) => Pr
     const block = Buffer.alloc(12)
     block.writeUInt32BE(16_384, 8)
     stranger.write(Buffer.concat([message(2), message(6, block)]))
-    await eventually(() => stranger.closed, 'the seeder to let the stranger go')
+    await until('the seeder to let the stranger go', () => stranger.closed)
     assert.ok(Buffer.concat(received).length < 1000, 'no block')
     assert.equal(refused.bytesVerified, 0)
     const engine = await startEngine(t, admission('good'))

@@ -3,9 +3,13 @@ import { test } from 'node:test'
 import fc from 'fast-check'
 import type { ExtendedHandshake } from '../../../agent/engine/extended.ts'
 import {
-  ownExtensionId,
+  busyExtensionId,
+  claimExtensionId,
+  unclaimExtensionId,
+  readBusy,
   readClaim,
   readExtendedHandshake,
+  writeBusy,
   writeClaim,
   writeExtendedHandshake,
 } from '../../../agent/engine/extended.ts'
@@ -53,7 +57,9 @@ test('an extended handshake written is read back', () => {
         requestsMax: said.requestsMax,
         port: said.port,
         client: said.client,
-        claimId: said.own && ownExtensionId,
+        claimId: said.own && claimExtensionId,
+        unclaimId: said.own && unclaimExtensionId,
+        busyId: said.own && busyExtensionId,
         own: said.own && {
           ...said.own,
           blockBytesMax: ownBlockBytes,
@@ -76,6 +82,8 @@ test('a handshake that says nothing is read with what every client can do', () =
     port: undefined,
     client: undefined,
     claimId: undefined,
+    unclaimId: undefined,
+    busyId: undefined,
     own: undefined,
   }
   assert.deepEqual(readExtendedHandshake(Buffer.from('de')), nothing)
@@ -195,6 +203,28 @@ test('readClaim() gives pieces that there are or throws WireError, whatever the 
       const pieces = answerOf(() => readClaim(chunk.subarray(3, -1), 300))
       assert.equal(pieces !== undefined, bytes.length % 4 === 0 && (pieces?.length ?? 0) === bytes.length / 4)
       for (const piece of pieces ?? []) assert.ok(piece >= 0 && piece < 300)
+    }),
+    { numRuns: runs },
+  )
+})
+
+test('what a host is sending is read back, and never more of it than a host sends', () => {
+  fc.assert(
+    fc.property(fc.boolean(), fc.array(fc.nat(299), { maxLength: 80 }), (isFull, pieces) => {
+      const said = answerOf(() => readBusy(writeBusy({ isFull, pieces }), 300))
+      assert.deepEqual(said, pieces.length > 64 ? undefined : { isFull, pieces })
+    }),
+    { numRuns: 1000 },
+  )
+  const written = [
+    { isFull: false, pieces: [1, 2] },
+    { isFull: true, pieces: [299] },
+  ].map(writeBusy)
+  fc.assert(
+    fc.property(spoilt(written), (bytes) => {
+      const said = answerOf(() => readBusy(bytes, 300))
+      assert.equal(said?.isFull, said && bytes[0] === 1)
+      for (const piece of said?.pieces ?? []) assert.ok(piece >= 0 && piece < 300)
     }),
     { numRuns: runs },
   )

@@ -239,19 +239,6 @@ export async function withDeadline<Value>(
   }
 }
 
-/** Polls until `check` holds; fails after `seconds`. */
-export async function eventually(
-  check: () => boolean | Promise<boolean>,
-  what: string,
-  seconds = 20,
-): Promise<void> {
-  const deadline = Date.now() + seconds * 1000
-  while (!(await check())) {
-    if (Date.now() > deadline) throw new Error(`Not seen in ${seconds} s: ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 20))
-  }
-}
-
 /** One token opens everything; `until` says how long. */
 export function admission(
   good: string,

@@ -4,20 +4,15 @@ import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { describe, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { uselessMs } from '../../../agent/engine/schedule.ts'
+import { atOnceMax } from '../../../agent/engine/turns.ts'
 import { encode } from '../../../lib/protocol/bencode.ts'
 import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
+import { until } from '../../support/until.ts'
 import type { Blob } from './fixtures.ts'
-import {
-  eventually,
-  mebibyte,
-  message,
-  peerAt,
-  peerFeed,
-  randomBlob,
-  temporaryDirectory,
-} from './fixtures.ts'
+import { mebibyte, message, peerAt, peerFeed, randomBlob, temporaryDirectory } from './fixtures.ts'
 import { assertFetched, startEngine, startFetch, startSeeder, unlimited } from './own-engine.ts'
 import type { RawConnection, RawMessage, RawRequest } from './raw-peer.ts'
 import {
@@ -33,6 +28,12 @@ import {
 
 const interested = message(2)
 const haveAllId = 14
+const extendedId = 20
+/** What these agents take claims under, and claims that are taken back. */
+const claimId = 1
+const unclaimId = 2
+/** …and what others are sending. */
+const busyId = 3
 const blockLength = 16_384
 /** Piece 0, and no other. */
 const firstPiece = message(5, Buffer.from([0x80]))
@@ -49,7 +50,7 @@ interface Named {
 function agentGreeting(metainfo: Metainfo, { host, place, isSeed = false, port }: Named): Buffer {
   const peerId = Buffer.concat([Buffer.from('-RS0200-'), randomBytes(12)])
   const introduction = encode({
-    m: { rs_claim: 1 },
+    m: { rs_busy: busyId, rs_claim: claimId, rs_unclaim: unclaimId },
     p: port,
     rs: { block: 262_144, host, place, seed: isSeed ? 1 : undefined },
   })
@@ -78,6 +79,20 @@ async function dialAndSay(t: TestContext, port: number, { metainfo }: Blob, ...p
     connection,
     heard,
     haves: () => heard.filter(({ id }) => id === 4).map(({ body }) => body.readUInt32BE()),
+    /** Pieces said to be fetched from afar, and those that are not after all, as `+0` and `-0`. */
+    claims: () =>
+      heard.flatMap(({ id, body }) =>
+        id === extendedId && (body[0] === claimId || body[0] === unclaimId)
+          ? `${body[0] === claimId ? '+' : '-'}${body.readUInt32BE(1)}`
+          : [],
+      ),
+    /** What it was told is being sent to others. */
+    busy: () =>
+      heard.flatMap(({ id, body }) =>
+        id === extendedId && body[0] === busyId ? body.subarray(1).toString('hex') : [],
+      ),
+    /** Pieces it was asked for, each once. */
+    asked: () => [...new Set(heard.filter(({ id }) => id === 6).map(({ body }) => body.readUInt32BE()))],
     isUnchoked: () => heard.some(({ id }) => id === 1),
     /** What a request was answered with, 7 or 16, in order. */
     answers: (request: RawRequest) =>
@@ -113,6 +128,17 @@ async function startSource(t: TestContext, blob: Blob) {
   }
 }
 
+/** Two agents of the rack that may ask a seeder for pieces: one takes it four seconds, and is nobody else's for two of them. */
+async function dialSlowSeeder(t: TestContext, blob: Blob) {
+  const limits = { ...unlimited, uploadBytesPerSecond: 64 * 1024 }
+  const { engine } = await startSeeder(t, await temporaryDirectory(t), blob, { limits })
+  const dialAs = (host: string) =>
+    dialAndSay(t, engine.port, blob, agentGreeting(blob.metainfo, { host, place: 'rack-1' }), interested)
+  const [first, second] = [await dialAs('first'), await dialAs('second')]
+  await until('that both may ask', () => first.isUnchoked() && second.isUnchoked())
+  return [first, second] as const
+}
+
 describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
   test('an agent that fetches is told only of what it lacks; clients and seeds are told of all', async (t) => {
     const directory = await temporaryDirectory(t)
@@ -127,18 +153,18 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
     const agent = await dialAndSay(t, engine.port, blob, named('agent', false), firstPiece)
     const seed = await dialAndSay(t, engine.port, blob, named('seed', true), firstPiece)
     const client = await dialAndSay(t, engine.port, blob, clientGreeting(blob.metainfo), firstPiece)
-    await eventually(
-      () => source.isConnected() && handle.peers().filter(({ progress }) => progress > 0).length === 3,
+    await until(
       'what they have',
+      () => source.isConnected() && handle.peers().filter(({ progress }) => progress > 0).length === 3,
     )
     const all = Array.from({ length: pieces }, (_, piece) => piece)
     for (const piece of all) {
       source.offer(piece)
-      await eventually(() => handle.has(piece), `piece ${piece}`)
+      await until(`piece ${piece}`, () => handle.has(piece))
     }
     await assertFetched(handle, blob, file)
-    await eventually(() => agent.heard.some(({ id }) => id === haveAllId), 'that it has everything')
-    await eventually(() => client.haves().length >= pieces && seed.haves().length >= pieces, 'all pieces')
+    await until('that it has everything', () => agent.heard.some(({ id }) => id === haveAllId))
+    await until('all pieces', () => client.haves().length >= pieces && seed.haves().length >= pieces)
     assert.deepEqual(client.haves(), all)
     assert.deepEqual(seed.haves(), all)
     assert.deepEqual(agent.haves(), all.slice(1))
@@ -154,13 +180,10 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
     const handle = startFetch(engine, blob, file, peerFeed(peerAt(source.port)))
     const greeting = agentGreeting(blob.metainfo, { host: 'agent', place: 'rack-1' })
     const agent = await dialAndSay(t, engine.port, blob, greeting, fullBitfield(blob.metainfo))
-    await eventually(
-      () => source.isConnected() && handle.peers().some(({ progress }) => progress === 1),
-      'it',
-    )
+    await until('it', () => source.isConnected() && handle.peers().some(({ progress }) => progress === 1))
     for (let piece = 0; piece < pieceCount(blob.metainfo); piece++) source.offer(piece)
     await assertFetched(handle, blob, file)
-    await eventually(() => agent.connection.socket.closed, 'the end of the connection')
+    await until('the end of the connection', () => agent.connection.socket.closed)
     assert.deepEqual(agent.haves(), [])
   })
 
@@ -190,8 +213,8 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
     const client = await dialAndSay(t, engine.port, blob, clientGreeting(blob.metainfo), all)
     await dialAndSay(t, engine.port, blob, agentOf('far', 'rack-2'), all)
     const agents = () => handle.peers().flatMap(({ host }) => host ?? [])
-    await eventually(() => agents().length === 3, 'all connections')
-    await eventually(() => agents().length < 3, 'the end of one')
+    await until('all connections', () => agents().length === 3)
+    await until('the end of one', () => agents().length < 3)
     assert.ok(performance.now() - openedAtMs > uselessMs, `after ${performance.now() - openedAtMs} ms`)
     assert.deepEqual(agents(), ['near', 'far-and-wants'])
     assert.equal(client.connection.socket.closed, false)
@@ -200,15 +223,8 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
   })
 
   test('what one agent takes back is given to another that was refused it before', async (t) => {
-    const directory = await temporaryDirectory(t)
     const blob = randomBlob(mebibyte)
-    // A piece takes four seconds, and is nobody else's for two of them.
-    const limits = { ...unlimited, uploadBytesPerSecond: 64 * 1024 }
-    const { engine } = await startSeeder(t, directory, blob, { limits })
-    const dialAs = (host: string) =>
-      dialAndSay(t, engine.port, blob, agentGreeting(blob.metainfo, { host, place: 'rack-1' }), interested)
-    const [first, second] = [await dialAs('first'), await dialAs('second')]
-    await eventually(() => first.isUnchoked() && second.isUnchoked(), 'that both may ask')
+    const [first, second] = await dialSlowSeeder(t, blob)
     const blocks = Array.from({ length: blob.metainfo.pieceLength / blockLength }, (_, i) => ({
       piece: 0,
       offset: i * blockLength,
@@ -220,15 +236,82 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
       second.connection.send(message(6, rangeOf(wanted)))
     }
     first.connection.send(...blocks.map((block) => message(6, rangeOf(block))))
-    await eventually(() => first.heard.some(({ id }) => id === 7), 'the first block')
+    await until('the first block', () => first.heard.some(({ id }) => id === 7))
     askForIt()
-    await eventually(() => second.answers(wanted).length === 1, 'an answer')
+    await until('an answer', () => second.answers(wanted).length === 1)
     assert.deepEqual(second.answers(wanted), [16])
+    assert.deepEqual(second.busy(), ['0000000000'], 'piece 0, and there is room for others')
     first.connection.send(...blocks.map((block) => message(8, rangeOf(block))))
-    await eventually(() => first.answers(wanted).length === 1, 'what becomes of its last request')
+    await until('what becomes of its last request', () => first.answers(wanted).length === 1)
     assert.deepEqual(first.answers(wanted), [16])
     askForIt()
-    await eventually(() => second.answers(wanted).length === 2, 'another answer')
+    await until('another answer', () => second.answers(wanted).length === 2)
     assert.deepEqual(second.answers(wanted), [16, 7])
+  })
+
+  test('who refuses a piece is asked at once for what it is not sending, and left in peace where it is sending enough', async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const engine = await startEngine(t)
+    startFetch(engine, blob, join(directory, 'copy'), peerFeed())
+    const greeting = agentGreeting(blob.metainfo, { host: 'agent', place: 'rack-1' })
+    const pieces = Array.from({ length: pieceCount(blob.metainfo) }, (_, piece) => piece)
+    const all = fullBitfield(blob.metainfo)
+    const agent = await dialAndSay(t, engine.port, blob, greeting, all, message(1))
+    const refuse = () =>
+      agent.heard
+        .splice(0)
+        .filter(({ id }) => id === 6)
+        .map(({ body }) => message(16, body))
+    const say = (...bytes: number[]) => message(extendedId, Buffer.of(busyId, ...bytes))
+    await until('requests', () => agent.asked().length > 0)
+    const first = agent.asked()
+    const [busy = 0] = pieces.filter((piece) => !first.includes(piece))
+    const sinceMs = performance.now()
+    agent.connection.send(say(0, 0, 0, 0, busy), ...refuse())
+    await until('other requests', () => agent.asked().length > 0, { everyMs: 1 })
+    const second = agent.asked()
+    if (performance.now() - sinceMs < 900)
+      assert.ok(!second.some((piece) => piece === busy || first.includes(piece)), String(second))
+    agent.connection.send(say(1), ...refuse())
+    await sleep(300)
+    assert.deepEqual(agent.asked(), [], 'it says when it has a turn')
+    agent.connection.send(say(0))
+    await until('requests again', () => agent.asked().length > 0, { withinMs: 500 })
+  })
+
+  test('who found all turns taken is told when there is one', async (t) => {
+    const blob = randomBlob(4 * mebibyte)
+    const [first, second] = await dialSlowSeeder(t, blob)
+    const blocks = Array.from({ length: atOnceMax }, (_, piece) => ({
+      piece,
+      offset: 0,
+      length: blockLength,
+    }))
+    first.connection.send(...blocks.map((block) => message(6, rangeOf(block))))
+    await until('a block', () => first.heard.some(({ id }) => id === 7))
+    second.connection.send(message(6, rangeOf({ piece: atOnceMax, offset: 0, length: blockLength })))
+    await until('that there is no turn', () => second.busy().length === 1)
+    assert.match(second.busy()[0] ?? '', /^01/)
+    first.connection.send(...blocks.map((block) => message(8, rangeOf(block))))
+    await until('that there is one', () => second.busy().length === 2, { withinMs: 1_000 })
+    assert.match(second.busy()[1] ?? '', /^00/)
+  })
+
+  test('neighbours hear what an agent fetches from afar, again where that takes long, and when it does not come', async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(mebibyte)
+    const engine = await startEngine(t)
+    startFetch(engine, blob, join(directory, 'copy'), peerFeed())
+    const greet = (host: string, place: string) => agentGreeting(blob.metainfo, { host, place })
+    const near = await dialAndSay(t, engine.port, blob, greet('near', 'rack-1'))
+    const far = await dialAndSay(t, engine.port, blob, greet('far', 'rack-2'), firstPiece, message(1))
+    const asked = () => far.heard.filter(({ id }) => id === 6).map(({ body }) => message(16, body))
+    await until('the claim', () => near.claims().length === 1)
+    await until('the claim again', () => near.claims().length === 2, { withinMs: 10_000 })
+    assert.deepEqual(near.claims(), ['+0', '+0'])
+    far.connection.send(...asked())
+    await until('that it was refused', () => near.claims().length === 3)
+    assert.deepEqual(near.claims(), ['+0', '+0', '-0'])
   })
 })

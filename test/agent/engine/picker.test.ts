@@ -188,7 +188,8 @@ test('where others have nothing yet, each host fetches another part first', () =
 test('a far peer gives what no near one has, nor has claimed, unless the rack stands still', () => {
   const picker = createPicker(4)
   joinWith(picker, [0, 1])
-  picker.claimed(joinWith(picker, []), 2, 0)
+  const near = joinWith(picker, [])
+  picker.claimed(near, 2, 0)
   const far = joinWith(picker, all(4), 1)
   const asked = (options: { anything?: boolean; nowMs?: number }) => {
     const pieces = new Set<number>()
@@ -206,6 +207,14 @@ test('a far peer gives what no near one has, nor has claimed, unless the rack st
     return [...pieces].sort()
   }
   assert.deepEqual(asked({}), [3])
+  picker.claimed(near, 3, 0)
+  picker.unclaimed(near, 3)
+  assert.deepEqual(asked({}), [3], 'it is not fetching it after all')
+  picker.claimed(near, 2, 10_000)
+  assert.equal(picker.isAwaited(20_000), true)
+  assert.equal(picker.isAwaited(30_000), false)
+  picker.claimed(near, 2, 10_000)
+  assert.deepEqual(asked({ nowMs: 20_000 }), [3], 'what takes long is claimed again')
   assert.deepEqual(asked({ nowMs: 60_000 }), [2, 3], 'a claim does not count for ever')
   assert.deepEqual(asked({ anything: true }), [0, 1, 2, 3])
 })
@@ -237,7 +246,7 @@ test('without memory for another piece only those begun are gone on with', () =>
 /** How often each comes. */
 const acts = {
   ...{ next: 12, hedge: 6, receive: 5, release: 2, late: 3, takeWhole: 1, forget: 1, wrong: 2, done: 1 },
-  ...{ gain: 4, gainAll: 2, join: 1, leave: 1, claim: 1, pass: 1 },
+  ...{ gain: 4, gainAll: 2, join: 1, leave: 1, claim: 2, unclaim: 1, pass: 1 },
 }
 
 const modelStep = fc.record({
@@ -282,6 +291,7 @@ test('it decides as a simple model does, whatever happens', () => {
           else if (peer === undefined) continue
           else if (act === 'gain') model.gain(peer, piece)
           else if (act === 'claim') model.claim(peer, piece)
+          else if (act === 'unclaim') model.unclaim(peer, piece)
           else if (act === 'gainAll') for (const each of all(count)) model.gain(peer, each)
           else if (act === 'leave') model.leave(peer)
           else if (act === 'takeWhole') model.takeWhole(1 + (which % 4), anything)
@@ -357,8 +367,12 @@ class Model {
     if (this.#hasPiece(peer, piece)) return
     const claims = this.#claims.get(peer) ?? new Map<number, number>()
     this.#claims.set(peer, claims)
-    // Said once more it does not last longer.
-    if ((claims.get(piece) ?? -Infinity) <= this.nowMs) claims.set(piece, this.nowMs + 15_000)
+    claims.set(piece, this.nowMs + 15_000)
+  }
+
+  unclaim(peer: PickerPeer, piece: number): void {
+    this.picker.unclaimed(peer, piece)
+    this.#claims.get(peer)?.delete(piece)
   }
 
   next(options: PickOptions): Ask | undefined {
@@ -405,6 +419,7 @@ class Model {
     const late = this.asks.filter(
       (ask) =>
         this.#hasPiece(peer, ask.piece) &&
+        options.refuses?.(ask.piece) !== true &&
         this.#piece(ask.piece).state === 'begun' &&
         ask.length <= bytesMax &&
         ask.dueMs > readyMs &&
@@ -537,8 +552,14 @@ class Model {
     const counts = this.peers.map((each) => this.#has.get(each)?.size ?? 0)
     // With seeds alone the order is that of the file.
     if (counts.every((each) => each === this.#pieces.length)) return allowed.slice(0, 1)
-    const rarest = Math.min(...allowed.map((piece) => this.#copies(piece)))
-    return allowed.filter((piece) => this.#copies(piece) === rarest)
+    const rarest = Math.min(...allowed.map((piece) => this.#rarity(piece)))
+    return allowed.filter((piece) => this.#rarity(piece) === rarest)
+  }
+
+  /** What nobody of the rack has comes first, by how many have it, then the others, by how many of the rack have them. */
+  #rarity(piece: number): number {
+    const near = this.peers.filter((peer) => peer.distance === 0 && this.#hasPiece(peer, piece)).length
+    return near > 0 ? 1000 + near : this.#copies(piece)
   }
 
   #isClaimed(piece: number, nearerThan: number, nowMs: number): boolean {

@@ -10,10 +10,10 @@ import type { TestContext } from 'node:test'
 import { describe, test } from 'node:test'
 import type { EngineHandle } from '../../../agent/engine/engine.ts'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
+import { until } from '../../support/until.ts'
 import {
   admission,
   blobFile,
-  eventually,
   mebibyte,
   message,
   mountSmallDisk,
@@ -21,6 +21,7 @@ import {
   peerAt,
   peerFeed,
   randomBlob,
+  startWebseed,
   temporaryDirectory,
   withDeadline,
 } from './fixtures.ts'
@@ -53,7 +54,7 @@ describe('rackswarm: a peer that', { concurrency: 8 }, () => {
       const file = join(directory, 'copy')
       const peers = peerFeed(peerAt(bad.port))
       const handle = startFetch(engine, blob, file, peers)
-      await eventually(() => bad.seen.connections > 0, 'a connection to it')
+      await until('a connection to it', () => bad.seen.connections > 0)
       await untilTried(handle, bad)
       const { peer } = await startSeeder(t, directory, blob)
       peers.push(peer)
@@ -119,7 +120,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const file = join(directory, 'copy')
     const peers = peerFeed(peerAt(liar.port))
     const handle = startFetch(engine, blob, file, peers)
-    await eventually(() => rest.connection !== undefined, 'the start of a block')
+    await until('the start of a block', () => rest.connection !== undefined)
     peers.push(peerAt(honest.port))
     await assertFetched(handle, blob, file, 15)
     assert.equal(honest.seen.connections, 1, 'the honest peer is not blamed')
@@ -146,7 +147,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const engine = await startEngine(t)
     const file = join(directory, 'copy')
     const handle = startFetch(engine, blob, file, peerFeed(peerAt(source.port)))
-    await eventually(() => handle.has(0), 'the first piece')
+    await until('the first piece', () => handle.has(0))
     const right: boolean[] = []
     const leecher = await dialRaw(t, engine.port, blob.metainfo, {
       connected: (connection) => {
@@ -166,7 +167,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
       },
     })
     await assertFetched(handle, blob, file, 15)
-    await eventually(() => right.length === pieces || leecher.socket.closed, 'a block of the last piece')
+    await until('a block of the last piece', () => right.length === pieces || leecher.socket.closed)
     assert.deepEqual(right, Array<boolean>(pieces).fill(true))
   })
 
@@ -199,7 +200,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const file = join(directory, 'copy')
     const peers = peerFeed(peerAt(await first.port))
     const handle = startFetch(engine, blob, file, peers)
-    await eventually(() => handle.bytesVerified > 0, 'a first piece')
+    await until('a first piece', () => handle.bytesVerified > 0)
     await first.kill()
     const second = startProcess(t, ['seed', torrent, seed])
     peers.push(peerAt(await second.port))
@@ -231,9 +232,9 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
       const fetcher = startProcess(t, ['fetch', torrent, file, String(seeder.port)])
       const before = [...verified]
       fetcher.onPiece((piece) => verified.add(piece))
-      await eventually(
-        () => verified.size >= (kill * pieceCount(blob.metainfo)) / (kills + 1),
+      await until(
         `a part of the pieces before kill ${kill}`,
+        () => verified.size >= (kill * pieceCount(blob.metainfo)) / (kills + 1),
       )
       await fetcher.kill()
       assertNoneAgain(asked.splice(0), before)
@@ -257,8 +258,8 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const file = join(directory, 'copy')
     const peers = peerFeed(broken.peer)
     const handle = startFetch(engine, blob, file, peers)
-    await eventually(() => handle.bytesVerified > 0, 'a first piece')
-    await eventually(() => handle.waitingReason !== undefined, 'a reason why nothing moves')
+    await until('a first piece', () => handle.bytesVerified > 0)
+    await until('a reason why nothing moves', () => handle.waitingReason !== undefined)
     const whole = await startSeeder(t, directory, blob)
     peers.push(whole.peer)
     await assertFetched(handle, blob, file)
@@ -273,8 +274,8 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const file = join(directory, 'copy')
     const peers = peerFeed(broken.peer)
     const handle = startFetch(engine, blob, file, peers)
-    await eventually(() => broken.handle.traffic().length > 0, 'bytes of the changed file')
-    await eventually(() => handle.waitingReason !== undefined, 'a reason why nothing moves')
+    await until('bytes of the changed file', () => broken.handle.traffic().length > 0)
+    await until('a reason why nothing moves', () => handle.waitingReason !== undefined)
     assert.equal(handle.bytesVerified, 0)
     const whole = await startSeeder(t, directory, blob)
     peers.push(whole.peer)
@@ -318,7 +319,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
       startFetch(one.engine, blob, one.file, peerFeed(peerAt(other.engine.port))),
       startFetch(other.engine, blob, other.file, peerFeed(peerAt(one.engine.port))),
     ]
-    await eventually(() => handles.every((handle) => handle.peerCount === 1), 'a connection at both ends')
+    await until('a connection at both ends', () => handles.every((handle) => handle.peerCount === 1))
     const seen = handles.map(() => new Set<string>())
     for (const [i, handle] of handles.entries())
       handle.onPiece(() => {
@@ -340,7 +341,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const engine = await startEngine(t)
     const file = join(disk, 'copy')
     const handle = startFetch(engine, blob, file, peerFeed(seeder.peer))
-    await eventually(() => /disk is full/.test(handle.waitingReason ?? ''), 'the reason')
+    await until('the reason', () => /disk is full/.test(handle.waitingReason ?? ''))
     assert.ok(handle.bytesVerified < blob.bytes.length)
     await rm(other)
     await assertFetched(handle, blob, file)
@@ -356,7 +357,7 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     const engine = await startEngine(t, { ...admission('good'), peerTokens: { tokenFor: () => token.now } })
     const file = join(directory, 'copy')
     const handle = startFetch(engine, blob, file, peerFeed(seeder.peer))
-    await eventually(() => handle.waitingReason !== undefined, 'a reason why nothing moves')
+    await until('a reason why nothing moves', () => handle.waitingReason !== undefined)
     assert.equal(handle.bytesVerified, 0)
     assert.deepEqual(seeder.handle.traffic(), [])
     token.now = 'good'
@@ -425,6 +426,58 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     assert.ok(near < far / 1.5, `${near} s without a limit, ${far} s with it`)
   })
 
+  test('a webseed and peers together keep to the download limit', async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(12 * mebibyte)
+    const webseed = await startWebseed(t, blob.bytes)
+    const { peer } = await startSeeder(t, directory, blob)
+    const engine = await startEngine(t, {
+      limits: { ...unlimited, downloadBytesPerSecond: 4 * mebibyte },
+    })
+    const file = join(directory, 'copy')
+    const startedAt = performance.now()
+    const handle = engine.fetch({
+      metainfo: blob.metainfo,
+      file,
+      peers: peerFeed(peer),
+      webseed,
+      signal: new AbortController().signal,
+    })
+    await assertFetched(handle, blob, file)
+    const tookMs = performance.now() - startedAt
+    assert.ok(tookMs > 2300, `12 MiB at 4 MiB/s took ${Math.round(tookMs)} ms`)
+    const sources = new Set(handle.traffic().map(({ kind }) => kind))
+    assert.deepEqual([...sources].sort(), ['peer', 'webseed'])
+  })
+
+  test('where a webseed may be used no longer, what was asked of it still comes', async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    const goOn = Promise.withResolvers<undefined>()
+    // It asks for all of it at once.
+    const { url, requests } = await startWebseed(t, blob.bytes, (request, response) => {
+      const [start = 0, end = 0] = (request.headers.range ?? '').replace('bytes=', '').split('-').map(Number)
+      response.writeHead(206, { 'content-length': end - start + 1 })
+      response.write(blob.bytes.subarray(start, start + mebibyte))
+      void goOn.promise.then(() => response.end(blob.bytes.subarray(start + mebibyte, end + 1)))
+      return true
+    })
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = engine.fetch({
+      metainfo: blob.metainfo,
+      file,
+      peers: peerFeed(),
+      webseed: { url, range: { firstPiece: 0, pieceCount: blob.metainfo.pieces.length / 20 } },
+      signal: new AbortController().signal,
+    })
+    await until('a request', () => requests.length === 1)
+    handle.setWebseed(undefined)
+    goOn.resolve(undefined)
+    await assertFetched(handle, blob, file)
+    assert.equal(requests.length, 1)
+  })
+
   test('what a lost connection was asked for is given back to the limit of its distance', async (t) => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(2 * mebibyte)
@@ -445,10 +498,10 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     })
     const peers = peerFeed({ ...peerAt(closes.port), distance: 1 })
     const handle = startFetch(engine, blob, join(directory, 'copy'), peers)
-    await eventually(() => closes.seen.closed > 0, 'the lost connection')
+    await until('the lost connection', () => closes.seen.closed > 0)
     const lostAt = performance.now()
     peers.push({ ...seeder.peer, distance: 1 })
-    await eventually(() => handle.bytesVerified > 0, 'a first piece', 30)
+    await until('a first piece', () => handle.bytesVerified > 0, { withinMs: 30_000 })
     assert.ok(performance.now() - lostAt < 4000, 'the first piece did not wait for a debt')
   })
 })
@@ -479,7 +532,7 @@ test('rackswarm: a large block that stops in the middle is fetched elsewhere, an
   const file = join(directory, 'copy')
   const peers = peerFeed(peerAt(stops.port))
   const handle = startFetch(engine, blob, file, peers)
-  await eventually(() => stops.seen.requests.length > 1, 'its requests')
+  await until('its requests', () => stops.seen.requests.length > 1)
   const seeder = await startSeeder(t, directory, blob)
   peers.push(seeder.peer)
   await assertFetched(handle, blob, file, 20)
@@ -536,7 +589,7 @@ test('rackswarm: hundreds of idle connections keep nobody from a seeder', async 
       }),
     ),
   )
-  await eventually(() => seeder.handle.peerCount > 0, 'connections of the crowd')
+  await until('connections of the crowd', () => seeder.handle.peerCount > 0)
   assert.ok(seeder.handle.peerCount <= 60, `${seeder.handle.peerCount} connections`)
   const engine = await startEngine(t)
   const file = join(directory, 'copy')
@@ -627,7 +680,7 @@ async function flood(socket: Socket, part: Buffer, mebibytes: number): Promise<v
 
 /** Waits until a peer has had its chance: it has gone, or nothing moves any more. */
 async function untilTried(handle: EngineHandle, { seen }: RawPeer): Promise<void> {
-  await eventually(() => seen.closed > 0 || handle.waitingReason !== undefined, 'what the bad peer does')
+  await until('what the bad peer does', () => seen.closed > 0 || handle.waitingReason !== undefined)
 }
 
 function assertNoneAgain(asked: readonly number[], verified: readonly number[]): void {

@@ -15,16 +15,8 @@ import { openHostIdentity } from '../../../agent/host-identity.ts'
 import { selfSigned } from '../../../agent/self-signed.ts'
 import { encode } from '../../../lib/protocol/bencode.ts'
 import { infoHashToBytes } from '../../../lib/protocol/infohash.ts'
-import {
-  eventually,
-  handshake,
-  message,
-  mebibyte,
-  peerAt,
-  peerFeed,
-  randomBlob,
-  temporaryDirectory,
-} from './fixtures.ts'
+import { until } from '../../support/until.ts'
+import { handshake, message, mebibyte, peerAt, peerFeed, randomBlob, temporaryDirectory } from './fixtures.ts'
 import type { Seeder } from './own-engine.ts'
 import { assertFetched, startEngine, startFetch, startSeeder } from './own-engine.ts'
 
@@ -113,7 +105,7 @@ describe('rackswarm with TLS between agents', { concurrency: false }, () => {
     const seeder = await startSeeder(t, directory, blob, settingsOf(one, true))
     const thief = await startEngine(t, { ...settingsOf(two, true), ...admitting(one.thumbprint) })
     const { handle } = await fetchFrom(t, directory, thief, seeder.peer)
-    await eventually(() => seeder.handle.peerCount === 0 && handle.waitingReason !== undefined, 'a refusal')
+    await until('a refusal', () => seeder.handle.peerCount === 0 && handle.waitingReason !== undefined)
     assert.equal(handle.bytesVerified, 0)
     // Nor does a seeder get anything by it: the one that dials checks too.
     const liar = await startSeeder(t, directory, blob, {
@@ -122,7 +114,7 @@ describe('rackswarm with TLS between agents', { concurrency: false }, () => {
     })
     const honest = await startEngine(t, settingsOf(one, true))
     const deceived = await fetchFrom(t, directory, honest, liar.peer)
-    await eventually(() => deceived.handle.waitingReason !== undefined, 'a refusal')
+    await until('a refusal', () => deceived.handle.waitingReason !== undefined)
     assert.equal(deceived.handle.bytesVerified, 0)
   })
 
@@ -144,7 +136,7 @@ describe('rackswarm with TLS between agents', { concurrency: false }, () => {
           message(2),
         ]),
       )
-      await eventually(() => nameless.closed, 'it to be let go')
+      await until('it to be let go', () => nameless.closed)
       assert.equal(Buffer.concat(received).length, 0, 'not even a handshake')
     }
   })
@@ -158,10 +150,10 @@ describe('rackswarm with TLS between agents', { concurrency: false }, () => {
     await (await fetchFrom(t, directory, secure, accepting.peer)).whole()
     const requiring = await startSeeder(t, directory, blob, settingsOf(one, true))
     const refused = await fetchFrom(t, directory, await startEngine(t, admitting(undefined)), requiring.peer)
-    await eventually(() => refused.handle.waitingReason !== undefined, 'a reason')
+    await until('a reason', () => refused.handle.waitingReason !== undefined)
     assert.equal(refused.handle.bytesVerified, 0)
     const other = await fetchFrom(t, directory, await startEngine(t, settingsOf(two, false)), requiring.peer)
-    await eventually(() => other.handle.waitingReason !== undefined, 'a reason')
+    await until('a reason', () => other.handle.waitingReason !== undefined)
     assert.equal(other.handle.bytesVerified, 0, '`accept` itself dials without TLS')
   })
 
@@ -186,11 +178,9 @@ describe('rackswarm with TLS between agents', { concurrency: false }, () => {
     })
     const engine = await startEngine(t, settingsOf(two, true))
     await (await fetchFrom(t, directory, engine, seeder.peer)).whole()
-    await eventually(
-      () => [nameless, ...sockets].every(({ closed }) => closed),
-      'all of them to be let go',
-      15,
-    )
+    await until('all of them to be let go', () => [nameless, ...sockets].every(({ closed }) => closed), {
+      withinMs: 15_000,
+    })
   })
 })
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { isLate } from '../../../agent/engine/schedule.ts'
+import { isLate, Reach } from '../../../agent/engine/schedule.ts'
 
 const nowMs = 100_000
 /** Of a peer that is still: when its block should come does not matter yet. */
@@ -27,4 +27,19 @@ test('a block is late that takes twice as long as it should, but is given as lon
   assert.equal(isBlockLate(100, 1000, 100), false)
   assert.equal(isBlockLate(100, 1200, 100), true)
   assert.equal(isBlockLate(100, 1200, 4000), false, 'where a piece takes long, so may its blocks')
+})
+
+test('a host of which nobody near has anything asks far peers after three seconds, but not while a neighbour fetches for it', () => {
+  const reach = new Reach()
+  reach.heard({ distance: 0, reserve: false }, 0)
+  reach.heard({ distance: 1, reserve: true }, 0)
+  const tick = (atMs: number, isAwaited: boolean) => {
+    reach.tick({ movedAtMs: 0, isAwaited }, atMs)
+    return reach.mayAsk(1, atMs)
+  }
+  assert.equal(tick(2_900, false), false)
+  for (let atMs = 3_000; atMs <= 60_000; atMs += 250)
+    assert.equal(tick(atMs, true), false, `after ${atMs} ms`)
+  assert.equal(tick(62_900, false), false)
+  assert.equal(tick(63_100, false), true)
 })

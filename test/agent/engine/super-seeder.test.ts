@@ -7,11 +7,11 @@ import type { EngineConfig, PeerAdmission } from '../../../agent/engine/engine.t
 import { SuperSeeder } from '../../../agent/engine/super-seeder.ts'
 import { endpointPort } from '../../../lib/protocol/address.ts'
 import { parseTorrent, pieceCount } from '../../../lib/protocol/metainfo.ts'
+import { until } from '../../support/until.ts'
 import type { Blob } from './fixtures.ts'
 import {
   admission,
   blobFile,
-  eventually,
   mebibyte,
   message,
   peerAt,
@@ -154,7 +154,7 @@ test('a lone fetcher gets everything from the only seed, and both part', async (
   const file = join(directory, 'copy')
   await assertFetched(startFetch(await startEngine(t), blob, file, peerFeed(seed.peer)), blob, file)
   assert.equal(seed.uploaded(), blob.bytes.length)
-  await eventually(() => seed.handle.peerCount === 0, 'the connection to end')
+  await until('the connection to end', () => seed.handle.peerCount === 0)
 })
 
 test('a seed says that it has all of it as soon as it is not the only one', async (t) => {
@@ -174,11 +174,11 @@ test('a seed says that it has all of it as soon as it is not the only one', asyn
       if (id === 4) told.push(body.readUInt32BE())
     },
   })
-  await eventually(() => told.length >= 4, 'the first pieces')
+  await until('the first pieces', () => told.length >= 4)
   assert.ok(ids.includes(15), 'it says first that it has nothing')
   const pieces = pieceCount(blob.metainfo)
   assert.ok(told.length < pieces / 2, `told of ${told.length}`)
   seeds = 2
-  await eventually(() => told.length === pieces, 'all pieces')
+  await until('all pieces', () => told.length === pieces)
   assert.deepEqual(new Set(told).size, pieces)
 })

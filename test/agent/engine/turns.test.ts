@@ -6,7 +6,7 @@ import { AllTurns, atOnceMax, Turns } from '../../../agent/engine/turns.ts'
 const runs = Math.ceil(Number(process.env['RACKSWARM_FUZZ_RUNS'] ?? 100_000) / 100)
 
 test('eight pieces at once, and none for two', () => {
-  const turns = new Turns<string>(8)
+  const turns = new Turns<string>(() => 8)
   for (let piece = 0; piece < 8; piece++) {
     assert.ok(turns.hasRoom(0))
     turns.begin(piece, 'one', 0)
@@ -26,7 +26,7 @@ test('eight pieces at once, and none for two', () => {
 })
 
 test('what takes twice as long as usual keeps nobody waiting', () => {
-  const turns = new Turns<string>(8)
+  const turns = new Turns<string>(() => 8)
   for (let i = 0; i < 100; i++) {
     turns.begin(i, 'quick', 100 * i)
     turns.end(i, 100 * i + 100)
@@ -41,17 +41,43 @@ test('what takes twice as long as usual keeps nobody waiting', () => {
   assert.ok(turns.has(0, 'quick'), 'what the slow one has at last is not its turn')
 })
 
-test('eight pieces at once from afar, and no more than two to afar; eight each way within the rack', () => {
+test('eight pieces at once from afar, and no more than two to afar; five each way within the rack', () => {
   const turns = new AllTurns<string>()
   const atOnce = (of: Turns<string>) => {
     let pieces = 0
     while (pieces < 100 && of.hasRoom(0)) of.begin(pieces++, 'one', 0)
     return pieces
   }
-  assert.equal(atOnce(turns.at(1).coming), atOnceMax)
+  assert.equal(atOnce(turns.at(1).coming), 8)
   assert.equal(atOnce(turns.at(255).going), 2)
   assert.equal(atOnce(turns.at(0).coming), atOnceMax)
   assert.equal(atOnce(turns.at(0).going), atOnceMax)
+})
+
+test('who sends much within its rack sends less to afar', () => {
+  const turns = new AllTurns<string>()
+  const near = turns.at(0).going
+  const far = turns.at(1).going
+  for (let piece = 0; piece < 4; piece++) near.begin(piece, 'one', 0)
+  assert.ok(far.hasRoom(0))
+  far.begin(10, 'two', 0)
+  assert.equal(far.hasRoom(0), false)
+  near.end(0, 1)
+  assert.ok(far.hasRoom(1))
+})
+
+test('who found no room is named once there is some, longest ago first, unless it has got a turn or has left', () => {
+  const turns = new Turns<string>(() => 1)
+  turns.begin(0, 'one', 0)
+  for (const peer of ['two', 'three', 'four', 'five', 'two']) turns.wait(peer)
+  assert.equal(turns.nextWaiting(1), undefined)
+  turns.leave('three')
+  turns.end(0, 2)
+  assert.equal(turns.nextWaiting(3), 'two')
+  turns.begin(1, 'four', 4)
+  turns.end(1, 5)
+  assert.equal(turns.nextWaiting(6), 'five')
+  assert.equal(turns.nextWaiting(7), undefined)
 })
 
 const step = fc.record({
@@ -67,7 +93,7 @@ test('there is room where fewer than may be at once have taken no longer than tw
       fc.integer({ min: 1, max: 8 }),
       fc.array(step, { maxLength: 100, size: 'max' }),
       (max, steps) => {
-        const turns = new Turns<number>(max)
+        const turns = new Turns<number>(() => max)
         const model = new Map<number, { peer: number; sinceMs: number }>()
         let nowMs = 0
         for (const { act, piece, peer, ms } of steps) {

@@ -6,14 +6,7 @@ import { open, rename, rm, stat, truncate, writeFile } from 'node:fs/promises'
 import type { AddressInfo, Socket } from 'node:net'
 import { connect, createServer } from 'node:net'
 import { pieceCount } from '../../../lib/protocol/metainfo.ts'
-import {
-  blobFile,
-  eventually,
-  mebibyte,
-  message,
-  mountSmallDisk,
-  withDeadline,
-} from '../../agent/engine/fixtures.ts'
+import { blobFile, mebibyte, message, mountSmallDisk, withDeadline } from '../../agent/engine/fixtures.ts'
 import type { Behaviour, RawConnection } from '../../agent/engine/raw-peer.ts'
 import {
   badPeers,
@@ -25,6 +18,7 @@ import {
   startRawListener,
 } from '../../agent/engine/raw-peer.ts'
 import type { Owner } from '../../support/tracker.ts'
+import { until } from '../../support/until.ts'
 import type { HostPeer } from './host.ts'
 import type { Round, Seen, SwarmFiles } from './round.ts'
 import { between, boundedPeak, createSwarmFiles, endedRight, startFetcher, startSeeder } from './round.ts'
@@ -92,7 +86,7 @@ async function besideBadPeers(
   )
   const fetcher = await startFetcher(round, files)
   fetcher.tell(...listeners)
-  await eventually(() => listeners.every(({ seen }) => seen.connections > 0), 'a connection to each')
+  await until('a connection to each', () => listeners.every(({ seen }) => seen.connections > 0))
   await round.wait(0, 4000)
   const seeder = await startSeeder(round, files)
   const cameAtMs = performance.now()
@@ -242,7 +236,7 @@ async function seedersKilled(round: Round): Promise<Seen> {
     const seeder = await startSeeder(round, files, { uploadBytesPerSecond: 3 * mebibyte })
     const before = fetcher.progress.receivedBytes
     fetcher.tell(seeder)
-    await eventually(() => fetcher.progress.receivedBytes > before, 'bytes of the new seeder')
+    await until('bytes of the new seeder', () => fetcher.progress.receivedBytes > before)
     await round.wait(0, 800)
     await seeder.kill()
   }
@@ -290,7 +284,7 @@ async function fetcherKilled(round: Round): Promise<Seen> {
       const fetcher = await starting
       fetcher.tell(seeder)
       const goal = verified.size + Math.max(1, between(round, 0.3, 1) * (pieces / kills))
-      await eventually(() => verified.size + fetcher.pieces.size >= goal, `pieces before kill ${kill}`)
+      await until(`pieces before kill ${kill}`, () => verified.size + fetcher.pieces.size >= goal)
       await round.wait(0, 20)
       peakBytes = Math.max(peakBytes, await boundedPeak(fetcher))
     }
@@ -331,7 +325,7 @@ async function diskFull(round: Round): Promise<Seen> {
   const seeder = await startSeeder(round, files)
   const fetcher = await startFetcher(round, files, { file: `${disk}/copy` })
   fetcher.tell(seeder)
-  await eventually(() => /disk is full/.test(fetcher.progress.waiting ?? ''), 'the reason')
+  await until('the reason', () => /disk is full/.test(fetcher.progress.waiting ?? ''))
   const fullAtMs = performance.now()
   await assert.rejects(fetcher.fetched(2 * diskFullSeconds), /ENOSPC|no space|disk is full/)
   const waitedSeconds = (performance.now() - fullAtMs) / 1000
@@ -354,7 +348,7 @@ async function changedUnderSeeder(
   const broken = await startSeeder(round, files, { file, uploadBytesPerSecond: 2 * mebibyte })
   const fetcher = await startFetcher(round, files)
   fetcher.tell(broken)
-  await eventually(() => fetcher.progress.receivedBytes > 0, 'the first bytes')
+  await until('the first bytes', () => fetcher.progress.receivedBytes > 0)
   await round.wait(0, 1500)
   await change(file, (await stat(file)).size)
   await round.wait(0, 4000)
