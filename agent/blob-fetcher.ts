@@ -477,11 +477,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
     let asking: Promise<void> | undefined
     const timer = setInterval(() => {
       job.bytesDone = handle.bytesVerified
-      const current = handle.traffic()
-      watchdog.progress(
-        handle.bytesVerified + current.reduce((total, { downloadedBytes }) => total + downloadedBytes, 0),
-        monotonic(),
-      )
+      watchdog.progress(downloadedOf(job), monotonic())
+      watchdog.checked(handle.bytesVerified, monotonic())
       job.reason =
         handle.waitingReason === undefined
           ? undefined

@@ -6,8 +6,10 @@ export type WatchdogStep = 'ask' | 'remake' | 'fallback'
  * while anything may become reachable.
  */
 export interface Watchdog {
-  /** Tells the bytes so far; any change is progress. */
-  progress(bytes: number, nowMs: number): void
+  /** Tells the bytes so far that others have sent; any change is progress. */
+  progress(receivedBytes: number, nowMs: number): void
+  /** Tells the bytes that are known to be right: while what is on disk is checked no time passes, but that is no progress, as each remake does it. */
+  checked(verifiedBytes: number, nowMs: number): void
   /** The step that is due, once. */
   check(nowMs: number): WatchdogStep | undefined
   /** Milliseconds without a byte. */
@@ -17,25 +19,32 @@ export interface Watchdog {
 const steps: readonly WatchdogStep[] = ['ask', 'remake', 'fallback']
 
 export function createWatchdog(stallMs: number, startMs: number): Watchdog {
-  let seen = -1
+  let received = -1
+  let verified = -1
   let movedAt = startMs
+  /** Since when the next step is waited for. */
+  let waitsSince = startMs
   let taken = 0
   return {
-    progress: (bytes, nowMs) => {
-      if (bytes === seen) return
+    progress: (receivedBytes, nowMs) => {
+      if (receivedBytes === received) return
       // The first number only says where a fetch starts from.
-      if (seen !== -1) {
-        movedAt = nowMs
+      if (received !== -1) {
+        movedAt = waitsSince = nowMs
         taken = 0
       }
-      seen = bytes
+      received = receivedBytes
+    },
+    checked: (verifiedBytes, nowMs) => {
+      if (verifiedBytes === verified) return
+      if (verified !== -1) waitsSince = nowMs
+      verified = verifiedBytes
     },
     check: (nowMs) => {
-      const reached = Math.floor((nowMs - movedAt) / stallMs)
-      if (reached <= taken) return undefined
+      if (nowMs - waitsSince < stallMs) return undefined
       // A process that slept does not take the steps it missed all at once.
-      taken = taken + 1 < reached ? Math.max(taken + 1, reached - 2) : reached
-      return steps[(taken - 1) % steps.length]
+      waitsSince = Math.max(waitsSince + stallMs, nowMs - stallMs)
+      return steps[taken++ % steps.length]
     },
     stalledMs: (nowMs) => nowMs - movedAt,
   }

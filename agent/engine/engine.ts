@@ -108,7 +108,7 @@ export interface EngineHandle {
   readonly peerCount: number
   /** The connections there are. */
   peers(): readonly PeerState[]
-  /** Another range of the same URL lets what is under way go on; anything else ends it. */
+  /** Of what was asked for, and of the ranges before, what is missing is still fetched. */
   setWebseed(webseed: Webseed | undefined): void
   /** Stops and forgets the torrent; files stay. */
   close(): Promise<void>

@@ -118,6 +118,8 @@ export class Peer implements WireHandler {
   refusals = 0
   refusedPiece: number | undefined
   askAgainMs = 0
+  /** It has no turn for us, and says when it has one. */
+  willCall = false
   /** When it was last told what is being sent to others. */
   toldBusyAtMs = -Infinity
   /** Pieces that it is sending to others, and until when it is not asked for them. */

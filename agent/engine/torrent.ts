@@ -14,6 +14,7 @@ import type {
   PeerState,
   PeerTraffic,
   SeedOptions,
+  PieceRange,
   Webseed,
 } from './engine.ts'
 import type { Busy, ExtendedHandshake } from './extended.ts'
@@ -81,7 +82,7 @@ const refusedMaxMs = 10_000
 const turnMaxMs = 1_000
 /** …and one that says when it has one, after this long. */
 const calledMaxMs = 2_000
-/** Who has refused more pieces than that, one after the other, is left in peace for a while, whatever it says. */
+/** Who has refused more pieces than that, one after the other, is left in peace for a while, but for one piece each time that it calls. */
 const triesMax = 4
 /** Who is refused more than once within so long is told only once why. */
 const busyAgainMs = 50
@@ -161,6 +162,8 @@ export class Torrent implements EngineHandle, PeerHost {
   #webseedRun: { readonly url: string } | undefined
   readonly #webseedEnd = new AbortController()
   #isRangeDone = false
+  /** Ranges that it was given before. Nobody else is given them for a while, so what was lost of them on the way is still for this host to fetch. */
+  #owedRanges: PieceRange[] = []
 
   constructor(options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed', deps: TorrentDeps) {
     const { metainfo } = options
@@ -264,6 +267,8 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   setWebseed(webseed: Webseed | undefined): void {
+    const before = this.#webseed?.range
+    if (before && before.firstPiece !== webseed?.range?.firstPiece) this.#owedRanges.push(before)
     this.#webseed = webseed
     this.#isRangeDone = false
     this.#startWebseed()
@@ -539,11 +544,13 @@ export class Torrent implements EngineHandle, PeerHost {
   busy(peer: Peer, { isFull, pieces }: Busy): void {
     const nowMs = this.#deps.monotonic()
     for (const piece of pieces) this.#keepFrom(peer, piece, nowMs)
+    const isCalled = peer.willCall && !isFull
+    peer.willCall = isFull
     if (isFull) {
-      // It will say when there is a turn.
       peer.askAgainMs = nowMs + Math.min(calledMaxMs, this.#turns.at(peer.distance).coming.usualMs)
       return
     }
+    if (isCalled) peer.refusals = Math.min(peer.refusals, triesMax)
     if (peer.refusals > triesMax) return
     peer.askAgainMs = 0
     this.#fillSoon(1)
@@ -1206,7 +1213,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   /** Where there was another webseed, or may be none any more, what was asked of it still comes. */
   #startWebseed(): void {
-    const url = this.#webseed?.url
+    const url = this.#webseed?.url ?? (this.#owesRanges() ? this.#webseedRun?.url : undefined)
     if (url === this.#webseedRun?.url || this.#complete || this.#closing || !this.#ready) return
     const run = url === undefined ? undefined : { url }
     this.#webseedRun = run
@@ -1239,20 +1246,39 @@ export class Torrent implements EngineHandle, PeerHost {
     )
   }
 
+  /** Whether a piece is missing of what it was given earlier. */
+  #owesRanges(): boolean {
+    this.#owedRanges = this.#owedRanges.filter(({ firstPiece, pieceCount: count }) =>
+      this.#have.subarray(firstPiece, firstPiece + count).includes(0),
+    )
+    return this.#owedRanges.length > 0
+  }
+
+  #untouchedRun(
+    piecesMax: number,
+    nowMs: number,
+  ): { readonly first: number; readonly count: number } | undefined {
+    const anything = nowMs - this.#givenAtMs > webseedAfterMs
+    const within = this.#webseed && [this.#webseed.range]
+    for (const range of [...(this.#owesRanges() ? this.#owedRanges : []), ...(within ?? [])]) {
+      const run = this.#picker.untouchedRun({ within: range, piecesMax, anything, nowMs })
+      if (run) return run
+    }
+    return undefined
+  }
+
   /** A run of pieces that nobody was asked for: those that no peer has, or where nothing moves any. */
   #claim(bytesMax: number): Claim | undefined {
     if (this.#closing || this.#complete || this.#diskFullSinceMs !== undefined) return undefined
     const nowMs = this.#deps.monotonic()
-    const run = this.#picker.untouchedRun({
-      within: this.#webseed?.range,
-      piecesMax: Math.max(1, Math.floor(bytesMax / this.metainfo.pieceLength)),
-      anything: nowMs - this.#givenAtMs > webseedAfterMs,
-      nowMs,
-    })
+    const run = this.#untouchedRun(Math.max(1, Math.floor(bytesMax / this.metainfo.pieceLength)), nowMs)
     if (run === undefined) {
-      if (this.#isRangeDone) return undefined
-      this.#isRangeDone = true
-      this.#webseed?.rangeDone?.()
+      if (this.#webseed === undefined) {
+        this.#startWebseed()
+      } else if (!this.#isRangeDone) {
+        this.#isRangeDone = true
+        this.#webseed.rangeDone?.()
+      }
       return undefined
     }
     const asks = new Map<number, Ask>()

@@ -34,6 +34,21 @@ test('any byte brings a watchdog back to the start', () => {
   assert.equal(watchdog.stalledMs(25), 10)
 })
 
+test('while what is on disk is checked no time passes, and the steps go on afterwards where they were', () => {
+  const watchdog = createWatchdog(10, 0)
+  watchdog.progress(7, 0)
+  watchdog.checked(0, 0)
+  assert.equal(watchdog.check(10), 'ask')
+  assert.equal(watchdog.check(20), 'remake')
+  for (let now = 21; now <= 60; now++) {
+    watchdog.checked(now, now)
+    assert.equal(watchdog.check(now), undefined)
+  }
+  assert.equal(watchdog.check(69), undefined)
+  assert.equal(watchdog.check(70), 'fallback')
+  assert.equal(watchdog.stalledMs(70), 70)
+})
+
 test('a watchdog never barks while bytes come in time, and always when they do not', () => {
   fc.assert(
     fc.property(fc.array(fc.integer({ min: 1, max: 30 }), { maxLength: 50 }), (gaps) => {

@@ -478,6 +478,52 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     assert.equal(requests.length, 1)
   })
 
+  for (const [then, isLast] of [
+    ['another range is given', false],
+    ['no other range is given', true],
+  ] as const)
+    test(`what the webseed broke off of a range is fetched although ${then}`, async (t) => {
+      const directory = await temporaryDirectory(t)
+      const blob = randomBlob(4 * mebibyte)
+      const pieces = pieceCount(blob.metainfo)
+      const done = Promise.withResolvers<undefined>()
+      let isFirst = true
+      const { url, requests } = await startWebseed(t, blob.bytes, (request, response) => {
+        if (!isFirst) return false
+        isFirst = false
+        const [start = 0, end = 0] = (request.headers.range ?? '')
+          .replace('bytes=', '')
+          .split('-')
+          .map(Number)
+        response.writeHead(206, { 'content-length': end - start + 1 })
+        // All but the end of the last piece.
+        response.write(blob.bytes.subarray(start, end))
+        void done.promise.then(() => response.destroy())
+        return true
+      })
+      const engine = await startEngine(t)
+      const file = join(directory, 'copy')
+      const first = isLast ? pieces : 2
+      const handle = engine.fetch({
+        metainfo: blob.metainfo,
+        file,
+        peers: peerFeed(),
+        webseed: {
+          url,
+          range: { firstPiece: 0, pieceCount: first },
+          rangeDone: () => {
+            handle.setWebseed(
+              isLast ? undefined : { url, range: { firstPiece: first, pieceCount: pieces - first } },
+            )
+            done.resolve(undefined)
+          },
+        },
+        signal: new AbortController().signal,
+      })
+      await assertFetched(handle, blob, file)
+      assert.ok(requests.length > 1)
+    })
+
   test('what a lost connection was asked for is given back to the limit of its distance', async (t) => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(2 * mebibyte)
