@@ -124,8 +124,8 @@ export class WrongDigestError extends Error {
 }
 
 const tickMs = 1000
-/** While the webseed is in use, the grant is asked again this often whether it still may. */
-const webseedReviewMs = 10_000
+/** Who was told to use the webseed asks this often whether it still may, or may again. */
+const webseedReviewMs = 3_000
 const spaceRetryMs = 5000
 /** After an outage a fetch goes on within this. */
 const retryMaxMs = 4000
@@ -415,10 +415,13 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       )
     }
     let webseed: Webseed | undefined = webseedOf(grant)
+    /** Of the first hosts, which take over what one of them has left undone. */
+    let isFirst = grant.webseed
     let reviewedAt = monotonic()
     const use = (next: SwarmGrant) => {
       announcement.setGrant(announceGrantOf(next))
       webseed = webseedOf(next)
+      isFirst ||= next.webseed
       job.handle?.setWebseed(webseed)
       reviewedAt = monotonic()
     }
@@ -448,8 +451,7 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
           announcement.announceNow()
           await review(asked)
         },
-        () =>
-          webseed !== undefined && monotonic() - reviewedAt > webseedReviewMs ? review(undefined) : undefined,
+        () => (isFirst && monotonic() - reviewedAt > webseedReviewMs ? review(undefined) : undefined),
       )
       if (step === 'done') return handle
       const missing = missingPieces(handle, metainfo)
@@ -490,8 +492,8 @@ export function createBlobFetcher(deps: BlobFetcherDeps): BlobFetcher {
       }
       deps.observe.watchdog(step)
       log.warn({ digest: job.want.digest, step, reason: job.reason }, 'fetch stands still')
-      if (step === 'ask') asking ??= ask(watchdog.stalledMs(monotonic())).finally(() => (asking = undefined))
-      else replaced.resolve(step)
+      asking ??= ask(watchdog.stalledMs(monotonic())).finally(() => (asking = undefined))
+      if (step !== 'ask') replaced.resolve(step)
     }, tickMs)
     try {
       return await Promise.race([handle.done.then(() => 'done' as const), replaced.promise])

@@ -1,4 +1,4 @@
-/** What to do about a fetch that does not move: ask tracker and registry, make its connections anew, plain HTTP. */
+/** What to do about a fetch that does not move, besides asking tracker and registry each time: nothing else, make its connections anew, plain HTTP. */
 export type WatchdogStep = 'ask' | 'remake' | 'fallback'
 
 /**

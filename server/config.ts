@@ -642,7 +642,7 @@ const registry = z
           ),
         rate: size().prefault('512MiB').describe('Bytes a second that all webseed replies share.'),
         lease: duration()
-          .prefault('20s')
+          .prefault('15s')
           .describe(
             'A host that was told to use the webseed and shows no progress for this long gives its turn to the next.',
           ),

@@ -112,6 +112,7 @@ export class Fetch {
   /** Those that only end what they have begun. */
   readonly #endingLanes = new Set<WebseedLane>()
   #webseedFromMs = 0
+  #isFirst = false
   #webseed: WebseedSource | undefined
   /** Of a host that had everything before all others. */
   #superSeeder: SuperSeeder<Side> | undefined
@@ -222,6 +223,7 @@ export class Fetch {
 
   setWebseed(source: WebseedSource | undefined): void {
     this.#webseed = source
+    this.#isFirst ||= source !== undefined
     if (source === undefined) {
       for (const lane of this.#lanes.splice(0)) {
         if (lane.isIdle) lane.end()
@@ -251,8 +253,9 @@ export class Fetch {
     this.#endingLanes.clear()
   }
 
-  get usesWebseed(): boolean {
-    return this.#lanes.length > 0
+  /** It was told once to use the webseed. */
+  get isFirst(): boolean {
+    return this.#isFirst
   }
 
   get isGateway(): boolean {

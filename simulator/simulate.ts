@@ -30,7 +30,7 @@ const tickMs = 250
 /** Of real time. */
 const progressMs = 5_000
 const stallMs = agentConfig.stall_timeout
-const webseedReviewMs = 10_000
+const webseedReviewMs = 3_000
 /** A step of time is no longer than this share of the time in which a host sends a piece. */
 const stepShare = 1 / 4
 /** From the request for a grant to its reply. */
@@ -421,9 +421,11 @@ class Simulation {
       fetch.tick()
       const stalledMs = this.#nowMs - fetch.movedAtMs
       let nextReviewMs = reviewMs
-      if (this.#nowMs >= reviewMs && (fetch.usesWebseed || stalledMs >= stallMs)) {
-        this.#askGrant(fetch, stalledMs >= stallMs ? stalledMs / 1000 : undefined)
-        if (stalledMs >= stallMs) this.#announce(fetch, undefined)
+      if (Math.floor(stalledMs / stallMs) > Math.max(0, Math.floor((stalledMs - tickMs) / stallMs))) {
+        this.#askGrant(fetch, stalledMs / 1000)
+        this.#announce(fetch, undefined)
+      } else if (this.#nowMs >= reviewMs && fetch.isFirst) {
+        this.#askGrant(fetch, undefined)
         nextReviewMs = this.#nowMs + webseedReviewMs
       }
       this.#tick(fetch, atMs + tickMs, nextReviewMs)

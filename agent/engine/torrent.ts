@@ -49,8 +49,8 @@ import { shownAhead, SuperSeeder } from './super-seeder.ts'
 import { createSuspects } from './suspects.ts'
 import { AllTurns } from './turns.ts'
 import { TrafficSums } from './traffic.ts'
-import type { Claim } from './webseed-source.ts'
-import { runWebseed } from './webseed-source.ts'
+import type { Claim, WebseedLanes } from './webseed-source.ts'
+import { createWebseedLanes, runWebseed } from './webseed-source.ts'
 import type { Block } from './wire.ts'
 import { blockBytes, messages, writeBitfield, writeExtended, writeSimple } from './wire.ts'
 
@@ -161,6 +161,7 @@ export class Torrent implements EngineHandle, PeerHost {
   /** Asks for what is missing, as long as it stands here. */
   #webseedRun: { readonly url: string } | undefined
   readonly #webseedEnd = new AbortController()
+  readonly #webseedLanes: WebseedLanes
   #isRangeDone = false
   /** Ranges that it was given before. Nobody else is given them for a while, so what was lost of them on the way is still for this host to fetch. */
   #owedRanges: PieceRange[] = []
@@ -186,6 +187,7 @@ export class Torrent implements EngineHandle, PeerHost {
       deps.config.peerBanned?.(address, metainfo.infoHash)
     })
     this.#movedAtMs = this.#givenAtMs = deps.monotonic()
+    this.#webseedLanes = createWebseedLanes(() => deps.limiter.rate('download'), deps.monotonic)
     this.#writer = deps.store.open(options.file)
     this.#seedFile = deps.cache.open(options.file)
     this.#sha1s = pieceHashes(metainfo)
@@ -1220,6 +1222,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (run === undefined) return
     void runWebseed(
       run.url,
+      this.#webseedLanes,
       {
         isWanted: () => this.#webseedRun === run,
         claim: (maxBytes) => this.#claim(maxBytes),
@@ -1237,7 +1240,6 @@ export class Torrent implements EngineHandle, PeerHost {
           // Peers share with it what the host may receive.
           this.#deps.limiter.take('download', 0, bytes)
         },
-        rate: () => this.#deps.limiter.rate('download'),
         monotonic: this.#deps.monotonic,
         random: this.#deps.random,
         dispatcher: this.#deps.dispatcher,

@@ -44,8 +44,6 @@ export interface WebseedDeps {
   /** It is not needed any more. */
   giveMemory(memory: Uint8Array): void
   received(bytes: number): void
-  /** Bytes a second of all requests together, or undefined. */
-  rate(): number | undefined
   /** Milliseconds since some start. */
   monotonic: () => number
   random: () => number
@@ -69,31 +67,46 @@ export function endsSoon({ bytes, startedAtMs, received }: WebseedRun, nowMs: nu
  * failure backs off; neither ends it, so that the last way stays open. Runs start at random places, so that the hosts
  * of a first wave pull different pieces.
  */
-export async function runWebseed(url: string, deps: WebseedDeps, signal: AbortSignal): Promise<void> {
-  const lanes = { pace: createPace(deps), runs: new Set<WebseedRun>() }
+export async function runWebseed(
+  url: string,
+  lanes: WebseedLanes,
+  deps: WebseedDeps,
+  signal: AbortSignal,
+): Promise<void> {
   await Promise.all(Array.from({ length: webseedRequestsMax }, () => runLane(url, deps, lanes, signal)))
 }
 
-interface Lanes {
+/** What all webseeds of a torrent share, one after the other: each server has a URL of its own, and requests to the one before may be under way. */
+export interface WebseedLanes {
   readonly pace: Pace
   readonly runs: Set<WebseedRun>
+}
+
+/** @param rate bytes a second of all requests together, or undefined */
+export function createWebseedLanes(rate: () => number | undefined, monotonic: () => number): WebseedLanes {
+  return { pace: createPace(rate, monotonic), runs: new Set() }
 }
 
 type Pace = (bytes: number, signal: AbortSignal) => Promise<void>
 
 /** Keeps what comes within the rate; who is slower by itself does not wait. */
-function createPace(deps: WebseedDeps): Pace {
+function createPace(rate: () => number | undefined, monotonic: () => number): Pace {
   let paidUntilMs = 0
   return async (bytes, signal) => {
-    const bytesPerSecond = deps.rate()
+    const bytesPerSecond = rate()
     if (bytesPerSecond === undefined) return
-    const nowMs = deps.monotonic()
+    const nowMs = monotonic()
     paidUntilMs = Math.max(paidUntilMs, nowMs) + (bytes * 1000) / bytesPerSecond
     if (paidUntilMs - nowMs >= paceMinMs) await delay(paidUntilMs - nowMs, signal)
   }
 }
 
-async function runLane(url: string, deps: WebseedDeps, lanes: Lanes, signal: AbortSignal): Promise<void> {
+async function runLane(
+  url: string,
+  deps: WebseedDeps,
+  lanes: WebseedLanes,
+  signal: AbortSignal,
+): Promise<void> {
   const { runs } = lanes
   const newWaits = () => backoff({ firstMs: 500, maxMs: webseedRetryMaxMs, random: deps.random })
   let waits = newWaits()
@@ -129,7 +142,7 @@ async function runLane(url: string, deps: WebseedDeps, lanes: Lanes, signal: Abo
 async function fetchRun(
   url: string,
   claim: Claim,
-  deps: WebseedDeps & Pick<Lanes, 'pace'> & { run: WebseedRun },
+  deps: WebseedDeps & Pick<WebseedLanes, 'pace'> & { run: WebseedRun },
   signal: AbortSignal,
 ): Promise<number | undefined> {
   const response = await request(url, {

@@ -43,13 +43,13 @@ export const waves = {
   partPiecesMin: 4,
   /** Hosts of a first wave: each piece leaves the server once, and all of them pass on what they get. */
   firstHostsMax: 8,
-  /** A part that was fetched, of a swarm that has no seeder after so long, is leased again: whoever had it may be gone. */
-  doneMs: 60_000,
+  /** A part that was fetched, of a swarm that has no seeder after so long, is leased again once all were: whoever had it may be gone. */
+  doneMs: 10_000,
   /**
    * While parts are leased, a host without one that stands still waits for them, and gets all of the build only after so long: most often it
    * is the server that gives too little, or was away, and then every host stands still at once.
    */
-  patienceMs: 15_000,
+  patienceMs: 20_000,
 } as const
 const swarmsMax = 10_000
 
@@ -80,11 +80,7 @@ export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOpt
     { parts }: Swarm,
     nowMs: number,
   ): WebseedLease | undefined => {
-    for (const part of parts) {
-      if (part.host === undefined || part.untilMs > nowMs) continue
-      part.host = undefined
-      part.isDone = false
-    }
+    // Who comes late goes on with its own, unless another host has it by now.
     const own = parts.find((part) => part.host === host && !part.isDone)
     if (own && rangeDone !== true && rangeDone !== own.firstPiece) {
       own.untilMs = nowMs + leaseMs
@@ -94,10 +90,12 @@ export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOpt
       own.isDone = true
       own.untilMs = nowMs + waves.doneMs
     }
-    const holders = new Set(parts.flatMap((part) => (part.isDone ? [] : (part.host ?? []))))
+    const leased = parts.filter(({ isDone, untilMs }) => !isDone && untilMs > nowMs)
+    if (new Set(leased.map((part) => part.host)).size >= waves.firstHostsMax) return undefined
     const free =
-      holders.size < waves.firstHostsMax ? parts.find((part) => part.host === undefined) : undefined
+      parts.find((part) => part.host === undefined) ?? parts.find(({ untilMs }) => untilMs <= nowMs)
     if (free === undefined) return undefined
+    free.isDone = false
     free.host = host
     free.untilMs = nowMs + leaseMs
     return free

@@ -33,7 +33,7 @@ import { createPiecePicker } from './piece-picker.ts'
 import { createSuspects } from '../suspects.ts'
 import { TrafficSums } from '../traffic.ts'
 import type { Claim } from '../webseed-source.ts'
-import { runWebseed } from '../webseed-source.ts'
+import { createWebseedLanes, runWebseed } from '../webseed-source.ts'
 import { guardWires, holdBack, letThrough, requestsMax } from './wire-guard.ts'
 
 export interface WebtorrentDeps {
@@ -307,6 +307,7 @@ class WebtorrentHandle implements EngineHandle {
     this.#webseedRun = controller
     void runWebseed(
       url,
+      createWebseedLanes(this.#deps.rate, this.#deps.monotonic),
       {
         isWanted: () => true,
         claim: (maxBytes) => this.#claim(maxBytes),
@@ -317,7 +318,6 @@ class WebtorrentHandle implements EngineHandle {
         received: (bytes) => {
           this.#closedWires.add('webseed', 'webseed', undefined, bytes, 0)
         },
-        rate: this.#deps.rate,
         monotonic: this.#deps.monotonic,
         random: this.#deps.random,
         dispatcher: this.#deps.dispatcher,

@@ -3,6 +3,7 @@ import { mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
 import { createLog } from '../../../lib/runtime/log.ts'
@@ -57,4 +58,34 @@ test('servers that share the leases of the webseed give what one alone would giv
   )
   for (const key of (await one.call('KEYS', `${one.keyPrefix}*`)) as Buffer[])
     assert.ok(Number(await one.call('PTTL', key)) > 0, `${key.toString()} has an end`)
+})
+
+test('of leases that ended in Redis, those of others go out after all that nobody had', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-leases-'))
+  await using server = await startRedis(directory)
+  t.after(() => removeAll(directory))
+  await using redis = openRedis(redisSettings(server.port), {
+    random: Math.random,
+    log: createLog('test', 'error'),
+  })
+  await until('it is connected', () => redis.stats().isUp)
+  const leaseMs = 1
+  const shared = createSharedWebseedPolicy(redis, { leaseMs, hostsMax: 100, now: Date.now })
+  const ask = async (host: string) => {
+    await sleep(20 * leaseMs)
+    return shared.mayUse({
+      infoHash: infoHashFromHex('0'.repeat(40)),
+      pieceCount: 12,
+      host,
+      counts: { complete: 0, incomplete: 1, downloaded: 0 },
+      stalledSeconds: undefined,
+      rangeDone: false,
+    })
+  }
+  const [first, second, third] = [0, 4, 8].map((firstPiece) => ({ firstPiece, pieceCount: 4 }))
+  assert.deepEqual(await ask('a'), first)
+  assert.deepEqual(await ask('b'), second)
+  assert.deepEqual(await ask('a'), first, 'late, but nobody has taken it')
+  assert.deepEqual(await ask('c'), third)
+  assert.deepEqual(await ask('d'), first, 'there is no other any more')
 })

@@ -105,7 +105,7 @@ test('the first hosts of a large build get a part each, and further ones until a
   )
 })
 
-test('the part of a host that went away is leased again, and all are once nobody has the build after a minute', () => {
+test('the part of a host that went away is leased again, and all are when nobody has the build some time after', () => {
   const { clock, ask } = start(100)
   const pieceCount = 8
   const one = ask('a', { pieceCount })
@@ -117,8 +117,25 @@ test('the part of a host that went away is leased again, and all are once nobody
   assert.deepEqual(ask('c', { pieceCount }), one)
   assert.equal(ask('c', { pieceCount, rangeDone: true }), undefined)
   assert.equal(ask('b', { pieceCount, rangeDone: true }), undefined)
-  clock.now += 60_000
+  clock.now += 9_999
+  assert.equal(ask('d', { pieceCount }), undefined)
+  clock.now += 1
   assert.deepEqual(ask('d', { pieceCount }), one)
+})
+
+test('what nobody was leased yet goes out before what somebody was, and who comes late keeps its part until then', () => {
+  const { clock, ask } = start(100)
+  const pieceCount = 12
+  const [first, second, third] = [0, 4, 8].map((firstPiece) => ({ firstPiece, pieceCount: 4 }))
+  assert.deepEqual(ask('a', { pieceCount }), first)
+  clock.now += 2 * leaseMs
+  assert.deepEqual(ask('b', { pieceCount }), second)
+  assert.deepEqual(ask('a', { pieceCount }), first, 'late, but nobody has taken it')
+  clock.now += 2 * leaseMs
+  assert.deepEqual(ask('c', { pieceCount }), third)
+  assert.deepEqual(ask('d', { pieceCount }), first, 'there is no other any more')
+  assert.deepEqual(ask('a', { pieceCount }), second, 'nor for whoever had it')
+  assert.equal(ask('b', { pieceCount }), undefined)
 })
 
 test('a host that says twice that it is done with a range is not taken to be done with the next', () => {
@@ -146,9 +163,9 @@ test('while parts are leased, who stands still gets one, waits for the others, a
   assert.deepEqual(ask('a', { pieceCount, stalled: 30 }), { firstPiece: 0, pieceCount: 4 })
   assert.deepEqual(ask('b', { pieceCount, stalled: 30 }), { firstPiece: 4, pieceCount: 4 })
   assert.equal(ask('c', { pieceCount, stalled: 30 }), undefined, 'the server has just come back, say')
-  clock.now += 15_000
-  assert.equal(ask('c', { pieceCount, stalled: 14 }), undefined)
-  assert.deepEqual(ask('c', { pieceCount, stalled: 15 }), whole)
+  clock.now += 20_000
+  assert.equal(ask('c', { pieceCount, stalled: 19 }), undefined)
+  assert.deepEqual(ask('c', { pieceCount, stalled: 20 }), whole)
   clock.now += leaseMs - 1
   assert.deepEqual(ask('c', { pieceCount }), whole, 'while nobody else has it')
   assert.equal(ask('c', { pieceCount, complete: 1 }), undefined)

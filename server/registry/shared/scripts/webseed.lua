@@ -18,25 +18,25 @@ local function lease(i)
   local first = math.floor(i * pieces / count)
   return {first, math.floor((i + 1) * pieces / count) - first}
 end
+local keptMs = math.max(leaseMs, doneMs) * 10
 local function write(i, done, untilMs)
   redis.call('HSET', parts, i, string.format('%d %d %s', done, untilMs, host))
-  redis.call('PEXPIRE', parts, math.max(leaseMs, doneMs) * 2)
+  redis.call('PEXPIRE', parts, keptMs)
 end
 
 local function leasePart()
   local found = redis.call('HGETALL', parts)
-  local taken, holders, holdersCount, own = {}, {}, 0, nil
+  local known, taken, holders, holdersCount, own = {}, {}, {}, 0, nil
   for at = 1, #found, 2 do
     local i = tonumber(found[at])
     local done, untilMs, holder = string.match(found[at + 1], '^(%d) (%d+) (.*)$')
-    if i and tonumber(untilMs) > nowMs then
-      taken[i] = true
-      if done == '0' then
-        if holder == host then own = own and math.min(own, i) or i end
-        if not holders[holder] then
-          holders[holder] = true
-          holdersCount = holdersCount + 1
-        end
+    if i then
+      known[i] = true
+      taken[i] = tonumber(untilMs) > nowMs
+      if done == '0' and holder == host then own = own and math.min(own, i) or i end
+      if done == '0' and taken[i] and not holders[holder] then
+        holders[holder] = true
+        holdersCount = holdersCount + 1
       end
     end
   end
@@ -46,18 +46,21 @@ local function leasePart()
   end
   if own then
     write(own, 1, nowMs + doneMs)
-    holdersCount = holdersCount - 1
+    if taken[own] then holdersCount = holdersCount - 1 end
+    taken[own] = true
   end
   if holdersCount >= hostsMax then return end
-  for i = 0, count - 1 do
-    if not taken[i] then
-      write(i, 0, nowMs + leaseMs)
-      return lease(i)
+  for _, isFree in ipairs({function(i) return not known[i] end, function(i) return not taken[i] end}) do
+    for i = 0, count - 1 do
+      if isFree(i) then
+        write(i, 0, nowMs + leaseMs)
+        return lease(i)
+      end
     end
   end
 end
 
-if redis.call('HSETNX', parts, 'since', nowMs) == 1 then redis.call('PEXPIRE', parts, math.max(leaseMs, doneMs) * 2) end
+if redis.call('HSETNX', parts, 'since', nowMs) == 1 then redis.call('PEXPIRE', parts, keptMs) end
 local mayHaveAll = redis.call('EXISTS', allKey) == 1
 local part = not mayHaveAll and leasePart()
 if part then return part end
