@@ -8,6 +8,7 @@ import type { ServerConfig } from './config.ts'
 import { MemoryStorage, RedisStorage } from './config.ts'
 import type { RedisSettings } from './redis/connection.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
+import { stopDirectory } from './tracker/redis/stop-files.ts'
 import type { TopologyConfig } from './tracker/topology.ts'
 import type { TrackerConfig } from './tracker/tracker.ts'
 import type { StorageSettings } from './tracker/tracker-service.ts'
@@ -156,7 +157,7 @@ export function trackerConfigOf(config: ServerConfig): TrackerConfig {
 }
 
 export function storageSettings(
-  { storage }: ServerConfig,
+  { storage, registry }: ServerConfig,
   dataDirectory: string | undefined,
   redis: RedisSettings | undefined,
 ): StorageSettings {
@@ -174,6 +175,8 @@ export function storageSettings(
         toldPerSecond: own.reconcile_rate,
         untoldMax: own.untold_max,
       },
+      stops:
+        registry.shared_dir === undefined ? undefined : stopDirectory(join(registry.shared_dir, 'stops')),
     }
   }
   if (storage.name !== 'memory') return { name: 'module', path: storage.name, config: storage.config }

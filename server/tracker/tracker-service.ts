@@ -13,6 +13,7 @@ import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import type { Resilience } from './redis/open-store.ts'
 import { openRedisStore } from './redis/open-store.ts'
+import type { StopDirectory } from './redis/stop-files.ts'
 import type { TopologyConfig } from './topology.ts'
 import { createTopology, levelCount } from './topology.ts'
 import type { PreparedSettings, TrackerSettings, TrackerThread, TrackerThreadDeps } from './tracker-thread.ts'
@@ -35,6 +36,7 @@ export type StorageSettings =
       readonly peersMax: number
       readonly swarmsMax: number
       readonly resilience: Resilience
+      readonly stops: StopDirectory | undefined
     }
   | { readonly name: 'module'; readonly path: string; readonly config: Readonly<Record<string, unknown>> }
   /** For one thread alone. */
@@ -99,6 +101,7 @@ export async function startTrackerService(
           redis: storage.redis,
           resilience: storage.resilience,
           refused: new Uint32Array(new SharedArrayBuffer(4)),
+          stops: storage.stops,
         }
       : undefined
   const openStore = async () => {

@@ -7,6 +7,8 @@ import type { PeerStore } from '../peer-store.ts'
 import { openRedisPeerStore } from './redis-peer-store.ts'
 import type { ResilientPeerStoreOptions } from './resilient-peer-store.ts'
 import { createResilientPeerStore } from './resilient-peer-store.ts'
+import type { StopDirectory } from './stop-files.ts'
+import { openStopFiles } from './stop-files.ts'
 import { hearStops } from './stops.ts'
 
 /** What becomes of announces while Redis does not answer. */
@@ -21,6 +23,8 @@ export interface RedisStorage {
   readonly resilience: Resilience
   /** One word of shared memory: announces refused, of all threads. */
   readonly refused: Uint32Array
+  /** Where servers tell each other of peers that stop while Redis cannot; undefined where they share no directory. */
+  readonly stops: StopDirectory | undefined
 }
 
 /**
@@ -29,7 +33,7 @@ export interface RedisStorage {
  * @param local what all threads of this server have been told themselves, for the time when Redis does not answer
  */
 export async function openRedisStore(
-  { redis, resilience, refused }: RedisStorage,
+  { redis, resilience, refused, stops }: RedisStorage,
   local: MemoryPeerStore,
   deps: {
     /** Peers in a reply at most. */
@@ -58,6 +62,19 @@ export async function openRedisStore(
       },
       ending.signal,
     )
+  const files =
+    stops &&
+    (await openStopFiles({
+      directory: stops,
+      heard: housekeeping
+        ? ({ peer, isTold, ageMs }) => {
+            local.forget(peer)
+            if (!isTold) store.stoppedElsewhere(peer, ageMs)
+          }
+        : undefined,
+      monotonic,
+      log,
+    }))
   const store = createResilientPeerStore({
     ...resilience,
     shared: openRedisPeerStore(connection, {
@@ -68,6 +85,7 @@ export async function openRedisStore(
       deadline: { ms: redis.commandTimeoutMs, monotonic },
     }),
     local,
+    stopped: (peer, isTold) => files?.tell(peer, isTold),
     isPartitioned: connection.isCluster,
     deadlineMs: redis.commandTimeoutMs,
     now: monotonic,
@@ -82,6 +100,7 @@ export async function openRedisStore(
     [Symbol.asyncDispose]: async () => {
       ending.abort()
       await store[Symbol.asyncDispose]()
+      await files?.[Symbol.asyncDispose]()
       await epoch[Symbol.asyncDispose]()
       await connection[Symbol.asyncDispose]()
     },

@@ -9,11 +9,13 @@ import type { MemoryPeerStore } from '../memory/memory-peer-store.ts'
 import type { PeerStore, StoreAnnounce, StoreReply, StoreStatus } from '../peer-store.ts'
 import { PeerSample } from '../peer-store.ts'
 import type { Plan } from '../selection.ts'
+import { rootPlace } from '../topology.ts'
 import type { Untold } from './backlog.ts'
 import { Backlog, endpointKey } from './backlog.ts'
 import type { Scope } from './circuits.ts'
 import { Circuits } from './circuits.ts'
 import { RecentReplies, addPeers, copySample } from './recent-replies.ts'
+import type { StoppedPeer } from './stop-files.ts'
 
 export interface ResilientPeerStoreOptions {
   /** The store that all servers share. It may be slow, and it may fail. */
@@ -36,11 +38,18 @@ export interface ResilientPeerStoreOptions {
   readonly probeFirstMs?: number
   /** Servers begin to tell what they have to within this time of each other. Default: 1 s. */
   readonly tellJitterMs?: number
+  /** Told of each peer that stops here, and whether the shared store was told: other servers may not be able to ask it. */
+  readonly stopped?: (peer: StoppedPeer, isTold: boolean) => void
   /** Milliseconds of a clock that never goes back. */
   readonly now: () => number
   /** 0 ≤ random() < 1. */
   readonly random: () => number
   readonly log: Logger
+}
+
+export interface ResilientPeerStore extends PeerStore {
+  /** A peer has stopped at a server that cannot tell the shared store: it is told from here, if it answers. */
+  stoppedElsewhere(peer: StoppedPeer, ageMs: number): void
 }
 
 /** Between two looks whether it answers again at most. */
@@ -58,13 +67,13 @@ const beyondJitter = 1.25
  * - While the shared store answers, its answer is the answer.
  * - An announce that it does not answer by the deadline, or that it fails, is answered from what this server has been told itself, and from whom
  *   the shared store has named within `staleMs`. From then on it is not asked until it has been seen to answer, so no announce waits.
- *   Stops and moves that other servers hear of meanwhile this one cannot know.
+ *   Stops that other servers hear of meanwhile it knows where they share a directory (stop-files.ts); where peers move to it cannot know.
  * - When it answers again it is told what it has missed: the newest of each peer, bounded in number and in rate. It keeps what it has been told
  *   by others since. Until it has been told all of a swarm, answers are those of both together.
  *
  * @throws ClientError `degraded` from `announce` and `scrape` once it has not answered for `degradedMaxMs`
  */
-export function createResilientPeerStore(options: ResilientPeerStoreOptions): PeerStore {
+export function createResilientPeerStore(options: ResilientPeerStoreOptions): ResilientPeerStore {
   const { shared, local, isPartitioned, deadlineMs, staleMs, degradedMaxMs, now, random, log } = options
   const { probeFirstMs = 100, tellJitterMs = 1000 } = options
   const circuits = new Circuits(now)
@@ -242,6 +251,7 @@ export function createResilientPeerStore(options: ResilientPeerStoreOptions): Pe
       }),
     )
     backlog.note(announce, { atMs, dueMs: atMs + lifeMs })
+    if (announce.event === 'stopped') options.stopped?.(announce, false)
     // Only a failed call came here with its circuit closed again; nobody else would tell.
     if (circuits.openSince(announce.infoHash) === undefined) startTelling()
     answeredLocally++
@@ -282,6 +292,7 @@ export function createResilientPeerStore(options: ResilientPeerStoreOptions): Pe
         () => shared.announce(question),
         (reply) => {
           backlog.told(announce, number)
+          if (announce.event === 'stopped') options.stopped?.(announce, true)
           if (givenMs > recordedMs * beyondJitter) local.prolong(announce, givenMs)
           recent.remember(announce, reply)
           const isWhole = !backlog.hasSwarm(announce.infoHash)
@@ -340,6 +351,16 @@ export function createResilientPeerStore(options: ResilientPeerStoreOptions): Pe
         )
       })
     },
+    stoppedElsewhere: ({ infoHash, source, port }, ageMs) => {
+      recent.stopped(infoHash, endpoint(source, port).compact)
+      if (circuits.openSince(infoHash) !== undefined) return
+      ask(
+        infoHash,
+        () => shared.announce(stopOf({ infoHash, source, port }, ageMs)),
+        () => undefined,
+        () => undefined,
+      )
+    },
     swarms: () => (circuits.allSince === undefined ? shared : local).swarms(),
     totals: () => {
       const { refused } = shared.totals()
@@ -382,6 +403,7 @@ interface Waiting {
 
 /** Of a client that does not say. */
 const numwantDefault = 50
+const noPeerId = new Uint8Array(20)
 const nobody: Plan = { rack: 0, seeders: [], leechers: [], gateway: false }
 
 function tooLong(degradedMaxMs: number): ClientError {
@@ -408,6 +430,25 @@ function partly(announce: StoreAnnounce, ears: Pick<StoreAnnounce, 'lifetimeMs' 
     withPeerIds: announce.withPeerIds,
     numwant: announce.numwant,
     ...ears,
+  }
+}
+
+/** A stop of which nothing else is known: the shared store knows where the peer was. */
+function stopOf(peer: StoppedPeer, belatedMs: number): StoreAnnounce {
+  return {
+    ...peer,
+    peerId: noPeerId,
+    raw: undefined,
+    place: rootPlace,
+    ancestors: [],
+    left: 1,
+    event: 'stopped',
+    ownFamilyOnly: false,
+    withPeerIds: false,
+    numwant: 0,
+    belatedMs,
+    lifetimeMs: () => 0,
+    choose: () => nobody,
   }
 }
 
