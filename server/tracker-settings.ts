@@ -8,7 +8,6 @@ import type { ServerConfig } from './config.ts'
 import { MemoryStorage, RedisStorage } from './config.ts'
 import type { RedisSettings } from './redis/connection.ts'
 import type { TlsMaterial } from './tracker/http-tls.ts'
-import { stopDirectory } from './tracker/redis/stop-files.ts'
 import type { TopologyConfig } from './tracker/topology.ts'
 import type { TrackerConfig } from './tracker/tracker.ts'
 import type { StorageSettings } from './tracker/tracker-service.ts'
@@ -175,8 +174,7 @@ export function storageSettings(
         toldPerSecond: own.reconcile_rate,
         untoldMax: own.untold_max,
       },
-      stops:
-        registry.shared_dir === undefined ? undefined : stopDirectory(join(registry.shared_dir, 'stops')),
+      stops: registry.shared_dir === undefined ? undefined : join(registry.shared_dir, 'stops'),
     }
   }
   if (storage.name !== 'memory') return { name: 'module', path: storage.name, config: storage.config }

@@ -82,6 +82,27 @@ export class PeerSample implements CompactPeers {
     this.lengths[6] = 0
   }
 
+  /** Leaves out all others. */
+  keep(isWanted: (compact: Uint8Array) => boolean): void {
+    for (const family of [4, 6] as const) {
+      const size = family === 4 ? 6 : 18
+      const [compact, distances, peerIds] = [
+        this.compact[family],
+        this.distances[family],
+        this.peerIds[family],
+      ]
+      let kept = 0
+      for (let i = 0; i < this.lengths[family]; i++) {
+        if (!isWanted(compact.subarray(i * size, (i + 1) * size))) continue
+        compact.copyWithin(kept * size, i * size, (i + 1) * size)
+        distances.copyWithin(kept, i, i + 1)
+        peerIds.copyWithin(kept * 20, i * 20, (i + 1) * 20)
+        kept++
+      }
+      this.lengths[family] = kept
+    }
+  }
+
   /** As objects, IPv4 first; for replies that name peer ids, and for hooks that shape the list. */
   toPeers(): ReplyPeer[] {
     return ([4, 6] as const).flatMap((family) => {

@@ -13,7 +13,6 @@ import type { PeerStore } from './peer-store.ts'
 import { samplePeersMax } from './peer-store.ts'
 import type { Resilience } from './redis/open-store.ts'
 import { openRedisStore } from './redis/open-store.ts'
-import type { StopDirectory } from './redis/stop-files.ts'
 import type { TopologyConfig } from './topology.ts'
 import { createTopology, levelCount } from './topology.ts'
 import type { PreparedSettings, TrackerSettings, TrackerThread, TrackerThreadDeps } from './tracker-thread.ts'
@@ -36,7 +35,8 @@ export type StorageSettings =
       readonly peersMax: number
       readonly swarmsMax: number
       readonly resilience: Resilience
-      readonly stops: StopDirectory | undefined
+      /** Where servers tell each other of peers that stop. */
+      readonly stops: string | undefined
     }
   | { readonly name: 'module'; readonly path: string; readonly config: Readonly<Record<string, unknown>> }
   /** For one thread alone. */

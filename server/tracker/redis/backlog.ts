@@ -88,6 +88,17 @@ export class Backlog {
     if (entry && entry.number <= number) this.remove(entry)
   }
 
+  /** A peer has stopped at another server, which cannot tell the shared store itself; unless it was heard of here since. */
+  noteStop(stop: StoreAnnounce, atMs: number): void {
+    const known = this.#swarms.get(stop.infoHash)?.get(endpointKey(stop))
+    if (known === undefined || known.atMs <= atMs) this.note(stop, { atMs, dueMs: atMs })
+  }
+
+  /** Whether a peer has stopped, and the shared store has not been told. */
+  hasStopped(infoHash: InfoHash, key: string): boolean {
+    return this.#swarms.get(infoHash)?.get(key)?.stopped === true
+  }
+
   /** Puts a swarm behind all others. */
   postpone(infoHash: InfoHash): void {
     const peers = this.#swarms.get(infoHash)
@@ -140,6 +151,16 @@ export class Backlog {
 
 /** Tells endpoints apart. */
 export function endpointKey({ source, port }: Pick<StoreAnnounce, 'source' | 'port'>): string {
-  const { bytes } = source
-  return `${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('latin1')}${String.fromCharCode(port)}`
+  return keyOf(source.bytes, port)
+}
+
+/** The same of an endpoint as it stands in a reply: its address, and its port in two bytes. */
+export function compactKey(compact: Uint8Array): string {
+  const addressBytes = compact.length - 2
+  const port = ((compact[addressBytes] ?? 0) << 8) | (compact[addressBytes + 1] ?? 0)
+  return keyOf(compact.subarray(0, addressBytes), port)
+}
+
+function keyOf(address: Uint8Array, port: number): string {
+  return `${Buffer.from(address.buffer, address.byteOffset, address.length).toString('latin1')}${String.fromCharCode(port)}`
 }

@@ -7,7 +7,6 @@ import type { PeerStore } from '../peer-store.ts'
 import { openRedisPeerStore } from './redis-peer-store.ts'
 import type { ResilientPeerStoreOptions } from './resilient-peer-store.ts'
 import { createResilientPeerStore } from './resilient-peer-store.ts'
-import type { StopDirectory } from './stop-files.ts'
 import { openStopFiles } from './stop-files.ts'
 import { hearStops } from './stops.ts'
 
@@ -23,8 +22,8 @@ export interface RedisStorage {
   readonly resilience: Resilience
   /** One word of shared memory: announces refused, of all threads. */
   readonly refused: Uint32Array
-  /** Where servers tell each other of peers that stop while Redis cannot; undefined where they share no directory. */
-  readonly stops: StopDirectory | undefined
+  /** A directory where servers tell each other of peers that stop while Redis cannot; undefined where they share none. */
+  readonly stops: string | undefined
 }
 
 /**
@@ -63,18 +62,17 @@ export async function openRedisStore(
       ending.signal,
     )
   const files =
-    stops &&
-    (await openStopFiles({
-      directory: stops,
-      heard: housekeeping
-        ? ({ peer, isTold, ageMs }) => {
+    stops === undefined
+      ? undefined
+      : await openStopFiles({
+          directory: stops,
+          heard: ({ peer, isTold, ageMs }) => {
             local.forget(peer)
             if (!isTold) store.stoppedElsewhere(peer, ageMs)
-          }
-        : undefined,
-      monotonic,
-      log,
-    }))
+          },
+          monotonic,
+          log,
+        })
   const store = createResilientPeerStore({
     ...resilience,
     shared: openRedisPeerStore(connection, {

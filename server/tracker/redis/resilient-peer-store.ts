@@ -11,7 +11,7 @@ import { PeerSample } from '../peer-store.ts'
 import type { Plan } from '../selection.ts'
 import { rootPlace } from '../topology.ts'
 import type { Untold } from './backlog.ts'
-import { Backlog, endpointKey } from './backlog.ts'
+import { Backlog, compactKey, endpointKey } from './backlog.ts'
 import type { Scope } from './circuits.ts'
 import { Circuits } from './circuits.ts'
 import { RecentReplies, addPeers, copySample } from './recent-replies.ts'
@@ -48,7 +48,7 @@ export interface ResilientPeerStoreOptions {
 }
 
 export interface ResilientPeerStore extends PeerStore {
-  /** A peer has stopped at a server that cannot tell the shared store: it is told from here, if it answers. */
+  /** A peer has stopped at a server that cannot tell the shared store: it is told from here, once it answers. */
   stoppedElsewhere(peer: StoppedPeer, ageMs: number): void
 }
 
@@ -315,6 +315,7 @@ export function createResilientPeerStore(options: ResilientPeerStoreOptions): Re
   const together = (announce: StoreAnnounce, { counts, peers }: StoreReply): StoreReply => {
     const wanted = announce.numwant ?? numwantDefault
     const sample = copySample(peers, wanted)
+    sample.keep((compact) => !backlog.hasStopped(announce.infoHash, compactKey(compact)))
     const here = local.announce(
       partly(announce, {
         lifetimeMs: (all) => announce.lifetimeMs(larger(all, counts)),
@@ -353,13 +354,9 @@ export function createResilientPeerStore(options: ResilientPeerStoreOptions): Re
     },
     stoppedElsewhere: ({ infoHash, source, port }, ageMs) => {
       recent.stopped(infoHash, endpoint(source, port).compact)
-      if (circuits.openSince(infoHash) !== undefined) return
-      ask(
-        infoHash,
-        () => shared.announce(stopOf({ infoHash, source, port }, ageMs)),
-        () => undefined,
-        () => undefined,
-      )
+      const atMs = now() - ageMs
+      backlog.noteStop(stopOf({ infoHash, source, port }), atMs)
+      if (circuits.openSince(infoHash) === undefined) startTelling()
     },
     swarms: () => (circuits.allSince === undefined ? shared : local).swarms(),
     totals: () => {
@@ -434,7 +431,7 @@ function partly(announce: StoreAnnounce, ears: Pick<StoreAnnounce, 'lifetimeMs' 
 }
 
 /** A stop of which nothing else is known: the shared store knows where the peer was. */
-function stopOf(peer: StoppedPeer, belatedMs: number): StoreAnnounce {
+function stopOf(peer: StoppedPeer): StoreAnnounce {
   return {
     ...peer,
     peerId: noPeerId,
@@ -446,7 +443,6 @@ function stopOf(peer: StoppedPeer, belatedMs: number): StoreAnnounce {
     ownFamilyOnly: false,
     withPeerIds: false,
     numwant: 0,
-    belatedMs,
     lifetimeMs: () => 0,
     choose: () => nobody,
   }

@@ -18,22 +18,16 @@ export interface HeardStop {
   readonly ageMs: number
 }
 
-/** Where the threads of one server write, in a directory that all servers share; goes through `workerData`. */
-export interface StopDirectory {
-  readonly path: string
-  /** Of this process: what it has written itself it does not read. */
-  readonly writer: string
-}
-
 export interface StopFiles extends AsyncDisposable {
   /** Tells the other servers. Nobody waits for it. */
   tell(peer: StoppedPeer, isTold: boolean): void
 }
 
 export interface StopFilesOptions {
-  readonly directory: StopDirectory
-  /** Told of each stop at another server; undefined for a thread that only writes. */
-  readonly heard: ((stop: HeardStop) => void) | undefined
+  /** All servers share it. */
+  readonly directory: string
+  /** Told of each stop at another server, or another thread of this one. */
+  readonly heard: (stop: HeardStop) => void
   /** Milliseconds of a clock that never goes back. */
   readonly monotonic: () => number
   readonly log: Logger
@@ -51,11 +45,6 @@ const recordsMax = 65_536
 /** A file of a server that is gone, by the clock of the file system. */
 const forgottenMs = 3_600_000
 const readBytes = 1000 * recordBytes
-const nameOf = (writer: string) => `${writer}-${randomBytes(6).toString('hex')}.stops`
-
-export function stopDirectory(path: string): StopDirectory {
-  return { path, writer: randomBytes(6).toString('hex') }
-}
 
 /**
  * Tells of peers that stop through files in the directory that the servers share, so that none names a peer which has stopped at another
@@ -65,14 +54,17 @@ export function stopDirectory(path: string): StopDirectory {
  * @throws Error when the directory cannot be made
  */
 export async function openStopFiles({
-  directory: { path, writer },
+  directory,
   heard,
   monotonic,
   log,
   lookMs = 500,
   partMs = 60_000,
 }: StopFilesOptions): Promise<StopFiles> {
-  await makeDirectory(path, 0o700)
+  await makeDirectory(directory, 0o700)
+  /** What it has written itself it does not read. */
+  const writer = randomBytes(6).toString('hex')
+  let parts = 0
   let waiting: { peer: StoppedPeer; isTold: boolean; atMs: number }[] = []
   let part:
     | { readonly name: string; readonly file: FileHandle; readonly sinceMs: number; records: number }
@@ -95,8 +87,8 @@ export async function openStopFiles({
   const partToWrite = async () => {
     if (part && monotonic() - part.sinceMs < partMs && part.records < recordsMax) return part
     await endPart()
-    const name = nameOf(writer)
-    part = { name, file: await open(join(path, name), 'ax', 0o600), sinceMs: monotonic(), records: 0 }
+    const name = `${writer}-${++parts}.stops`
+    part = { name, file: await open(join(directory, name), 'ax', 0o600), sinceMs: monotonic(), records: 0 }
     return part
   }
   const endPart = async () => {
@@ -106,7 +98,7 @@ export async function openStopFiles({
     await file.close()
     past.push(name)
     // The last one may not have been read by all.
-    for (const old of past.splice(0, past.length - 1)) await unlink(join(path, old))
+    for (const old of past.splice(0, past.length - 1)) await unlink(join(directory, old))
   }
   const write = async () => {
     const records = waiting
@@ -122,25 +114,27 @@ export async function openStopFiles({
     }
   }
 
-  const look = async (tell: (stop: HeardStop) => void) => {
-    const names = (await readdir(path)).filter((name) => name.endsWith('.stops') && !name.startsWith(writer))
+  const look = async () => {
+    const names = (await readdir(directory)).filter(
+      (name) => name.endsWith('.stops') && !name.startsWith(writer),
+    )
     // What was there before this server began says nothing new, and how old it is nobody knows.
     const before = read
     const next = new Map<string, number>()
     for (const name of names) {
       const from = before?.get(name)
-      const file = join(path, name)
+      const file = join(directory, name)
       if (before === undefined) {
         const { size, mtimeMs } = await stat(file)
         next.set(name, size)
         if (Date.now() - mtimeMs > forgottenMs) await unlink(file).catch(() => undefined)
       } else {
-        next.set(name, await readNew(file, from ?? 0, tell).catch(() => from ?? 0))
+        next.set(name, await readNew(file, from ?? 0).catch(() => from ?? 0))
       }
     }
     read = next
   }
-  const readNew = async (file: string, from: number, tell: (stop: HeardStop) => void) => {
+  const readNew = async (file: string, from: number) => {
     // Opened each time: that is when NFS looks what is new.
     await using handle = await open(file, 'r')
     const bytes = Buffer.allocUnsafe(readBytes)
@@ -150,7 +144,7 @@ export async function openStopFiles({
       const whole = bytesRead - (bytesRead % recordBytes)
       for (let i = 0; i < whole; i += recordBytes) {
         const stop = readRecord(bytes.subarray(i, i + recordBytes))
-        if (stop) tell({ ...stop, ageMs: stop.ageMs + lookMs })
+        if (stop) heard({ ...stop, ageMs: stop.ageMs + lookMs })
       }
       at += whole
       if (whole < readBytes) return at
@@ -158,7 +152,7 @@ export async function openStopFiles({
   }
 
   const writing = repeat(flushMs, write, complain)
-  const looking = heard && repeat(lookMs, () => look(heard), complain)
+  const looking = repeat(lookMs, look, complain)
   return {
     tell: (peer, isTold) => {
       if (waiting.length >= recordsMax) waiting.shift()
@@ -170,7 +164,7 @@ export async function openStopFiles({
       })
     },
     [Symbol.asyncDispose]: async () => {
-      await looking?.[Symbol.asyncDispose]()
+      await looking[Symbol.asyncDispose]()
       await writing[Symbol.asyncDispose]()
       await write().catch(complain)
       await part?.file.close()

@@ -289,6 +289,34 @@ test('resilient: of whom has stopped it is told at once, before all others', asy
   assert.equal(statusOf(store).untold, 100)
 })
 
+test('resilient: who has stopped at a server that cannot say so is not named any more, and the shared store is told', async () => {
+  const clock = { nowMs: 1_000_000 }
+  await using shared = sharedStore(clock)
+  const [server, cutOff] = [shared.open(), shared.open()]
+  await using store = resilient(server.store, clock, { toldPerSecond: 1 })
+  await using elsewhere = resilient(cutOff.store, clock, {
+    stopped: (peer, isTold) => {
+      if (!isTold) store.stoppedElsewhere(peer, 0)
+    },
+  })
+  for (let peer = 1; peer <= 20; peer++) await elsewhere.announce(announceOf({ peer, place: 1 }).announce)
+  server.way = cutOff.way = 'fails'
+  await store.scrape(swarmHash(0))
+  await elsewhere.scrape(swarmHash(0))
+  for (let peer = 1; peer <= 15; peer++)
+    await elsewhere.announce(announceOf({ peer, place: 1, event: 'stopped' }).announce)
+  server.way = 'up'
+  await until('it answers again', () => statusOf(store).degraded === undefined)
+  // One of them a second is told, so most are still there.
+  assert.ok(shared.store.scrape(swarmHash(0)).incomplete > 10)
+  const { announce } = announceOf({ peer: 100, place: 1 })
+  const { peers } = await store.announce({ ...announce, numwant: 50, withPeerIds: false })
+  assert.equal(peers.lengths[4], 5)
+  await using quick = resilient(server.store, clock)
+  for (let peer = 1; peer <= 15; peer++) quick.stoppedElsewhere(announceOf({ peer, place: 1 }).announce, 0)
+  await until('the shared store knows', () => shared.store.scrape(swarmHash(0)).incomplete === 6)
+})
+
 test('resilient: the memory for what was missed is bounded, and the oldest go', async () => {
   const clock = { nowMs: 1_000_000 }
   await using shared = sharedStore(clock)

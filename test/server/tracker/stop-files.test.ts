@@ -9,7 +9,7 @@ import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
 import { monotonicMs } from '../../../lib/runtime/clock.ts'
 import { createLog } from '../../../lib/runtime/log.ts'
 import type { HeardStop, StoppedPeer } from '../../../server/tracker/redis/stop-files.ts'
-import { openStopFiles, stopDirectory } from '../../../server/tracker/redis/stop-files.ts'
+import { openStopFiles } from '../../../server/tracker/redis/stop-files.ts'
 import { removeAll } from '../../support/fleet.ts'
 import { until } from '../../support/until.ts'
 
@@ -110,7 +110,7 @@ async function directoryOf(t: TestContext): Promise<string> {
 async function openServer(path: string, options: { partMs?: number } = {}) {
   const heard: HeardStop[] = []
   const files = await openStopFiles({
-    directory: stopDirectory(path),
+    directory: path,
     heard: (stop) => {
       heard.push(stop)
     },
