@@ -57,7 +57,6 @@ function announcesPerSecond(levels: readonly string[], ipv4PrefixLength: number)
     },
     after: undefined,
     epoch: 'bench',
-    random: Math.random,
     now: Date.now,
     observer: { handled: () => undefined, refused: () => undefined },
     log: silentLog(),

@@ -178,7 +178,6 @@ class Simulation {
       },
       after: undefined,
       epoch: 'simulated',
-      random: this.#random,
       now,
       observer: { handled: () => undefined, refused: () => undefined },
       log: silentLog(),

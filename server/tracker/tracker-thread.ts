@@ -142,7 +142,6 @@ export async function startTrackerThread(
     rules,
     after: postHooks,
     epoch: settings.epoch,
-    random,
     now: deps.monotonic,
     observer: counters,
     log,

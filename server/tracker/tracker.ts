@@ -28,6 +28,7 @@ import type { Logger } from '../../lib/runtime/log.ts'
 import type { AnnounceRequest, Frontend, PreHook, ScrapeRequest } from './hooks.ts'
 import type { IntervalConfig } from './intervals.ts'
 import { announceIntervalMs, lifetimeMs } from './intervals.ts'
+import { finish, mix } from './memory/hash-index.ts'
 import type { PeerStore, StoreAnnounce, StoreReply, StoreTotals, SwarmView } from './peer-store.ts'
 import type { PostHookQueue } from './post-hooks.ts'
 import type { Plan } from './selection.ts'
@@ -78,7 +79,6 @@ export interface TrackerDeps {
   readonly after: PostHookQueue | undefined
   /** Random for each start: agents that see a new one announce all they hold again. */
   readonly epoch: string
-  readonly random: () => number
   /** Milliseconds of a clock that never goes back, with a fraction. */
   readonly now: () => number
   readonly observer: TrackerObserver
@@ -341,7 +341,7 @@ function storeAndReply(
   rules: SortedRules,
   deps: TrackerDeps,
 ): Buffer | Promise<Buffer> {
-  const work = new AnnounceWork(request, rules, deps.random)
+  const work = new AnnounceWork(request, rules)
   const reply = deps.store.announce(work)
   return reply instanceof Promise
     ? reply.then((late) => write(target, answerOf(request, work, late, rules, deps)))
@@ -350,6 +350,16 @@ function storeAndReply(
 
 function write({ input, allocate }: ReplyTarget, answer: Answer): Buffer {
   return typeof input === 'string' ? writeHttp(answer) : writeUdp(input, answer, allocate)
+}
+
+/**
+ * 0 ≤ chance < 1, the same for each announce of a peer in a swarm, on every server: one that has heard only an older announce of it does not take
+ * it to live longer than one that has heard the newest.
+ */
+function chanceOf({ infoHash, source, port }: Pick<StoreAnnounce, 'infoHash' | 'source' | 'port'>): number {
+  let hash = mix(Number.parseInt(infoHash.slice(0, 8), 16), port)
+  for (const byte of source.bytes) hash = mix(hash, byte)
+  return finish(hash) / 2 ** 32
 }
 
 /** One announce as the store sees it, and what it has chosen with what the store told it. */
@@ -369,12 +379,10 @@ class AnnounceWork implements StoreAnnounce {
   readonly #announce: Announce
   readonly #config: TrackerConfig
   readonly #shares: readonly number[]
-  readonly #random: () => number
 
   constructor(
     { announce, source, place, frontend }: AnnounceRequest,
     { topology, config, peerHooks }: SortedRules,
-    random: () => number,
   ) {
     this.#announce = announce
     this.source = source
@@ -391,7 +399,6 @@ class AnnounceWork implements StoreAnnounce {
     this.numwant = Math.min(announce.numwant ?? config.numwantDefault, config.numwantMax, fits)
     this.#config = config
     this.#shares = topology.shares
-    this.#random = random
   }
 
   get infoHash(): InfoHash {
@@ -406,7 +413,7 @@ class AnnounceWork implements StoreAnnounce {
     this.intervalMs = announceIntervalMs(
       { complete, incomplete, seeding: this.left === 0 },
       this.#config,
-      this.#random,
+      chanceOf(this),
     )
     return lifetimeMs(this.intervalMs)
   }

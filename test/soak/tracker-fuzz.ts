@@ -103,7 +103,6 @@ function createSubject(random: () => number): { tracker: Tracker; faults: unknow
     },
     after: undefined,
     epoch: 'epoch',
-    random,
     now,
     observer: { handled: () => undefined, refused: () => undefined },
     log,

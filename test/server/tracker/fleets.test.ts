@@ -155,7 +155,6 @@ function start(shape: Shape) {
     rules: rules(shape),
     after: undefined,
     epoch: 'epoch',
-    random: Math.random,
     now: () => 1_000_000,
     observer: { handled: () => undefined, refused: () => undefined },
     log: silentLog(),

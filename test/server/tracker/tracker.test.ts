@@ -63,7 +63,6 @@ function start({
     },
     after: undefined,
     epoch: 'epoch-1',
-    random: Math.random,
     now,
     observer: {
       handled: (frontend, action, family, outcome) =>
