@@ -108,7 +108,7 @@ export interface EngineHandle {
   readonly peerCount: number
   /** The connections there are. */
   peers(): readonly PeerState[]
-  /** Of what was asked for, and of the ranges before, what is missing is still fetched. */
+  /** What was asked for still comes, and what is missing of ranges that are done is still fetched. */
   setWebseed(webseed: Webseed | undefined): void
   /** Stops and forgets the torrent; files stay. */
   close(): Promise<void>

@@ -13,8 +13,8 @@ import type {
   FetchOptions,
   PeerState,
   PeerTraffic,
-  SeedOptions,
   PieceRange,
+  SeedOptions,
   Webseed,
 } from './engine.ts'
 import type { Busy, ExtendedHandshake } from './extended.ts'
@@ -163,8 +163,8 @@ export class Torrent implements EngineHandle, PeerHost {
   readonly #webseedEnd = new AbortController()
   readonly #webseedLanes: WebseedLanes
   #isRangeDone = false
-  /** Ranges that it was given before. Nobody else is given them for a while, so what was lost of them on the way is still for this host to fetch. */
-  #owedRanges: PieceRange[] = []
+  /** Ranges, by their first piece, that it has said it is done with. Nobody else is given them for a while, so what is lost of them on the way is still for this host to fetch. */
+  readonly #owedRanges = new Map<number, PieceRange>()
 
   constructor(options: FetchOptions | SeedOptions, kind: 'fetch' | 'seed', deps: TorrentDeps) {
     const { metainfo } = options
@@ -269,8 +269,6 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   setWebseed(webseed: Webseed | undefined): void {
-    const before = this.#webseed?.range
-    if (before && before.firstPiece !== webseed?.range?.firstPiece) this.#owedRanges.push(before)
     this.#webseed = webseed
     this.#isRangeDone = false
     this.#startWebseed()
@@ -1248,12 +1246,12 @@ export class Torrent implements EngineHandle, PeerHost {
     )
   }
 
-  /** Whether a piece is missing of what it was given earlier. */
+  /** Whether a piece is missing of the ranges that it is done with. */
   #owesRanges(): boolean {
-    this.#owedRanges = this.#owedRanges.filter(({ firstPiece, pieceCount: count }) =>
-      this.#have.subarray(firstPiece, firstPiece + count).includes(0),
-    )
-    return this.#owedRanges.length > 0
+    for (const { firstPiece, pieceCount: count } of this.#owedRanges.values())
+      if (!this.#have.subarray(firstPiece, firstPiece + count).includes(0))
+        this.#owedRanges.delete(firstPiece)
+    return this.#owedRanges.size > 0
   }
 
   #untouchedRun(
@@ -1261,8 +1259,8 @@ export class Torrent implements EngineHandle, PeerHost {
     nowMs: number,
   ): { readonly first: number; readonly count: number } | undefined {
     const anything = nowMs - this.#givenAtMs > webseedAfterMs
-    const within = this.#webseed && [this.#webseed.range]
-    for (const range of [...(this.#owesRanges() ? this.#owedRanges : []), ...(within ?? [])]) {
+    const owed = this.#owesRanges() ? [...this.#owedRanges.values()] : []
+    for (const range of this.#webseed ? [...owed, this.#webseed.range] : owed) {
       const run = this.#picker.untouchedRun({ within: range, piecesMax, anything, nowMs })
       if (run) return run
     }
@@ -1279,7 +1277,9 @@ export class Torrent implements EngineHandle, PeerHost {
         this.#startWebseed()
       } else if (!this.#isRangeDone) {
         this.#isRangeDone = true
-        this.#webseed.rangeDone?.()
+        const { range, rangeDone } = this.#webseed
+        if (range) this.#owedRanges.set(range.firstPiece, range)
+        rangeDone?.()
       }
       return undefined
     }

@@ -104,11 +104,18 @@ export async function openStopFiles({
     const records = waiting
     waiting = []
     if (records.length > 0) {
-      const to = await partToWrite()
-      const nowMs = monotonic()
-      const bytes = Buffer.concat(records.map(({ atMs, ...record }) => writeRecord(record, nowMs - atMs)))
-      to.records += records.length
-      await to.file.writeFile(bytes)
+      try {
+        const to = await partToWrite()
+        const nowMs = monotonic()
+        const bytes = Buffer.concat(records.map(({ atMs, ...record }) => writeRecord(record, nowMs - atMs)))
+        to.records += records.length
+        await to.file.writeFile(bytes)
+      } catch (error) {
+        waiting = [...records, ...waiting].slice(-recordsMax)
+        // A record may have been written in part: what comes goes to another file.
+        await endPart()
+        throw error
+      }
     } else if (part && monotonic() - part.sinceMs >= partMs) {
       await endPart()
     }
@@ -126,7 +133,8 @@ export async function openStopFiles({
       const file = join(directory, name)
       if (before === undefined) {
         const { size, mtimeMs } = await stat(file)
-        next.set(name, size)
+        // One may be half written.
+        next.set(name, size - (size % recordBytes))
         if (Date.now() - mtimeMs > forgottenMs) await unlink(file).catch(() => undefined)
       } else {
         next.set(name, await readNew(file, from ?? 0).catch(() => from ?? 0))

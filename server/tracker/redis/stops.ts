@@ -1,7 +1,7 @@
 import { infoHashAt } from '../../../lib/protocol/infohash.ts'
 import type { InfoHash } from '../../../lib/protocol/infohash.ts'
 import type { RedisConnection } from '../../redis/connection.ts'
-import type { StoreAnnounce } from '../peer-store.ts'
+import type { StoppedPeer } from './stop-files.ts'
 
 const infoHashBytes = 20
 const channelOf = ({ keyPrefix }: RedisConnection) => `${keyPrefix}stops`
@@ -18,7 +18,7 @@ export function tellStop(connection: RedisConnection, infoHash: InfoHash, endpoi
  */
 export async function hearStops(
   connection: RedisConnection,
-  heard: (peer: Pick<StoreAnnounce, 'infoHash' | 'source' | 'port'>) => void,
+  heard: (peer: StoppedPeer) => void,
   signal: AbortSignal,
 ): Promise<void> {
   const read = (message: Buffer) => {

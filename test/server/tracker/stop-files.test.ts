@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { appendFile, mkdtemp, readdir } from 'node:fs/promises'
+import { appendFile, mkdir, mkdtemp, readdir } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
@@ -99,6 +99,28 @@ test('a record that is half written is heard once it is whole, and what is none 
       },
     },
   ])
+})
+
+test('what cannot be written at first is told later, and half a record from before is no hindrance', async (t) => {
+  const path = await directoryOf(t)
+  await using one = await openServer(path)
+  await appendFile(join(path, 'stranger.stops'), Buffer.alloc(30))
+  await using other = await openServer(path)
+  await sleep(5 * lookMs)
+  await removeAll(path)
+  one.files.tell(peerOf(1), false)
+  await sleep(300)
+  await mkdir(path)
+  await until('it', () => other.heard.length > 0)
+  assert.deepEqual(other.heard[0]?.peer, peerOf(1))
+  const record = Buffer.alloc(42)
+  record[23] = 4
+  const late = join(path, 'late.stops')
+  await appendFile(late, record.subarray(0, 30))
+  await using third = await openServer(path)
+  await sleep(5 * lookMs)
+  await appendFile(late, Buffer.concat([record.subarray(30), record]))
+  await until('both', () => third.heard.length === 2)
 })
 
 async function directoryOf(t: TestContext): Promise<string> {
