@@ -29,6 +29,12 @@ import type { FlowId, LinkId, Network } from './network.ts'
 export const agentConfig = AgentConfig.parse({ server: 'http://localhost' })
 /** Per torrent. */
 const connectionsMax = agentConfig.limits.connections_max
+/** A fetch is connected to fewer: those that it dials, and others up to twice as many in all. */
+const slotsMax = 32 * Math.ceil((3 * connectionsMax) / 32)
+/** How far a peer is, by slot. */
+const Nobody = 0
+const Near = 1
+const Far = 2
 
 export interface Blob {
   readonly index: number
@@ -102,11 +108,21 @@ export class Fetch {
   #picker: Picker | undefined
   #reach = new Reach()
   readonly sides = new Map<Fetch, Side>()
-  readonly #byPicking = new Map<PickerPeer, Side>()
+  /** By the slot of its peer in the picker, as are all of these: to look through them touches no peer. */
+  readonly #sideAt: (Side | undefined)[] = []
+  readonly #otherAt: (Fetch | undefined)[] = []
+  /** Where the other one has this one: -1 where it needs no news any more. */
+  readonly #theirSlotAt = new Int32Array(slotsMax)
+  readonly #reachAt = new Uint8Array(slotsMax)
+  readonly #interestingAt = new Uint8Array(slotsMax)
+  readonly #askedAt = new Uint8Array(slotsMax)
+  /** A bit for each: whom to tell of a piece unless it has it, and whom in any case. */
+  readonly #present = new Int32Array(slotsMax / 32)
+  readonly #mixed = new Int32Array(slotsMax / 32)
+  #slotsEnd = 0
   readonly #candidates = new Map<Host, Candidate>()
   readonly #begun = new Set<number>()
   readonly turns = new AllTurns<Side>()
-  readonly #order: Side[] = []
   readonly #begunMax: number
   readonly #lanes: WebseedLane[] = []
   /** Those that only end what they have begun. */
@@ -124,9 +140,9 @@ export class Fetch {
   #movedAtMs = 0
   #givenAtMs = 0
   #asksFar = true
-  /** Pieces that others have got, not heard of yet: whose, and which. */
-  readonly #newsFrom: Side[] = []
-  readonly #newsOf: number[] = []
+  /** Pieces that others have got, not heard of yet: slot and piece in turn. */
+  #news = new Int32Array(64)
+  #newsEnd = 0
   #isWaking = false
   /** Since it last asked for more. */
   #hasCome = false
@@ -321,10 +337,8 @@ export class Fetch {
 
   joined(side: Side): void {
     side.movedAtMs = side.usefulAtMs = this.#world.nowMs()
-    this.#order.push(side)
     if (this.#picker === undefined || this.isComplete) return
-    side.picking = this.#picker.join(side.distance)
-    this.#byPicking.set(side.picking, side)
+    this.#seat(side, this.#picker.join(side.distance))
     const other = side.peer.fetch
     if (other.#superSeeder) {
       for (let piece = 0; piece < this.blob.pieceCount; piece++)
@@ -333,12 +347,51 @@ export class Fetch {
       other.#showMore(side.peer)
       return
     }
-    for (let piece = 0; piece < this.blob.pieceCount; piece++) {
-      if (!other.has(piece)) continue
-      this.#picker.gains(side.picking, piece)
+    if (side.picking) {
+      if (other.isComplete) this.#picker.gainsAll(side.picking)
+      else
+        for (let piece = 0; piece < this.blob.pieceCount; piece++)
+          if (other.have[piece] === 1) this.#picker.gains(side.picking, piece)
     }
     this.#interest(side)
     this.pump(side)
+  }
+
+  #seat(side: Side, picking: PickerPeer): void {
+    const { slot } = picking
+    if (slot >= slotsMax) throw new Error(`More than ${slotsMax} peers are connected`)
+    side.picking = picking
+    side.slot = slot
+    this.#slotsEnd = Math.max(this.#slotsEnd, slot + 1)
+    this.#sideAt[slot] = side
+    const { fetch: other, slot: theirSlot } = side.peer
+    this.#otherAt[slot] = other
+    this.#theirSlotAt[slot] = theirSlot
+    if (theirSlot >= 0) other.#theirSlotAt[theirSlot] = slot
+    this.#reachAt[slot] = side.distance === 0 ? Near : Far
+    this.#interestingAt[slot] = 0
+    this.#askedAt[slot] = 0
+    const bit = 1 << (slot & 31)
+    const word = slot >> 5
+    this.#present[word] = (this.#present[word] ?? 0) | bit
+    if (side.isMixed) this.#mixed[word] = (this.#mixed[word] ?? 0) | bit
+  }
+
+  #unseat(side: Side, picking: PickerPeer): void {
+    const { slot } = side
+    const word = slot >> 5
+    const bit = ~(1 << (slot & 31))
+    this.#sideAt[slot] = undefined
+    this.#otherAt[slot] = undefined
+    const { fetch: other, slot: theirSlot } = side.peer
+    if (theirSlot >= 0) other.#theirSlotAt[theirSlot] = -1
+    this.#reachAt[slot] = Nobody
+    this.#present[word] = (this.#present[word] ?? 0) & bit
+    this.#mixed[word] = (this.#mixed[word] ?? 0) & bit
+    for (let i = 0; i < this.#newsEnd; i += 2) if (this.#news[i] === slot) this.#news[i] = -1
+    this.#picker?.leave(picking)
+    side.picking = undefined
+    side.slot = -1
   }
 
   get isOnlySeed(): boolean {
@@ -374,7 +427,6 @@ export class Fetch {
 
   parted(side: Side): void {
     this.sides.delete(side.peer.fetch)
-    this.#order.splice(this.#order.indexOf(side), 1)
     this.turns.leave(side)
     this.#superSeeder?.leave(side)
     if (side.isDialled) this.#dialled--
@@ -390,15 +442,17 @@ export class Fetch {
     for (const ask of side.asks) this.#picker?.release(ask)
     if (side.asks.length > 0) this.#hasFree = true
     side.asks.length = 0
+    this.asksChanged(side)
     side.requestedBytes = 0
     if (side.flow !== undefined) {
       this.#world.network.removeFlow(side.flow)
       side.flow = undefined
     }
-    if (side.picking === undefined) return
-    this.#picker?.leave(side.picking)
-    this.#byPicking.delete(side.picking)
-    side.picking = undefined
+    if (side.picking) this.#unseat(side, side.picking)
+  }
+
+  asksChanged({ slot, asks }: Side): void {
+    if (slot >= 0) this.#askedAt[slot] = asks.length
   }
 
   /** Whether the other one has something that is missing, and may be asked for it. */
@@ -406,15 +460,20 @@ export class Fetch {
     if (side.picking === undefined || this.#picker === undefined) return
     const now = this.#world.nowMs()
     if (this.#reach.mayAsk(side.distance, now) && this.#picker.interests(side.picking)) {
-      side.isInteresting = true
+      this.#setInteresting(side, true)
       this.#review(side)
     } else {
       this.#disinterest(side)
     }
   }
 
+  #setInteresting(side: Side, isInteresting: boolean): void {
+    side.isInteresting = isInteresting
+    if (side.slot >= 0) this.#interestingAt[side.slot] = isInteresting ? 1 : 0
+  }
+
   #disinterest(side: Side): void {
-    side.isInteresting = false
+    this.#setInteresting(side, false)
     if (side.isChoked) return
     side.isChoked = true
     const server = side.peer.fetch
@@ -441,18 +500,27 @@ export class Fetch {
     }
   }
 
-  /** Of a piece more that the other one has; it is heard at the end of the step. */
-  tell(side: Side, piece: number): void {
-    if (!this.#world.isDelayed) this.#hear(side, piece)
+  /** Tells who sits there of a piece more; it is heard at the end of the step. */
+  #tell(slot: number, piece: number): void {
+    const other = this.#otherAt[slot]
+    if (other === undefined) return
+    if (other.isComplete) {
+      const side = this.#sideAt[slot]
+      if (side) other.#sees(side.peer, piece)
+    } else if (!this.#world.isDelayed) other.#hear(this.#theirSlotAt[slot] ?? -1, piece)
     else
       this.#world.later(1, () => {
-        this.#hear(side, piece)
+        if (this.#otherAt[slot] === other) other.#hear(this.#theirSlotAt[slot] ?? -1, piece)
       })
   }
 
-  #hear(side: Side, piece: number): void {
-    this.#newsFrom.push(side)
-    this.#newsOf.push(piece)
+  #hear(slot: number, piece: number): void {
+    if (slot < 0) return
+    const at = this.#newsEnd
+    if (at === this.#news.length) this.#news = twiceAsLong(this.#news)
+    this.#news[at] = slot
+    this.#news[at + 1] = piece
+    this.#newsEnd = at + 2
     this.#wakeLater()
   }
 
@@ -465,11 +533,14 @@ export class Fetch {
   /** Takes what it was told, and asks for more if anything came: at the end of a step, so that what one host needs is looked at together. */
   wake(): void {
     this.#isWaking = false
-    for (let i = 0; i < this.#newsOf.length; i++) {
-      const side = this.#newsFrom[i]
-      if (side) this.gained(side, this.#newsOf[i] ?? 0)
-    }
-    this.#newsFrom.length = this.#newsOf.length = 0
+    const picker = this.#picker
+    if (picker !== undefined)
+      for (let i = 0; i < this.#newsEnd; i += 2) {
+        const slot = this.#news[i] ?? -1
+        const side = this.#sideAt[slot]
+        if (side) this.#gained(picker, side, slot, this.#news[i + 1] ?? 0)
+      }
+    this.#newsEnd = 0
     if (!this.#hasCome) return
     this.#hasCome = false
     this.fill()
@@ -477,22 +548,24 @@ export class Fetch {
 
   /** The other one has a piece more. */
   gained(side: Side, piece: number): void {
-    if (side.picking === undefined || this.#picker === undefined) return
-    this.#picker.gains(side.picking, piece)
-    if (this.have[piece] === 1) return
-    if (!side.isInteresting) {
-      if (!this.#reach.mayAsk(side.distance, this.#world.nowMs())) return
-      side.isInteresting = true
+    if (side.picking && this.#picker) this.#gained(this.#picker, side, side.slot, piece)
+  }
+
+  #gained(picker: Picker, side: Side, slot: number, piece: number): void {
+    if (side.picking === undefined) return
+    const mayBegin = picker.gains(side.picking, piece)
+    if (this.#interestingAt[slot] === 0) {
+      if (this.have[piece] === 1 || !this.#reach.mayAsk(side.distance, this.#world.nowMs())) return
+      this.#setInteresting(side, true)
       this.#review(side)
     }
-    if (this.#picker.mayBegin(side.picking, piece) && side.coming.hasRoom(this.#world.nowMs()))
-      this.pump(side)
+    if (mayBegin && side.coming.hasRoom(this.#world.nowMs())) this.pump(side)
   }
 
   /** The other one has everything now. */
   gainedAll(side: Side): void {
     if (side.picking === undefined || this.#picker === undefined) return
-    for (let piece = 0; piece < this.blob.pieceCount; piece++) this.#picker.gains(side.picking, piece)
+    this.#picker.gainsAll(side.picking)
   }
 
   claimed(side: Side, piece: number): void {
@@ -502,32 +575,42 @@ export class Fetch {
   /** Asks for pieces while there is room, each of who is asked for the least. */
   fill(): void {
     const now = this.#world.nowMs()
-    if (this.isComplete || this.#picker === undefined) return
-    const order = this.#order
-    const count = order.length
+    const picker = this.#picker
+    if (this.isComplete || picker === undefined) return
+    const count = this.#slotsEnd
     const near = this.turns.at(0).coming
     const far = this.turns.at(distanceUnknown).coming
     let nearRoom = near.hasRoom(now)
     let farRoom = far.hasRoom(now)
+    const looksAtAll = this.#reach.isStuck(now)
     for (let depth = 0; depth < atOnceMax; depth++) {
       let deeper = false
       const start = Math.floor(this.#world.random() * count)
       for (let i = 0; i < count; i++) {
         if (!nearRoom && !farRoom) return
-        const side = order[start + i < count ? start + i : start + i - count]
-        if (side === undefined || side.asks.length < depth || !(side.distance === 0 ? nearRoom : farRoom))
-          continue
-        if (side.asks.length > depth) {
+        const slot = start + i < count ? start + i : start + i - count
+        const reach = this.#reachAt[slot]
+        const asked = this.#askedAt[slot] ?? 0
+        if (asked < depth || !(reach === Near ? nearRoom : reach === Far && farRoom)) continue
+        if (asked > depth) {
           deeper = true
           continue
         }
-        if (!this.pump(side)) continue
+        if (this.#interestingAt[slot] === 0) continue
+        if (this.#nothingBegun(picker) && picker.isBarren(slot) && !looksAtAll) continue
+        const side = this.#sideAt[slot]
+        if (side === undefined || !this.pump(side)) continue
         deeper = true
         nearRoom = near.hasRoom(now)
         farRoom = far.hasRoom(now)
       }
       if (!deeper) return
     }
+  }
+
+  /** Then the picker would look at all that was begun, and find nothing. */
+  #nothingBegun(picker: Picker): boolean {
+    return !this.#hasFree && !this.#hasLate && picker.untouched > 0
   }
 
   /** Asks a peer for a piece: see `Torrent` in agent/engine. */
@@ -538,9 +621,8 @@ export class Fetch {
     const now = this.#world.nowMs()
     if (!this.#reach.mayAsk(side.distance, now)) return false
     if (side.requestedBytes > 0 && isAskedEnough(side.requestedBytes, side.meter.rate)) return false
-    // Then the picker would look at all that was begun, and find nothing.
-    const nothingBegun = !this.#hasFree && !this.#hasLate && picker.untouched > 0
-    if (nothingBegun && picker.isBarren(side.picking) && !this.#reach.isStuck(now)) return false
+    const nothingBegun = this.#nothingBegun(picker)
+    if (nothingBegun && picker.isBarren(side.slot) && !this.#reach.isStuck(now)) return false
     const going = side.peer.going
     const coming = side.coming
     const mayBegin = this.#begun.size < this.#begunMax && coming.hasRoom(now) && going.hasRoom(now)
@@ -596,6 +678,7 @@ export class Fetch {
     const { network, carriers } = this.#world
     if (side.asks.length === 0) side.movedAtMs = this.#world.nowMs()
     side.asks.push(ask)
+    this.asksChanged(side)
     side.requestedBytes += ask.length
     if (side.flow === undefined) {
       side.flow = network.addFlow(wayBetween(side.peer.fetch.host, this.host))
@@ -627,7 +710,7 @@ export class Fetch {
     const { whole, surplus } = picker.received(ask)
     for (const other of surplus) {
       picker.release(other)
-      const slower = this.#byPicking.get(other.peer)
+      const slower = this.#sideAt[other.peer.slot]
       if (slower) withdraw(slower, other, this.#world.network)
     }
     if (whole) this.#verified(picker, ask.piece)
@@ -641,13 +724,10 @@ export class Fetch {
     if (this.have[piece] === 1) return
     this.have[piece] = 1
     this.count++
-    for (const side of this.#order) {
-      const { picking } = side
-      // Agents do not tell each other of what they have both.
-      if (picking && picker.has(picking, piece) && !side.isMixed) continue
-      const { fetch } = side.peer
-      if (fetch.isComplete) fetch.#sees(side.peer, piece)
-      else fetch.tell(side.peer, piece)
+    // Agents do not tell each other of what they have both.
+    for (let word = 0; 32 * word < this.#slotsEnd; word++) {
+      let bits = (this.#present[word] ?? 0) & (~picker.holders(piece, word) | (this.#mixed[word] ?? 0))
+      for (; bits !== 0; bits &= bits - 1) this.#tell(32 * word + 31 - Math.clz32(bits & -bits), piece)
     }
     if (this.count === this.blob.pieceCount) this.#finish()
   }
@@ -720,6 +800,8 @@ export class Side implements Carrier {
   readonly asks: Ask[] = []
   readonly #brought: Ask[] = []
   picking: PickerPeer | undefined
+  /** Of the peer in the picker; -1 where there is none. */
+  slot = -1
   flow: FlowId | undefined
   requestedBytes = 0
   isDialled = false
@@ -743,6 +825,7 @@ export class Side implements Carrier {
 
   brought(): number {
     const ask = this.asks.shift()
+    this.fetch.asksChanged(this)
     if (ask) this.#brought.push(ask)
     return this.asks[0]?.length ?? 0
   }
@@ -829,11 +912,18 @@ function withdraw(side: Side, ask: Ask, network: Network): void {
   const at = side.asks.indexOf(ask)
   if (at < 0 || side.flow === undefined) return
   side.asks.splice(at, 1)
+  side.fetch.asksChanged(side)
   side.requestedBytes -= ask.length
   if (side.peer.going.has(ask.piece, side.peer)) side.peer.going.drop(ask.piece)
   const [first] = side.asks
   if (first === undefined) network.stop(side.flow)
   else if (at === 0) network.start(side.flow, first.length)
+}
+
+function twiceAsLong(from: Int32Array): Int32Array<ArrayBuffer> {
+  const to = new Int32Array(2 * from.length)
+  to.set(from)
+  return to
 }
 
 function wayBetween(from: Host, to: Host): LinkId[] {

@@ -9,6 +9,8 @@ const linksMax = 6
 const passes = 4
 /** A link with less left than this share of its step is full. */
 const fullShare = 0.002
+/** Fewer than this many bytes are none. */
+const minBytes = 1e-6
 
 /**
  * A fluid network: in each step of time what passes a link is shared evenly among the flows over it, and what a flow cannot use, because another
@@ -18,23 +20,31 @@ const fullShare = 0.002
 export class Network {
   readonly #capacity: number[] = []
   readonly #sent: number[] = []
-  #links = new Int32Array(linksMax * 1024)
-  #left = new Float64Array(1024)
-  #given = new Float64Array(1024)
-  /** What a flow is given in the pass under way. */
-  #pass = new Float64Array(1024)
+  /** Flows that are under way over each link. */
+  readonly #flowsOver: number[] = []
+  /** Links of the way of each flow, one flow after the other, and where it stands among those under way; -1 where it is not. */
+  #ways = new Int32Array(linksMax * 1024)
   #position = new Int32Array(1024)
-  #active = new Int32Array(1024)
-  #open = new Int32Array(1024)
-  #activeCount = 0
   #flowCount = 0
   readonly #free: FlowId[] = []
-  #remaining = new Float64Array(0)
+  /** What follows is of flows under way, without gaps: it is all that a step looks at. */
+  #activeCount = 0
+  #active = new Int32Array(1024)
+  #activeWays = new Int32Array(linksMax * 1024)
+  #left = new Float64Array(1024)
+  #given = new Float64Array(1024)
+  /** Those that can still be given more in the step under way. */
+  #open = new Int32Array(1024)
+  /** Of each link in the step under way: what it can carry and carries, who shares the rest, and what each of them gets in this pass. */
+  #limit = new Float64Array(0)
+  #carried = new Float64Array(0)
   #sharers = new Int32Array(0)
+  #part = new Float64Array(0)
 
   /** Bytes a second. */
   addLink(capacity: number): LinkId {
     this.#sent.push(0)
+    this.#flowsOver.push(0)
     return this.#capacity.push(capacity) - 1
   }
 
@@ -53,7 +63,8 @@ export class Network {
 
   /** Bytes that a flow has still to bring before it is asked for more. */
   leftOf(flow: FlowId): number {
-    return this.#left[flow] ?? 0
+    const position = this.#position[flow] ?? -1
+    return position < 0 ? 0 : (this.#left[position] ?? 0)
   }
 
   get activeFlows(): number {
@@ -62,26 +73,43 @@ export class Network {
 
   addFlow(way: readonly LinkId[]): FlowId {
     const flow = this.#free.pop() ?? this.#flowCount++
-    if (flow >= this.#left.length) this.#grow()
-    for (let i = 0; i < linksMax; i++) this.#links[flow * linksMax + i] = way[i] ?? -1
+    if (flow >= this.#position.length) this.#grow()
+    for (let i = 0; i < linksMax; i++) this.#ways[flow * linksMax + i] = way[i] ?? -1
     this.#position[flow] = -1
     return flow
   }
 
   /** The flow has so many bytes to bring from now on. */
   start(flow: FlowId, bytes: number): void {
-    this.#left[flow] = bytes
-    if ((this.#position[flow] ?? -1) >= 0) return
-    this.#position[flow] = this.#activeCount
-    this.#active[this.#activeCount++] = flow
+    let position = this.#position[flow] ?? -1
+    if (position < 0) {
+      position = this.#activeCount++
+      this.#position[flow] = position
+      this.#active[position] = flow
+      for (let i = 0; i < linksMax; i++) {
+        const link = this.#ways[flow * linksMax + i] ?? -1
+        this.#activeWays[position * linksMax + i] = link
+        if (link >= 0) this.#flowsOver[link] = (this.#flowsOver[link] ?? 0) + 1
+      }
+    }
+    this.#left[position] = bytes
   }
 
   stop(flow: FlowId): void {
     const position = this.#position[flow] ?? -1
     if (position < 0) return
-    const last = this.#active[--this.#activeCount] ?? 0
-    this.#active[position] = last
-    this.#position[last] = position
+    for (let at = position * linksMax; at < (position + 1) * linksMax; at++) {
+      const link = this.#activeWays[at] ?? -1
+      if (link < 0) break
+      this.#flowsOver[link] = (this.#flowsOver[link] ?? 0) - 1
+    }
+    const last = --this.#activeCount
+    const moved = this.#active[last] ?? 0
+    this.#active[position] = moved
+    this.#left[position] = this.#left[last] ?? 0
+    this.#given[position] = this.#given[last] ?? 0
+    this.#activeWays.copyWithin(position * linksMax, last * linksMax, (last + 1) * linksMax)
+    this.#position[moved] = position
     this.#position[flow] = -1
   }
 
@@ -96,110 +124,118 @@ export class Network {
    */
   step(seconds: number, brought: (flow: FlowId) => number): void {
     this.#share(seconds)
-    for (let i = this.#activeCount - 1; i >= 0; i--) {
-      const flow = this.#active[i] ?? 0
-      const given = this.#given[flow] ?? 0
+    // From the last on: the place of one that stops is taken by one that was looked at.
+    for (let position = this.#activeCount - 1; position >= 0; position--) {
+      const given = this.#given[position] ?? 0
       if (given === 0) continue
-      this.#count(flow, given)
-      let left = (this.#left[flow] ?? 0) - given
-      while (left <= 1e-6) {
-        const more = brought(flow)
-        if (more === 0) {
-          // What it was given beyond its last byte was not sent.
-          this.#count(flow, left)
-          this.stop(flow)
-          break
+      let left = (this.#left[position] ?? 0) - given
+      if (left <= minBytes) {
+        const flow = this.#active[position] ?? 0
+        while (left <= minBytes) {
+          const more = brought(flow)
+          if (more === 0) {
+            this.#takeBack(position, -left)
+            this.stop(flow)
+            break
+          }
+          left += more
         }
-        left += more
+        if (this.#position[flow] !== position) continue
       }
-      this.#left[flow] = left
+      this.#left[position] = left
     }
   }
 
-  #count(flow: FlowId, bytes: number): void {
-    for (let at = flow * linksMax; at < flow * linksMax + linksMax; at++) {
-      const link = this.#links[at] ?? -1
+  /** What a flow was given beyond its last byte was not sent. */
+  #takeBack(position: number, bytes: number): void {
+    for (let at = position * linksMax; at < (position + 1) * linksMax; at++) {
+      const link = this.#activeWays[at] ?? -1
       if (link < 0) return
-      this.#sent[link] = (this.#sent[link] ?? 0) + bytes
+      this.#sent[link] = (this.#sent[link] ?? 0) - bytes
     }
   }
 
   /** What each flow may bring in this step. */
   #share(seconds: number): void {
     const links = this.#capacity.length
-    if (this.#remaining.length !== links) {
-      this.#remaining = new Float64Array(links)
+    if (this.#limit.length !== links) {
+      this.#limit = new Float64Array(links)
+      this.#carried = new Float64Array(links)
       this.#sharers = new Int32Array(links)
+      this.#part = new Float64Array(links)
     }
-    const remaining = this.#remaining
-    const sharers = this.#sharers
-    const table = this.#links
-    for (let link = 0; link < links; link++) remaining[link] = (this.#capacity[link] ?? 0) * seconds
+    const [limit, carried, sharers, part] = [this.#limit, this.#carried, this.#sharers, this.#part]
+    const [ways, given, stillOpen] = [this.#activeWays, this.#given, this.#open]
+    for (let link = 0; link < links; link++) {
+      limit[link] = (this.#capacity[link] ?? 0) * seconds
+      carried[link] = 0
+      sharers[link] = this.#flowsOver[link] ?? 0
+    }
     let open = this.#activeCount
-    for (let i = 0; i < open; i++) {
-      const flow = this.#active[i] ?? 0
-      this.#open[i] = flow
-      this.#given[flow] = 0
+    for (let position = 0; position < open; position++) {
+      stillOpen[position] = position
+      given[position] = 0
     }
     for (let pass = 0; pass < passes && open > 0; pass++) {
-      sharers.fill(0)
-      for (let i = 0; i < open; i++) {
-        const start = (this.#open[i] ?? 0) * linksMax
-        for (let at = start; at < start + linksMax; at++) {
-          const link = table[at] ?? -1
-          if (link < 0) break
-          sharers[link] = (sharers[link] ?? 0) + 1
-        }
-      }
       // From what was left before the pass: the order of flows does not matter.
-      for (let i = 0; i < open; i++) {
-        const flow = this.#open[i] ?? 0
-        let share = Infinity
-        for (let at = flow * linksMax; at < flow * linksMax + linksMax; at++) {
-          const link = table[at] ?? -1
-          if (link < 0) break
-          const part = (remaining[link] ?? 0) / (sharers[link] ?? 1)
-          if (part < share) share = part
-        }
-        this.#pass[flow] = share
+      for (let link = 0; link < links; link++) {
+        const count = sharers[link] ?? 0
+        if (count > 0) part[link] = ((limit[link] ?? 0) - (carried[link] ?? 0)) / count
       }
+      for (let i = 0; i < open; i++) {
+        const position = stillOpen[i] ?? 0
+        const start = position * linksMax
+        let share = Infinity
+        let end = start
+        for (; end < start + linksMax; end++) {
+          const link = ways[end] ?? -1
+          if (link < 0) break
+          share = Math.min(share, part[link] ?? 0)
+        }
+        for (let at = start; at < end; at++) {
+          const link = ways[at] ?? 0
+          carried[link] = (carried[link] ?? 0) + share
+        }
+        given[position] = (given[position] ?? 0) + share
+      }
+      if (pass === passes - 1) break
       let kept = 0
       for (let i = 0; i < open; i++) {
-        const flow = this.#open[i] ?? 0
-        const share = this.#pass[flow] ?? 0
-        for (let at = flow * linksMax; at < flow * linksMax + linksMax; at++) {
-          const link = table[at] ?? -1
+        const position = stillOpen[i] ?? 0
+        const start = position * linksMax
+        let isFull = false
+        let end = start
+        for (; end < start + linksMax; end++) {
+          const link = ways[end] ?? -1
           if (link < 0) break
-          remaining[link] = (remaining[link] ?? 0) - share
+          if ((carried[link] ?? 0) > (1 - fullShare) * (limit[link] ?? 0)) isFull = true
         }
-        this.#given[flow] = (this.#given[flow] ?? 0) + share
-      }
-      for (let i = 0; i < open; i++) {
-        const flow = this.#open[i] ?? 0
-        let full = false
-        for (let at = flow * linksMax; at < flow * linksMax + linksMax; at++) {
-          const link = table[at] ?? -1
-          if (link < 0) break
-          if ((remaining[link] ?? 0) < fullShare * (this.#capacity[link] ?? 0) * seconds) full = true
+        if (!isFull) {
+          stillOpen[kept++] = position
+          continue
         }
-        if (!full) this.#open[kept++] = flow
+        for (let at = start; at < end; at++) {
+          const link = ways[at] ?? 0
+          sharers[link] = (sharers[link] ?? 0) - 1
+        }
       }
       open = kept
     }
+    for (let link = 0; link < links; link++) this.#sent[link] = (this.#sent[link] ?? 0) + (carried[link] ?? 0)
   }
 
   #grow(): void {
-    const size = 2 * this.#left.length
+    const size = 2 * this.#position.length
     const larger = <Table extends Float64Array | Int32Array>(from: Table, to: Table): Table => {
       to.set(from)
       return to
     }
-    this.#links = larger(this.#links, new Int32Array(linksMax * size))
-    this.#left = larger(this.#left, new Float64Array(size))
-    this.#given = larger(this.#given, new Float64Array(size))
-    this.#pass = larger(this.#pass, new Float64Array(size))
+    this.#ways = larger(this.#ways, new Int32Array(linksMax * size))
     this.#position = larger(this.#position, new Int32Array(size))
     this.#active = larger(this.#active, new Int32Array(size))
+    this.#activeWays = larger(this.#activeWays, new Int32Array(linksMax * size))
+    this.#left = larger(this.#left, new Float64Array(size))
+    this.#given = larger(this.#given, new Float64Array(size))
     this.#open = larger(this.#open, new Int32Array(size))
   }
 }

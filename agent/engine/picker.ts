@@ -23,20 +23,32 @@ const farCopiesMax = 15
 const nearCopiesMax = 48
 const raritiesMax = farCopiesMax + nearCopiesMax
 
+/** What is known of a piece stands side by side, so that news of it touches little memory: words of its record. */
+const Word = {
+  /** Where it stands in the list of the missing. */
+  position: 0,
+  /** How many peers have it; -1 once it is here: then nobody counts any more. */
+  copies: 1,
+  /** For each distance how many of the peers there have it, and, times `claimUnit`, how many say that they are fetching it. */
+  there: 2,
+  /** Who has it: a bit for each peer, in as many words as that takes. */
+  holders: 2 + distanceMax + 1,
+} as const
+const claimUnit = 0x1_0000
+const copiesMask = claimUnit - 1
+
 const Unit = { free: 0, asked: 1, here: 2 } as const
 
 /** What the picker knows of a peer; made with `join`. */
 export interface PickerPeer {
-  /** Its bit among those who have a piece; -1 once it is gone. */
+  /** Its bit among those who have a piece: small numbers, used again; -1 once it is gone. */
   slot: number
   /** How many pieces it has. */
   count: number
   /** 0 the own rack, 1 the next level …, `distanceMax` at most. */
   readonly distance: number
   /** What it has said that it is fetching, and does not have yet, and until when that counts. */
-  readonly claims: Map<number, number>
-  /** At which of the picker's changes it had nothing that could be begun with it; -1 since it gained something. */
-  barrenAt: number
+  claims: Map<number, number> | undefined
 }
 
 /** A request under way. */
@@ -59,12 +71,6 @@ interface Begun {
   left: number
   /** Who was asked first: a piece of one sender shows who lies, and is whole soon. */
   owner: PickerPeer | undefined
-}
-
-/** What peers of one distance have, and are fetching. */
-interface Tally {
-  readonly copies: Uint16Array
-  readonly claims: Uint16Array
 }
 
 interface Claimed {
@@ -100,20 +106,19 @@ export class Picker {
   readonly #pieceLength: number
   readonly #length: number
   readonly #random: () => number
-  /** Pieces that are neither here nor begun, in no order, and where each stands in the list. */
+  /** First the pieces that are neither here nor begun, sorted by rarity, then all others. */
   readonly #missing: Int32Array
-  readonly #positions: Int32Array
-  /** Who has each piece: a bit for each peer, in so many words for each piece. Of all that is looked at for one piece most is then near. */
-  #holders: Uint32Array
-  #holderWords = 1
+  /** Where in the list those of each rarity end. */
+  readonly #ends: Int32Array = new Int32Array(raritiesMax + 1)
+  /** Of each piece one after the other: see `Word`. */
+  #records: Int32Array
+  #recordWords = Word.holders + 2
   readonly #freeSlots: number[] = []
   #slotCount = 0
-  /** How many peers have each piece. */
-  readonly #copies: Uint16Array
-  /** Where in the list those of each rarity end: it is sorted by that. */
-  readonly #ends: Int32Array = new Int32Array(raritiesMax + 1)
-  /** By distance: how many of the peers there have each piece, and how many have said that they are fetching it. */
-  readonly #there: Tally[] = []
+  /** A bit for each peer that has everything. */
+  #full = new Int32Array(2)
+  /** By slot: at which of the changes the peer had nothing that could be begun with it; -1 since it gained something. */
+  #barrenAt = new Int32Array(64)
   /** Claims that are not over, oldest first from `#claimAt` on. */
   #claims: Claimed[] = []
   #claimAt = 0
@@ -142,13 +147,12 @@ export class Picker {
     this.#length = options.length
     this.#random = options.random
     this.#missing = shuffled(pieceCount, options.random)
-    this.#positions = new Int32Array(pieceCount)
-    for (const [position, piece] of this.#missing.entries()) this.#positions[piece] = position
     this.#ends.fill(pieceCount)
-    this.#origin = { slot: -1, count: 0, distance: 0, claims: new Map(), barrenAt: -1 }
-    this.#holders = new Uint32Array(pieceCount)
-    this.#copies = new Uint16Array(pieceCount)
+    this.#origin = { slot: -1, count: 0, distance: 0, claims: undefined }
+    this.#records = new Int32Array(pieceCount * this.#recordWords)
     this.#pieceCount = pieceCount
+    for (const [position, piece] of this.#missing.entries())
+      this.#records[piece * this.#recordWords + Word.position] = position
   }
 
   /** Pieces that are neither here nor begun. */
@@ -162,12 +166,7 @@ export class Picker {
       slot: this.#takeSlot(),
       count: 0,
       distance: Math.min(distance, distanceMax),
-      claims: new Map<number, number>(),
-      barrenAt: -1,
-    }
-    this.#there[peer.distance] ??= {
-      copies: new Uint16Array(this.#pieceCount),
-      claims: new Uint16Array(this.#pieceCount),
+      claims: undefined,
     }
     this.#peers.add(peer)
     this.#partial++
@@ -178,22 +177,30 @@ export class Picker {
     if (!this.#peers.delete(peer)) return
     if (peer.count < this.#pieceCount) this.#partial--
     this.#changes++
-    for (const piece of peer.claims.keys()) this.#unclaim(peer, piece)
-    const { slot } = peer
-    const bit = ~(1 << (slot & 31))
-    for (const piece of this.piecesOf(peer)) {
-      const at = piece * this.#holderWords + (slot >> 5)
-      this.#holders[at] = (this.#holders[at] ?? 0) & bit
-      this.#count(peer, piece, -1)
+    if (peer.claims) for (const piece of peer.claims.keys()) this.#unclaim(peer, piece)
+    const { slot, distance } = peer
+    const bit = 1 << (slot & 31)
+    const word = slot >> 5
+    for (let piece = 0; piece < this.#pieceCount; piece++) {
+      const at = piece * this.#recordWords
+      const holders = this.#records[at + Word.holders + word] ?? 0
+      if ((holders & bit) === 0) continue
+      this.#records[at + Word.holders + word] = holders & ~bit
+      this.#count(distance, piece, -1)
     }
+    this.#full[word] = (this.#full[word] ?? 0) & ~bit
     this.#freeSlots.push(slot)
     peer.slot = -1
     for (const begun of this.#begun.values()) if (begun.owner === peer) begun.owner = undefined
   }
 
   has({ slot }: PickerPeer, piece: number): boolean {
-    if (slot < 0) return false
-    return ((this.#holders[piece * this.#holderWords + (slot >> 5)] ?? 0) & (1 << (slot & 31))) !== 0
+    return slot >= 0 && (this.holders(piece, slot >> 5) & (1 << (slot & 31))) !== 0
+  }
+
+  /** Of slots 32 × `word` and on, who has the piece: a bit for each. */
+  holders(piece: number, word: number): number {
+    return (this.#records[piece * this.#recordWords + Word.holders + word] ?? 0) | (this.#full[word] ?? 0)
   }
 
   piecesOf(peer: PickerPeer): number[] {
@@ -204,48 +211,79 @@ export class Picker {
 
   #takeSlot(): number {
     const slot = this.#freeSlots.pop() ?? this.#slotCount++
-    if (slot >= 32 * this.#holderWords) {
-      const [words, before] = [this.#holderWords, this.#holders]
-      this.#holderWords *= 2
-      this.#holders = new Uint32Array(this.#pieceCount * this.#holderWords)
-      for (let at = 0; at < before.length; at++)
-        this.#holders[Math.floor(at / words) * this.#holderWords + (at % words)] = before[at] ?? 0
-    }
+    if (slot >= this.#barrenAt.length) this.#addSlots()
+    this.#barrenAt[slot] = -1
     return slot
   }
 
-  /** The peer has a piece; once more does nothing. */
-  gains(peer: PickerPeer, piece: number): void {
-    const { slot } = peer
-    const at = piece * this.#holderWords + (slot >> 5)
-    const holders = this.#holders[at] ?? 0
+  #addSlots(): void {
+    const slots = 2 * this.#barrenAt.length
+    const [words, before] = [this.#recordWords, this.#records]
+    this.#recordWords = Word.holders + slots / 32
+    this.#records = new Int32Array(this.#pieceCount * this.#recordWords)
+    for (let piece = 0; piece < this.#pieceCount; piece++)
+      this.#records.set(before.subarray(piece * words, (piece + 1) * words), piece * this.#recordWords)
+    this.#full = enlarged(this.#full, slots / 32)
+    this.#barrenAt = enlarged(this.#barrenAt, slots)
+  }
+
+  /** The peer has a piece; once more does nothing. @returns whether that can be begun with it */
+  gains(peer: PickerPeer, piece: number): boolean {
+    const { slot, distance } = peer
+    if (slot < 0) return false
+    const at = piece * this.#recordWords + Word.holders + (slot >> 5)
+    const holders = this.#records[at] ?? 0
     const bit = 1 << (slot & 31)
-    if (slot < 0 || (holders & bit) !== 0) return
-    this.#holders[at] = holders | bit
-    peer.count++
-    if (peer.count === this.#pieceCount) this.#partial--
-    if (peer.claims.size > 0) this.#unclaim(peer, piece)
-    this.#count(peer, piece, 1)
-    if (peer.barrenAt === this.#changes && this.mayBegin(peer, piece)) peer.barrenAt = -1
+    if ((holders & bit) === 0 && peer.count < this.#pieceCount) {
+      this.#records[at] = holders | bit
+      peer.count++
+      if (peer.count === this.#pieceCount) this.#isFull(peer)
+      if (peer.claims !== undefined) this.#unclaim(peer, piece)
+      this.#count(distance, piece, 1)
+    }
+    if (!this.#isMissing(piece) || !this.#isFor(distance, piece)) return false
+    this.#barrenAt[slot] = -1
+    return true
+  }
+
+  /** The peer has everything. */
+  gainsAll(peer: PickerPeer): void {
+    const { slot, distance } = peer
+    if (slot < 0 || peer.count === this.#pieceCount) return
+    const bit = 1 << (slot & 31)
+    for (let piece = 0; piece < this.#pieceCount; piece++) {
+      const record = piece * this.#recordWords
+      const at = record + Word.holders + (slot >> 5)
+      const holders = this.#records[at] ?? 0
+      if ((holders & bit) !== 0 || (this.#records[record + Word.copies] ?? 0) < 0) continue
+      this.#records[at] = holders | bit
+      if (peer.claims !== undefined) this.#unclaim(peer, piece)
+      this.#count(distance, piece, 1)
+    }
+    peer.count = this.#pieceCount
+    this.#barrenAt[slot] = -1
+    this.#isFull(peer)
+  }
+
+  #isFull({ slot }: PickerPeer): void {
+    this.#partial--
+    this.#full[slot >> 5] = (this.#full[slot >> 5] ?? 0) | (1 << (slot & 31))
   }
 
   /** A peer says that it is fetching a piece; again where it takes long. */
   claimed(peer: PickerPeer, piece: number, nowMs: number): void {
     this.#passTime(nowMs)
-    const tally = this.#there[peer.distance]
-    if (tally === undefined || this.has(peer, piece)) return
+    if (peer.slot < 0 || this.has(peer, piece)) return
     const untilMs = nowMs + claimMs
-    if (!peer.claims.has(piece)) {
-      tally.claims[piece] = (tally.claims[piece] ?? 0) + 1
-      if (peer.distance === 0) this.#nearClaims++
-    }
-    peer.claims.set(piece, untilMs)
+    const claims = (peer.claims ??= new Map<number, number>())
+    if (!claims.has(piece)) this.#countClaim(peer, piece, 1)
+    claims.set(piece, untilMs)
     this.#claims.push({ peer, piece, untilMs })
   }
 
   /** A peer does not fetch a piece after all. */
   unclaimed(peer: PickerPeer, piece: number): void {
-    if (!peer.claims.has(piece)) return
+    if (peer.claims?.has(piece) !== true) return
     this.#changes++
     this.#unclaim(peer, piece)
   }
@@ -256,21 +294,21 @@ export class Picker {
     return this.#nearClaims > 0
   }
 
-  /** Whether the peer may be asked for a piece that is not begun. */
-  mayBegin(peer: PickerPeer, piece: number): boolean {
-    return this.has(peer, piece) && this.#isMissing(piece) && this.#isFor(peer.distance, piece)
-  }
-
   /** Nothing can be begun with the peer, whatever it would refuse, until it gains a piece or others go away. */
-  isBarren({ barrenAt }: PickerPeer): boolean {
-    return barrenAt === this.#changes
+  isBarren(slot: number): boolean {
+    return this.#barrenAt[slot] === this.#changes
   }
 
   #unclaim(peer: PickerPeer, piece: number): void {
-    if (!peer.claims.delete(piece)) return
-    const tally = this.#there[peer.distance]
-    if (tally) tally.claims[piece] = (tally.claims[piece] ?? 1) - 1
-    if (peer.distance === 0) this.#nearClaims--
+    if (peer.claims?.delete(piece) !== true) return
+    this.#countClaim(peer, piece, -1)
+    if (peer.claims.size === 0) peer.claims = undefined
+  }
+
+  #countClaim({ distance }: PickerPeer, piece: number, by: 1 | -1): void {
+    const at = piece * this.#recordWords + Word.there + distance
+    this.#records[at] = (this.#records[at] ?? 0) + by * claimUnit
+    if (distance === 0) this.#nearClaims += by
   }
 
   /** Forgets claims that are too old. */
@@ -280,7 +318,7 @@ export class Picker {
       if (oldest === undefined || oldest.untilMs > nowMs) break
       this.#claimAt++
       const { peer, piece } = oldest
-      if ((peer.claims.get(piece) ?? Infinity) <= nowMs) this.unclaimed(peer, piece)
+      if ((peer.claims?.get(piece) ?? Infinity) <= nowMs) this.unclaimed(peer, piece)
     }
     if (this.#claimAt > 1024) {
       this.#claims = this.#claims.slice(this.#claimAt)
@@ -294,14 +332,15 @@ export class Picker {
     return true
   }
 
+  /** Somebody at that distance has the piece or is fetching it. */
   #isAt(distance: number, piece: number): boolean {
-    const tally = this.#there[distance]
-    return tally !== undefined && ((tally.copies[piece] ?? 0) > 0 || (tally.claims[piece] ?? 0) > 0)
+    return this.#records[piece * this.#recordWords + Word.there + distance] !== 0
   }
 
   #isNearer(distance: number, piece: number): boolean {
+    const at = piece * this.#recordWords + Word.there
     for (let nearer = 0; nearer < distance; nearer++)
-      if ((this.#there[nearer]?.copies[piece] ?? 0) > 0) return true
+      if (((this.#records[at + nearer] ?? 0) & copiesMask) > 0) return true
     return false
   }
 
@@ -409,7 +448,7 @@ export class Picker {
     const begin = within?.firstPiece ?? 0
     const end = Math.min(this.#pieceCount, begin + (within?.pieceCount ?? this.#pieceCount))
     const isFree = (piece: number) => piece < end && this.#isMissing(piece)
-    const isNobodys = (piece: number) => isFree(piece) && this.#copies[piece] === 0 && !this.#isClaimed(piece)
+    const isNobodys = (piece: number) => isFree(piece) && this.#isFor(distanceMax + 1, piece)
     // What no peer has comes first, also where anything will do: nobody else can bring it.
     for (const isWanted of anything ? [isNobodys, isFree] : [isNobodys]) {
       const first = this.#findUntouched(isWanted, within && { begin, end })
@@ -437,10 +476,6 @@ export class Picker {
       if (isWanted(piece)) return piece
     }
     return undefined
-  }
-
-  #isClaimed(piece: number): boolean {
-    return this.#there.some(({ claims }) => (claims[piece] ?? 0) > 0)
   }
 
   /** A block has come. @returns the requests for it that others were asked for too, and whether the piece is whole */
@@ -490,6 +525,7 @@ export class Picker {
   done(piece: number): void {
     if (this.#isMissing(piece)) this.#removeMissing(piece)
     this.#end(piece)
+    this.#records[piece * this.#recordWords + Word.copies] = -1
   }
 
   /** The piece was wrong, or was given back: it is missing again. */
@@ -504,13 +540,16 @@ export class Picker {
     return this.#begun.delete(piece)
   }
 
-  #count(peer: PickerPeer, piece: number, by: 1 | -1): void {
-    const isMissing = this.#isMissing(piece)
+  /** One at that distance has a piece more, or less. */
+  #count(distance: number, piece: number, by: 1 | -1): void {
+    const at = piece * this.#recordWords
+    const copies = this.#records[at + Word.copies] ?? 0
+    if (copies < 0) return
     let rarity = this.#rarity(piece)
-    const tally = this.#there[peer.distance]
-    if (tally) tally.copies[piece] = (tally.copies[piece] ?? 0) + by
-    this.#copies[piece] = (this.#copies[piece] ?? 0) + by
-    if (!isMissing) return
+    const there = at + Word.there + distance
+    this.#records[there] = (this.#records[there] ?? 0) + by
+    this.#records[at + Word.copies] = copies + by
+    if (!this.#isMissing(piece)) return
     const after = this.#rarity(piece)
     while (rarity < after) this.#swapTo(piece, this.#shrink(rarity++))
     while (rarity > after) this.#swapTo(piece, this.#extend(--rarity))
@@ -519,7 +558,7 @@ export class Picker {
   /** Of the untouched pieces that the peer has and may be asked for, one of the rarest; -1 where there is none. */
   #rarest({ peer, anything, refuses }: PickOptions): number {
     const { distance } = peer
-    if (this.isBarren(peer) && !anything) return -1
+    if (this.isBarren(peer.slot) && !anything) return -1
     // Nobody is there who lacks anything: what order is best for others does not matter.
     if (this.#partial === 0) return this.#nextInOrder(peer, anything, refuses)
     let refused = false
@@ -548,7 +587,7 @@ export class Picker {
       }
       begin = end
     }
-    if (!refused && !anything) peer.barrenAt = this.#changes
+    if (!refused && !anything) this.#barrenAt[peer.slot] = this.#changes
     return -1
   }
 
@@ -628,7 +667,11 @@ export class Picker {
   }
 
   #isMissing(piece: number): boolean {
-    return (this.#positions[piece] ?? Infinity) < this.untouched
+    return this.#positionOf(piece) < this.untouched
+  }
+
+  #positionOf(piece: number): number {
+    return this.#records[piece * this.#recordWords + Word.position] ?? Infinity
   }
 
   #removeMissing(piece: number): void {
@@ -643,10 +686,10 @@ export class Picker {
   }
 
   #rarity(piece: number): number {
-    const near = this.#there[0]?.copies[piece] ?? 0
-    return near > 0
-      ? farCopiesMax + Math.min(near, nearCopiesMax)
-      : Math.min(this.#copies[piece] ?? 0, farCopiesMax)
+    const at = piece * this.#recordWords
+    const near = (this.#records[at + Word.there] ?? 0) & copiesMask
+    if (near > 0) return farCopiesMax + Math.min(near, nearCopiesMax)
+    return Math.min(this.#records[at + Word.copies] ?? 0, farCopiesMax)
   }
 
   /** The last of a rarity leaves it. @returns where it stood */
@@ -664,12 +707,12 @@ export class Picker {
   }
 
   #swapTo(piece: number, position: number): void {
-    const from = this.#positions[piece] ?? 0
+    const from = this.#positionOf(piece)
     const other = this.#missing[position] ?? 0
     this.#missing[from] = other
-    this.#positions[other] = from
+    this.#records[other * this.#recordWords + Word.position] = from
     this.#missing[position] = piece
-    this.#positions[piece] = position
+    this.#records[piece * this.#recordWords + Word.position] = position
   }
 }
 
@@ -683,6 +726,12 @@ export function shuffled(count: number, random: () => number): Int32Array {
     pieces[j] = piece
   }
   return pieces
+}
+
+function enlarged(from: Int32Array, length: number): Int32Array<ArrayBuffer> {
+  const to = new Int32Array(length)
+  to.set(from)
+  return to
 }
 
 function firstUnit({ offset }: Block): number {

@@ -365,7 +365,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   gained(peer: Peer, piece: number): void {
     if (peer.picking === undefined || peer.closedWhy !== undefined) return
-    this.#picker.gains(peer.picking, piece)
+    const mayBegin = this.#picker.gains(peer.picking, piece)
     this.#turns.at(peer.distance).going.end(piece, this.#deps.monotonic(), peer)
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
@@ -373,7 +373,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (this.#complete || this.#have[piece] === 1 || !this.#mayAsk(peer)) return
     peer.setInteresting(true)
     // What is asked of others already, or may not be asked of it, is no reason to look again.
-    if (this.#picker.mayBegin(peer.picking, piece)) this.#pump(peer)
+    if (mayBegin) this.#pump(peer)
   }
 
   gainedThese(peer: Peer, bits: Uint8Array): void {
