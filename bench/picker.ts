@@ -43,7 +43,7 @@ function timed(distanceOf: (neighbour: number) => number): Record<string, number
     const orders = peers.map(() => shuffled(pieceCount, random))
     for (let round = 0; round < pieceCount; round++) {
       const toldMs = performance.now()
-      for (const [i, peer] of peers.entries()) own.gains(peer, orders[i]?.[round] ?? 0)
+      for (const [i, peer] of peers.entries()) own.gains(peer.slot, orders[i]?.[round] ?? 0)
       news += peers.length
       newsMs += performance.now() - toldMs
       const fromMs = performance.now()

@@ -24,6 +24,7 @@ import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
 import { endsSoon, webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
 import { distanceUnknown } from '../lib/protocol/announce.ts'
 import type { FlowId, LinkId, Network } from './network.ts'
+import type { News } from './news.ts'
 
 /** Agents run with the settings that they have by themselves. */
 export const agentConfig = AgentConfig.parse({ server: 'http://localhost' })
@@ -31,10 +32,19 @@ export const agentConfig = AgentConfig.parse({ server: 'http://localhost' })
 const connectionsMax = agentConfig.limits.connections_max
 /** A fetch is connected to fewer: those that it dials, and others up to twice as many in all. */
 const slotsMax = 32 * Math.ceil((3 * connectionsMax) / 32)
-/** How far a peer is, by slot. */
-const Nobody = 0
-const Near = 1
-const Far = 2
+
+/** What a fetch looks at of all its peers stands in one table, by the slot of the peer in the picker: to look through it touches no peer. */
+const Seat = {
+  /** The other one's number, and its slot for this one; -1 where it needs no news any more. */
+  other: 0,
+  theirSlot: 1,
+  /** Bits of `SeatIs`. */
+  is: 2,
+  /** How many pieces are asked of it. */
+  asked: 3,
+} as const
+const seatWords = 4
+const SeatIs = { near: 1, far: 2, interesting: 4 } as const
 
 export interface Blob {
   readonly index: number
@@ -61,9 +71,14 @@ export interface World {
   nowMs(): number
   /** What brings the bytes of a flow. */
   readonly carriers: Carrier[]
+  readonly news: News
+  /** Tells a fetch that the peer in one of its slots has a piece, and wakes it. */
+  tell(fetch: number, slot: number, piece: number): void
   finished(fetch: Fetch): void
+  /** @returns its number, which `wakeLater` and `news` take */
+  enter(fetch: Fetch): number
   /** To be woken at the end of the step. */
-  wake(fetch: Fetch): void
+  wakeLater(fetch: number): void
   /** What one host says takes time to come to another. */
   readonly isDelayed: boolean
   /** Does something once what one host says has come to another, `ways` times. */
@@ -102,20 +117,19 @@ export class Fetch {
   count = 0
   isComplete = false
   isRunning = false
+  /** Among all fetches. */
+  readonly #number: number
+  readonly #hears: (slot: number, piece: number) => void
+  #asksAsItHears = false
   /** Bytes come from the first pieces on; when the last piece came. */
   finishedMs: number | undefined
   /** A picker is large: who has everything needs none. */
   #picker: Picker | undefined
   #reach = new Reach()
   readonly sides = new Map<Fetch, Side>()
-  /** By the slot of its peer in the picker, as are all of these: to look through them touches no peer. */
+  /** By the slot of its peer in the picker, as are these. */
   readonly #sideAt: (Side | undefined)[] = []
-  readonly #otherAt: (Fetch | undefined)[] = []
-  /** Where the other one has this one: -1 where it needs no news any more. */
-  readonly #theirSlotAt = new Int32Array(slotsMax)
-  readonly #reachAt = new Uint8Array(slotsMax)
-  readonly #interestingAt = new Uint8Array(slotsMax)
-  readonly #askedAt = new Uint8Array(slotsMax)
+  readonly #seats = new Int32Array(seatWords * slotsMax)
   /** A bit for each: whom to tell of a piece unless it has it, and whom in any case. */
   readonly #present = new Int32Array(slotsMax / 32)
   readonly #mixed = new Int32Array(slotsMax / 32)
@@ -140,10 +154,6 @@ export class Fetch {
   #movedAtMs = 0
   #givenAtMs = 0
   #asksFar = true
-  /** Pieces that others have got, not heard of yet: slot and piece in turn. */
-  #news = new Int32Array(64)
-  #newsEnd = 0
-  #isWaking = false
   /** Since it last asked for more. */
   #hasCome = false
   #hasLate = false
@@ -155,6 +165,10 @@ export class Fetch {
     this.host = host
     this.blob = blob
     this.#world = world
+    this.#number = world.enter(this)
+    this.#hears = (slot, piece) => {
+      if (this.#picker) this.#gained(this.#picker, slot, piece)
+    }
     this.have = new Uint8Array(whole ? 0 : blob.pieceCount)
     this.#begunMax = Math.max(ownPieces, Math.floor(pieceMemoryMax / blob.pieceLength))
     this.isComplete = whole
@@ -217,6 +231,7 @@ export class Fetch {
     if (this.#superSeeder) for (const side of [...this.sides.values()]) this.#showMore(side)
     if (this.isComplete || !this.isRunning) return
     const now = this.#world.nowMs()
+    this.#hearAll()
     for (const side of [...this.sides.values()]) {
       side.meter.tick(now)
       this.#watch(side, now)
@@ -351,7 +366,7 @@ export class Fetch {
       if (other.isComplete) this.#picker.gainsAll(side.picking)
       else
         for (let piece = 0; piece < this.blob.pieceCount; piece++)
-          if (other.have[piece] === 1) this.#picker.gains(side.picking, piece)
+          if (other.have[piece] === 1) this.#picker.gains(side.slot, piece)
     }
     this.#interest(side)
     this.pump(side)
@@ -365,12 +380,12 @@ export class Fetch {
     this.#slotsEnd = Math.max(this.#slotsEnd, slot + 1)
     this.#sideAt[slot] = side
     const { fetch: other, slot: theirSlot } = side.peer
-    this.#otherAt[slot] = other
-    this.#theirSlotAt[slot] = theirSlot
-    if (theirSlot >= 0) other.#theirSlotAt[theirSlot] = slot
-    this.#reachAt[slot] = side.distance === 0 ? Near : Far
-    this.#interestingAt[slot] = 0
-    this.#askedAt[slot] = 0
+    const seat = slot * seatWords
+    this.#seats[seat + Seat.other] = other.#number
+    this.#seats[seat + Seat.theirSlot] = theirSlot
+    this.#seats[seat + Seat.is] = side.distance === 0 ? SeatIs.near : SeatIs.far
+    this.#seats[seat + Seat.asked] = 0
+    if (theirSlot >= 0) other.#seats[theirSlot * seatWords + Seat.theirSlot] = slot
     const bit = 1 << (slot & 31)
     const word = slot >> 5
     this.#present[word] = (this.#present[word] ?? 0) | bit
@@ -378,17 +393,16 @@ export class Fetch {
   }
 
   #unseat(side: Side, picking: PickerPeer): void {
+    this.#hearAll()
     const { slot } = side
     const word = slot >> 5
     const bit = ~(1 << (slot & 31))
     this.#sideAt[slot] = undefined
-    this.#otherAt[slot] = undefined
+    this.#seats[slot * seatWords + Seat.is] = 0
     const { fetch: other, slot: theirSlot } = side.peer
-    if (theirSlot >= 0) other.#theirSlotAt[theirSlot] = -1
-    this.#reachAt[slot] = Nobody
+    if (theirSlot >= 0) other.#seats[theirSlot * seatWords + Seat.theirSlot] = -1
     this.#present[word] = (this.#present[word] ?? 0) & bit
     this.#mixed[word] = (this.#mixed[word] ?? 0) & bit
-    for (let i = 0; i < this.#newsEnd; i += 2) if (this.#news[i] === slot) this.#news[i] = -1
     this.#picker?.leave(picking)
     side.picking = undefined
     side.slot = -1
@@ -452,7 +466,7 @@ export class Fetch {
   }
 
   asksChanged({ slot, asks }: Side): void {
-    if (slot >= 0) this.#askedAt[slot] = asks.length
+    if (slot >= 0) this.#seats[slot * seatWords + Seat.asked] = asks.length
   }
 
   /** Whether the other one has something that is missing, and may be asked for it. */
@@ -469,7 +483,10 @@ export class Fetch {
 
   #setInteresting(side: Side, isInteresting: boolean): void {
     side.isInteresting = isInteresting
-    if (side.slot >= 0) this.#interestingAt[side.slot] = isInteresting ? 1 : 0
+    if (side.slot < 0) return
+    const at = side.slot * seatWords + Seat.is
+    const is = this.#seats[at] ?? 0
+    this.#seats[at] = isInteresting ? is | SeatIs.interesting : is & ~SeatIs.interesting
   }
 
   #disinterest(side: Side): void {
@@ -502,45 +519,37 @@ export class Fetch {
 
   /** Tells who sits there of a piece more; it is heard at the end of the step. */
   #tell(slot: number, piece: number): void {
-    const other = this.#otherAt[slot]
-    if (other === undefined) return
-    if (other.isComplete) {
+    const seat = slot * seatWords
+    const other = this.#seats[seat + Seat.other] ?? 0
+    const theirSlot = this.#seats[seat + Seat.theirSlot] ?? -1
+    if (theirSlot < 0) {
       const side = this.#sideAt[slot]
-      if (side) other.#sees(side.peer, piece)
-    } else if (!this.#world.isDelayed) other.#hear(this.#theirSlotAt[slot] ?? -1, piece)
+      if (side) side.peer.fetch.#sees(side.peer, piece)
+    } else if (!this.#world.isDelayed) this.#world.tell(other, theirSlot, piece)
     else
       this.#world.later(1, () => {
-        if (this.#otherAt[slot] === other) other.#hear(this.#theirSlotAt[slot] ?? -1, piece)
+        const seatThen = this.#sideAt[slot] === undefined ? -1 : (this.#seats[seat + Seat.theirSlot] ?? -1)
+        if (seatThen >= 0 && this.#seats[seat + Seat.other] === other) this.#world.tell(other, seatThen, piece)
       })
   }
 
-  #hear(slot: number, piece: number): void {
-    if (slot < 0) return
-    const at = this.#newsEnd
-    if (at === this.#news.length) this.#news = twiceAsLong(this.#news)
-    this.#news[at] = slot
-    this.#news[at + 1] = piece
-    this.#newsEnd = at + 2
-    this.#wakeLater()
+  /** Takes what it was told, and asks for it where that is said. */
+  #hearAll(asks = false): void {
+    this.#asksAsItHears = asks
+    this.#world.news.takeAll(this.#number, this.#hears)
   }
 
-  #wakeLater(): void {
-    if (this.#isWaking) return
-    this.#isWaking = true
-    this.#world.wake(this)
-  }
-
-  /** Takes what it was told, and asks for more if anything came: at the end of a step, so that what one host needs is looked at together. */
+  /**
+   * At the end of a step in which it was told something, or something came: so what one host needs is looked at together. Where there is no room
+   * for more, what it was told waits until there is.
+   */
   wake(): void {
-    this.#isWaking = false
-    const picker = this.#picker
-    if (picker !== undefined)
-      for (let i = 0; i < this.#newsEnd; i += 2) {
-        const slot = this.#news[i] ?? -1
-        const side = this.#sideAt[slot]
-        if (side) this.#gained(picker, side, slot, this.#news[i + 1] ?? 0)
-      }
-    this.#newsEnd = 0
+    const now = this.#world.nowMs()
+    const near = this.turns.at(0).coming
+    const far = this.turns.at(distanceUnknown).coming
+    if (!this.#hasCome && !near.hasRoom(now) && !(this.#reach.mayAsk(distanceUnknown, now) && far.hasRoom(now)))
+      return
+    this.#hearAll(true)
     if (!this.#hasCome) return
     this.#hasCome = false
     this.fill()
@@ -548,18 +557,22 @@ export class Fetch {
 
   /** The other one has a piece more. */
   gained(side: Side, piece: number): void {
-    if (side.picking && this.#picker) this.#gained(this.#picker, side, side.slot, piece)
+    this.#asksAsItHears = true
+    if (side.slot >= 0 && this.#picker) this.#gained(this.#picker, side.slot, piece)
   }
 
-  #gained(picker: Picker, side: Side, slot: number, piece: number): void {
-    if (side.picking === undefined) return
-    const mayBegin = picker.gains(side.picking, piece)
-    if (this.#interestingAt[slot] === 0) {
+  #gained(picker: Picker, slot: number, piece: number): void {
+    const mayBegin = picker.gains(slot, piece)
+    const isInteresting = ((this.#seats[slot * seatWords + Seat.is] ?? 0) & SeatIs.interesting) !== 0
+    if (isInteresting && !mayBegin) return
+    const side = this.#sideAt[slot]
+    if (side === undefined) return
+    if (!isInteresting) {
       if (this.have[piece] === 1 || !this.#reach.mayAsk(side.distance, this.#world.nowMs())) return
       this.#setInteresting(side, true)
       this.#review(side)
     }
-    if (mayBegin && side.coming.hasRoom(this.#world.nowMs())) this.pump(side)
+    if (mayBegin && this.#asksAsItHears && side.coming.hasRoom(this.#world.nowMs())) this.pump(side)
   }
 
   /** The other one has everything now. */
@@ -589,14 +602,14 @@ export class Fetch {
       for (let i = 0; i < count; i++) {
         if (!nearRoom && !farRoom) return
         const slot = start + i < count ? start + i : start + i - count
-        const reach = this.#reachAt[slot]
-        const asked = this.#askedAt[slot] ?? 0
-        if (asked < depth || !(reach === Near ? nearRoom : reach === Far && farRoom)) continue
+        const is = this.#seats[slot * seatWords + Seat.is] ?? 0
+        const asked = this.#seats[slot * seatWords + Seat.asked] ?? 0
+        if (asked < depth || !((is & SeatIs.near) !== 0 ? nearRoom : (is & SeatIs.far) !== 0 && farRoom)) continue
         if (asked > depth) {
           deeper = true
           continue
         }
-        if (this.#interestingAt[slot] === 0) continue
+        if ((is & SeatIs.interesting) === 0) continue
         if (this.#nothingBegun(picker) && picker.isBarren(slot) && !looksAtAll) continue
         const side = this.#sideAt[slot]
         if (side === undefined || !this.pump(side)) continue
@@ -703,7 +716,7 @@ export class Fetch {
     if (picker === undefined) return
     this.#take(picker, ask)
     this.#hasCome = true
-    this.#wakeLater()
+    this.#world.wakeLater(this.#number)
   }
 
   #take(picker: Picker, ask: Ask): void {
@@ -725,6 +738,7 @@ export class Fetch {
     this.have[piece] = 1
     this.count++
     // Agents do not tell each other of what they have both.
+    this.#hearAll()
     for (let word = 0; 32 * word < this.#slotsEnd; word++) {
       let bits = (this.#present[word] ?? 0) & (~picker.holders(piece, word) | (this.#mixed[word] ?? 0))
       for (; bits !== 0; bits &= bits - 1) this.#tell(32 * word + 31 - Math.clz32(bits & -bits), piece)
@@ -758,6 +772,7 @@ export class Fetch {
     if (picker === undefined || this.isComplete) return undefined
     const nowMs = this.#world.nowMs()
     if (nowMs < this.#webseedFromMs || this.#lanes.some((other) => !other.endsSoon(nowMs))) return undefined
+    this.#hearAll()
     const within = this.#webseed?.range
     const run = picker.untouchedRun({
       within,
@@ -918,12 +933,6 @@ function withdraw(side: Side, ask: Ask, network: Network): void {
   const [first] = side.asks
   if (first === undefined) network.stop(side.flow)
   else if (at === 0) network.start(side.flow, first.length)
-}
-
-function twiceAsLong(from: Int32Array): Int32Array<ArrayBuffer> {
-  const to = new Int32Array(2 * from.length)
-  to.set(from)
-  return to
 }
 
 function wayBetween(from: Host, to: Host): LinkId[] {

@@ -23,6 +23,7 @@ import type { Blob, Carrier, Host, World } from './fetch.ts'
 import { agentConfig, Fetch } from './fetch.ts'
 import type { LinkId } from './network.ts'
 import { Network } from './network.ts'
+import { News } from './news.ts'
 import type { Moment, Scenario } from './scenario.ts'
 import { rackSizesOf } from './scenario.ts'
 
@@ -91,7 +92,10 @@ class Simulation {
   readonly #random: () => number
   readonly #carriers: Carrier[] = []
   readonly #hosts: Host[] = []
-  readonly #woken: Fetch[] = []
+  readonly #fetches: Fetch[] = []
+  /** Numbers of those to be woken, and 1 for each of them. */
+  readonly #woken: number[] = []
+  readonly #isWaking: Uint8Array
   readonly #byAddress = new Map<string, Host>()
   readonly #blobs: readonly Blob[]
   readonly #infoHashes: readonly InfoHash[]
@@ -118,6 +122,7 @@ class Simulation {
 
   constructor(scenario: Scenario) {
     this.#scenario = scenario
+    this.#isWaking = new Uint8Array(scenario.hosts * scenario.releases)
     this.#random = createSeededRandom(scenario.seed)
     const pieceLength = pieceLengthFor(scenario.size)
     this.#blobs = Array.from({ length: scenario.releases }, (_, index) => ({
@@ -223,7 +228,10 @@ class Simulation {
         progress(this.#nowMs / 1000, this.#hosts.filter((host) => isDone(host)).length)
       }
       for (const carrier of settling.splice(0)) carrier.settle()
-      for (const fetch of this.#woken.splice(0)) fetch.wake()
+      for (const number of this.#woken.splice(0)) {
+        this.#isWaking[number] = 0
+        this.#fetches[number]?.wake()
+      }
       const { seed_dies: dies } = this.#scenario
       if (dies && !this.#serverAway && this.#originBytes() >= dies.after_copies * this.#totalBytes())
         this.#killSeed()
@@ -257,6 +265,12 @@ class Simulation {
       this.#rackDown.push(down)
     }
     this.#serverUp.push(network.addLink(this.#scenario.server_uplink ?? hostRate))
+    const news = new News(this.#isWaking.length)
+    const wakeLater = (number: number) => {
+      if (this.#isWaking[number] === 1) return
+      this.#isWaking[number] = 1
+      this.#woken.push(number)
+    }
     const world: World = {
       network,
       random: this.#random,
@@ -265,9 +279,13 @@ class Simulation {
       finished: (fetch) => {
         this.#finished(fetch)
       },
-      wake: (fetch) => {
-        this.#woken.push(fetch)
+      news,
+      tell: (number, slot, piece) => {
+        news.tell(number, slot, piece)
+        wakeLater(number)
       },
+      enter: (fetch) => this.#fetches.push(fetch) - 1,
+      wakeLater,
       isDelayed: this.#scenario.delay > 0,
       later: (ways, act) => {
         const { delay } = this.#scenario

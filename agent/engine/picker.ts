@@ -35,20 +35,27 @@ const Word = {
   holders: 2 + distanceMax + 1,
 } as const
 const claimUnit = 0x1_0000
+
+/** …and of a peer, by its slot. */
+const SlotWord = {
+  /** How far it is. */
+  distance: 0,
+  /** How many pieces it has. */
+  count: 1,
+  /** At which of the picker's changes it had nothing that could be begun with it; -1 since it gained something. */
+  barrenAt: 2,
+} as const
+const slotWords = 4
 const copiesMask = claimUnit - 1
 
 const Unit = { free: 0, asked: 1, here: 2 } as const
 
-/** What the picker knows of a peer; made with `join`. */
+/** Stands for a peer; made with `join`. */
 export interface PickerPeer {
   /** Its bit among those who have a piece: small numbers, used again; -1 once it is gone. */
   slot: number
-  /** How many pieces it has. */
-  count: number
   /** 0 the own rack, 1 the next level …, `distanceMax` at most. */
   readonly distance: number
-  /** What it has said that it is fetching, and does not have yet, and until when that counts. */
-  claims: Map<number, number> | undefined
 }
 
 /** A request under way. */
@@ -117,8 +124,10 @@ export class Picker {
   #slotCount = 0
   /** A bit for each peer that has everything. */
   #full = new Int32Array(2)
-  /** By slot: at which of the changes the peer had nothing that could be begun with it; -1 since it gained something. */
-  #barrenAt = new Int32Array(64)
+  /** Of each slot one after the other: see `SlotWord`. */
+  #slots = new Int32Array(slotWords * 64)
+  /** By slot: what the peer has said that it is fetching, and does not have yet, and until when that counts. */
+  readonly #claimsAt: (Map<number, number> | undefined)[] = []
   /** Claims that are not over, oldest first from `#claimAt` on. */
   #claims: Claimed[] = []
   #claimAt = 0
@@ -148,7 +157,7 @@ export class Picker {
     this.#random = options.random
     this.#missing = shuffled(pieceCount, options.random)
     this.#ends.fill(pieceCount)
-    this.#origin = { slot: -1, count: 0, distance: 0, claims: undefined }
+    this.#origin = { slot: -1, distance: 0 }
     this.#records = new Int32Array(pieceCount * this.#recordWords)
     this.#pieceCount = pieceCount
     for (const [position, piece] of this.#missing.entries())
@@ -162,12 +171,11 @@ export class Picker {
 
   /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
   join(distance: number): PickerPeer {
-    const peer = {
-      slot: this.#takeSlot(),
-      count: 0,
-      distance: Math.min(distance, distanceMax),
-      claims: undefined,
-    }
+    const peer = { slot: this.#takeSlot(), distance: Math.min(distance, distanceMax) }
+    const at = peer.slot * slotWords
+    this.#slots[at + SlotWord.distance] = peer.distance
+    this.#slots[at + SlotWord.count] = 0
+    this.#slots[at + SlotWord.barrenAt] = -1
     this.#peers.add(peer)
     this.#partial++
     return peer
@@ -175,10 +183,11 @@ export class Picker {
 
   leave(peer: PickerPeer): void {
     if (!this.#peers.delete(peer)) return
-    if (peer.count < this.#pieceCount) this.#partial--
-    this.#changes++
-    if (peer.claims) for (const piece of peer.claims.keys()) this.#unclaim(peer, piece)
     const { slot, distance } = peer
+    if (this.countOf(peer) < this.#pieceCount) this.#partial--
+    this.#changes++
+    const claims = this.#claimsAt[slot]
+    if (claims) for (const piece of claims.keys()) this.#unclaim(slot, piece)
     const bit = 1 << (slot & 31)
     const word = slot >> 5
     for (let piece = 0; piece < this.#pieceCount; piece++) {
@@ -192,6 +201,11 @@ export class Picker {
     this.#freeSlots.push(slot)
     peer.slot = -1
     for (const begun of this.#begun.values()) if (begun.owner === peer) begun.owner = undefined
+  }
+
+  /** How many pieces the peer has. */
+  countOf({ slot }: PickerPeer): number {
+    return this.#slots[slot * slotWords + SlotWord.count] ?? 0
   }
 
   has({ slot }: PickerPeer, piece: number): boolean {
@@ -211,45 +225,46 @@ export class Picker {
 
   #takeSlot(): number {
     const slot = this.#freeSlots.pop() ?? this.#slotCount++
-    if (slot >= this.#barrenAt.length) this.#addSlots()
-    this.#barrenAt[slot] = -1
+    if (slot * slotWords >= this.#slots.length) this.#addSlots()
     return slot
   }
 
   #addSlots(): void {
-    const slots = 2 * this.#barrenAt.length
+    const slots = (2 * this.#slots.length) / slotWords
     const [words, before] = [this.#recordWords, this.#records]
     this.#recordWords = Word.holders + slots / 32
     this.#records = new Int32Array(this.#pieceCount * this.#recordWords)
     for (let piece = 0; piece < this.#pieceCount; piece++)
       this.#records.set(before.subarray(piece * words, (piece + 1) * words), piece * this.#recordWords)
     this.#full = enlarged(this.#full, slots / 32)
-    this.#barrenAt = enlarged(this.#barrenAt, slots)
+    this.#slots = enlarged(this.#slots, slots * slotWords)
   }
 
-  /** The peer has a piece; once more does nothing. @returns whether that can be begun with it */
-  gains(peer: PickerPeer, piece: number): boolean {
-    const { slot, distance } = peer
+  /** The peer in a slot has a piece; once more does nothing. @returns whether that can be begun with it */
+  gains(slot: number, piece: number): boolean {
     if (slot < 0) return false
+    const peer = slot * slotWords
+    const distance = this.#slots[peer + SlotWord.distance] ?? 0
     const at = piece * this.#recordWords + Word.holders + (slot >> 5)
     const holders = this.#records[at] ?? 0
     const bit = 1 << (slot & 31)
-    if ((holders & bit) === 0 && peer.count < this.#pieceCount) {
+    const count = this.#slots[peer + SlotWord.count] ?? 0
+    if ((holders & bit) === 0 && count < this.#pieceCount) {
       this.#records[at] = holders | bit
-      peer.count++
-      if (peer.count === this.#pieceCount) this.#isFull(peer)
-      if (peer.claims !== undefined) this.#unclaim(peer, piece)
+      this.#slots[peer + SlotWord.count] = count + 1
+      if (count + 1 === this.#pieceCount) this.#isFull(slot)
+      if (this.#claimsAt[slot] !== undefined) this.#unclaim(slot, piece)
       this.#count(distance, piece, 1)
     }
     if (!this.#isMissing(piece) || !this.#isFor(distance, piece)) return false
-    this.#barrenAt[slot] = -1
+    this.#slots[peer + SlotWord.barrenAt] = -1
     return true
   }
 
   /** The peer has everything. */
-  gainsAll(peer: PickerPeer): void {
-    const { slot, distance } = peer
-    if (slot < 0 || peer.count === this.#pieceCount) return
+  gainsAll({ slot, distance }: PickerPeer): void {
+    const peer = slot * slotWords
+    if (slot < 0 || this.#slots[peer + SlotWord.count] === this.#pieceCount) return
     const bit = 1 << (slot & 31)
     for (let piece = 0; piece < this.#pieceCount; piece++) {
       const record = piece * this.#recordWords
@@ -257,15 +272,15 @@ export class Picker {
       const holders = this.#records[at] ?? 0
       if ((holders & bit) !== 0 || (this.#records[record + Word.copies] ?? 0) < 0) continue
       this.#records[at] = holders | bit
-      if (peer.claims !== undefined) this.#unclaim(peer, piece)
+      this.#unclaim(slot, piece)
       this.#count(distance, piece, 1)
     }
-    peer.count = this.#pieceCount
-    this.#barrenAt[slot] = -1
-    this.#isFull(peer)
+    this.#slots[peer + SlotWord.count] = this.#pieceCount
+    this.#slots[peer + SlotWord.barrenAt] = -1
+    this.#isFull(slot)
   }
 
-  #isFull({ slot }: PickerPeer): void {
+  #isFull(slot: number): void {
     this.#partial--
     this.#full[slot >> 5] = (this.#full[slot >> 5] ?? 0) | (1 << (slot & 31))
   }
@@ -275,17 +290,17 @@ export class Picker {
     this.#passTime(nowMs)
     if (peer.slot < 0 || this.has(peer, piece)) return
     const untilMs = nowMs + claimMs
-    const claims = (peer.claims ??= new Map<number, number>())
-    if (!claims.has(piece)) this.#countClaim(peer, piece, 1)
+    const claims = (this.#claimsAt[peer.slot] ??= new Map<number, number>())
+    if (!claims.has(piece)) this.#countClaim(peer.distance, piece, 1)
     claims.set(piece, untilMs)
     this.#claims.push({ peer, piece, untilMs })
   }
 
   /** A peer does not fetch a piece after all. */
   unclaimed(peer: PickerPeer, piece: number): void {
-    if (peer.claims?.has(piece) !== true) return
+    if (this.#claimsAt[peer.slot]?.has(piece) !== true) return
     this.#changes++
-    this.#unclaim(peer, piece)
+    this.#unclaim(peer.slot, piece)
   }
 
   /** Whether somebody of the rack says that it is fetching something from elsewhere. */
@@ -296,16 +311,17 @@ export class Picker {
 
   /** Nothing can be begun with the peer, whatever it would refuse, until it gains a piece or others go away. */
   isBarren(slot: number): boolean {
-    return this.#barrenAt[slot] === this.#changes
+    return this.#slots[slot * slotWords + SlotWord.barrenAt] === this.#changes
   }
 
-  #unclaim(peer: PickerPeer, piece: number): void {
-    if (peer.claims?.delete(piece) !== true) return
-    this.#countClaim(peer, piece, -1)
-    if (peer.claims.size === 0) peer.claims = undefined
+  #unclaim(slot: number, piece: number): void {
+    const claims = this.#claimsAt[slot]
+    if (claims?.delete(piece) !== true) return
+    this.#countClaim(this.#slots[slot * slotWords + SlotWord.distance] ?? 0, piece, -1)
+    if (claims.size === 0) this.#claimsAt[slot] = undefined
   }
 
-  #countClaim({ distance }: PickerPeer, piece: number, by: 1 | -1): void {
+  #countClaim(distance: number, piece: number, by: 1 | -1): void {
     const at = piece * this.#recordWords + Word.there + distance
     this.#records[at] = (this.#records[at] ?? 0) + by * claimUnit
     if (distance === 0) this.#nearClaims += by
@@ -318,7 +334,7 @@ export class Picker {
       if (oldest === undefined || oldest.untilMs > nowMs) break
       this.#claimAt++
       const { peer, piece } = oldest
-      if ((peer.claims?.get(piece) ?? Infinity) <= nowMs) this.unclaimed(peer, piece)
+      if ((this.#claimsAt[peer.slot]?.get(piece) ?? Infinity) <= nowMs) this.unclaimed(peer, piece)
     }
     if (this.#claimAt > 1024) {
       this.#claims = this.#claims.slice(this.#claimAt)
@@ -346,7 +362,7 @@ export class Picker {
 
   /** Whether the peer has a piece that is not here. */
   interests(peer: PickerPeer): boolean {
-    if (peer.count === 0) return false
+    if (this.countOf(peer) === 0) return false
     for (const { piece } of this.#begun.values()) if (this.has(peer, piece)) return true
     const count = this.untouched
     for (let i = 0; i < count; i++) if (this.has(peer, this.#missing[i] ?? 0)) return true
@@ -587,7 +603,7 @@ export class Picker {
       }
       begin = end
     }
-    if (!refused && !anything) this.#barrenAt[peer.slot] = this.#changes
+    if (!refused && !anything) this.#slots[peer.slot * slotWords + SlotWord.barrenAt] = this.#changes
     return -1
   }
 

@@ -263,7 +263,7 @@ export class Torrent implements EngineHandle, PeerHost {
       uploadRate: peer.upload.rate,
       requestedBytes: peer.requestedBytes,
       owedBytes: peer.owedBytes,
-      progress: this.#hasAll(peer) ? 1 : (peer.picking?.count ?? 0) / this.pieceCount,
+      progress: this.#hasAll(peer) ? 1 : (peer.picking ? this.#picker.countOf(peer.picking) : 0) / this.pieceCount,
       waiting: this.#waitingFor(peer),
     }))
   }
@@ -365,7 +365,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   gained(peer: Peer, piece: number): void {
     if (peer.picking === undefined || peer.closedWhy !== undefined) return
-    const mayBegin = this.#picker.gains(peer.picking, piece)
+    const mayBegin = this.#picker.gains(peer.picking.slot, piece)
     this.#turns.at(peer.distance).going.end(piece, this.#deps.monotonic(), peer)
     this.#superSeeder?.gained(peer, piece)
     this.#showMore(peer)
@@ -380,7 +380,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (peer.picking === undefined || peer.closedWhy !== undefined) return
     for (let piece = 0; piece < this.pieceCount; piece++) {
       if (((bits[piece >> 3] ?? 0) & (0x80 >> (piece & 7))) === 0) continue
-      this.#picker.gains(peer.picking, piece)
+      this.#picker.gains(peer.picking.slot, piece)
       this.#superSeeder?.gained(peer, piece)
     }
     this.#partFrom(peer)
@@ -388,7 +388,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   /** Two that have everything have nothing to say to each other. */
   #partFrom(peer: Peer): void {
-    if (this.#complete && peer.picking?.count === this.pieceCount) peer.close('both have everything')
+    if (this.#complete && this.#showsAll(peer)) peer.close('both have everything')
   }
 
   introduced(peer: Peer, { own, port }: ExtendedHandshake): void {
@@ -763,13 +763,17 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#picker.leave(before)
     const picking = this.#picker.join(peer.distance)
     peer.picking = picking
-    for (const piece of pieces) this.#picker.gains(picking, piece)
+    for (const piece of pieces) this.#picker.gains(picking.slot, piece)
     for (const ask of asks) ask.peer = picking
   }
 
   /** It has everything, whatever part of it it shows. */
-  #hasAll({ picking, introduction }: Peer): boolean {
-    return picking?.count === this.pieceCount || introduction?.own?.isSeed === true
+  #hasAll(peer: Peer): boolean {
+    return this.#showsAll(peer) || peer.introduction?.own?.isSeed === true
+  }
+
+  #showsAll({ picking }: Peer): boolean {
+    return picking !== undefined && this.#picker.countOf(picking) === this.pieceCount
   }
 
   /** Where all connections are taken, one that is of no use to either side gives way. */
@@ -1014,7 +1018,7 @@ export class Torrent implements EngineHandle, PeerHost {
 
   #toldOf(distance: number): Peer[] {
     return [...this.#peers].filter(
-      (peer) => peer.distance < distance && peer.picking?.count !== this.pieceCount,
+      (peer) => peer.distance < distance && !this.#showsAll(peer),
     )
   }
 
@@ -1113,7 +1117,7 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const peer of this.#peers) {
       const { picking } = peer
       // Who has everything does not look for pieces, nor one of ours for what it has; the only seed counts what its peers have.
-      if (picking === undefined || picking.count === this.pieceCount) continue
+      if (picking === undefined || this.#showsAll(peer)) continue
       if (this.#picker.has(picking, piece) && peer.knowsOwnPieces) continue
       peer.tellHave(piece)
     }

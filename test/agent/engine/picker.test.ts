@@ -25,7 +25,7 @@ function createPicker(pieceCount: number, seed = 1, lastBytes = pieceLength) {
 
 function joinWith(picker: Picker, pieces: Iterable<number>, distance = 0): PickerPeer {
   const peer = picker.join(distance)
-  for (const piece of pieces) picker.gains(peer, piece)
+  for (const piece of pieces) picker.gains(peer.slot, piece)
   return peer
 }
 
@@ -98,7 +98,7 @@ test('whatever peers do, each block is asked of who has it, and not twice but wh
             const ask = picker.hedge(options, 0)
             if (ask) check(ask, peer, true)
           } else if (act === 'gain') {
-            picker.gains(peer, which % count)
+            picker.gains(peer.slot, which % count)
           } else if (act === 'leave') {
             for (const ask of asks) {
               if (ask.peer !== peer) continue
@@ -357,7 +357,7 @@ class Model {
   }
 
   gain(peer: PickerPeer, piece: number): void {
-    this.picker.gains(peer, piece)
+    this.picker.gains(peer.slot, piece)
     this.#has.get(peer)?.add(piece)
     this.#claims.get(peer)?.delete(piece)
   }
@@ -514,7 +514,7 @@ class Model {
     assert.equal(this.picker.untouched, this.#numbers('untouched').length)
     for (const peer of this.peers) {
       const has = this.#has.get(peer) ?? new Set()
-      assert.equal(peer.count, has.size)
+      assert.equal(this.picker.countOf(peer), has.size)
       assert.equal(
         this.picker.interests(peer),
         [...has].some((piece) => this.#piece(piece).state !== 'done'),
