@@ -44,7 +44,8 @@ const Seat = {
   asked: 3,
 } as const
 const seatWords = 4
-const SeatIs = { near: 1, far: 2, interesting: 4 } as const
+/** `goesFar`: the other one takes this one for far. */
+const SeatIs = { near: 1, far: 2, interesting: 4, goesFar: 8 } as const
 
 export interface Blob {
   readonly index: number
@@ -72,6 +73,8 @@ export interface World {
   /** What brings the bytes of a flow. */
   readonly carriers: Carrier[]
   readonly news: News
+  /** By number of the fetch, near and far in turn: until when it has no room for another piece to send, unless a turn ends. */
+  readonly busyUntilMs: Float64Array
   /** Tells a fetch that the peer in one of its slots has a piece, and wakes it. */
   tell(fetch: number, slot: number, piece: number): void
   finished(fetch: Fetch): void
@@ -383,7 +386,8 @@ export class Fetch {
     const seat = slot * seatWords
     this.#seats[seat + Seat.other] = other.#number
     this.#seats[seat + Seat.theirSlot] = theirSlot
-    this.#seats[seat + Seat.is] = side.distance === 0 ? SeatIs.near : SeatIs.far
+    this.#seats[seat + Seat.is] =
+      (side.distance === 0 ? SeatIs.near : SeatIs.far) | (side.peer.distance === 0 ? 0 : SeatIs.goesFar)
     this.#seats[seat + Seat.asked] = 0
     if (theirSlot >= 0) other.#seats[theirSlot * seatWords + Seat.theirSlot] = slot
     const bit = 1 << (slot & 31)
@@ -442,6 +446,7 @@ export class Fetch {
   parted(side: Side): void {
     this.sides.delete(side.peer.fetch)
     this.turns.leave(side)
+    this.sent()
     this.#superSeeder?.leave(side)
     if (side.isDialled) this.#dialled--
     if (!side.peer.isChoked) {
@@ -564,15 +569,17 @@ export class Fetch {
   #gained(picker: Picker, slot: number, piece: number): void {
     const mayBegin = picker.gains(slot, piece)
     const isInteresting = ((this.#seats[slot * seatWords + Seat.is] ?? 0) & SeatIs.interesting) !== 0
-    if (isInteresting && !mayBegin) return
+    if (isInteresting && !(mayBegin && this.#asksAsItHears)) return
+    const now = this.#world.nowMs()
+    if (isInteresting && this.#isInVain(picker, slot, now)) return
     const side = this.#sideAt[slot]
     if (side === undefined) return
     if (!isInteresting) {
-      if (this.have[piece] === 1 || !this.#reach.mayAsk(side.distance, this.#world.nowMs())) return
+      if (this.have[piece] === 1 || !this.#reach.mayAsk(side.distance, now)) return
       this.#setInteresting(side, true)
       this.#review(side)
     }
-    if (mayBegin && this.#asksAsItHears && side.coming.hasRoom(this.#world.nowMs())) this.pump(side)
+    if (mayBegin && this.#asksAsItHears && side.coming.hasRoom(now)) this.pump(side)
   }
 
   /** The other one has everything now. */
@@ -595,7 +602,6 @@ export class Fetch {
     const far = this.turns.at(distanceUnknown).coming
     let nearRoom = near.hasRoom(now)
     let farRoom = far.hasRoom(now)
-    const looksAtAll = this.#reach.isStuck(now)
     for (let depth = 0; depth < atOnceMax; depth++) {
       let deeper = false
       const start = Math.floor(this.#world.random() * count)
@@ -610,7 +616,7 @@ export class Fetch {
           continue
         }
         if ((is & SeatIs.interesting) === 0) continue
-        if (this.#nothingBegun(picker) && picker.isBarren(slot) && !looksAtAll) continue
+        if (this.#isInVain(picker, slot, now)) continue
         const side = this.#sideAt[slot]
         if (side === undefined || !this.pump(side)) continue
         deeper = true
@@ -619,6 +625,28 @@ export class Fetch {
       }
       if (!deeper) return
     }
+  }
+
+  /** There may be room for another piece to send. */
+  sent(): void {
+    const { busyUntilMs } = this.#world
+    busyUntilMs[2 * this.#number] = busyUntilMs[2 * this.#number + 1] = 0
+  }
+
+  /** Where `busyUntilMs` says whether the other one has room for this one. */
+  #busyAt(slot: number): number {
+    const seat = slot * seatWords
+    return (
+      2 * (this.#seats[seat + Seat.other] ?? 0) +
+      (((this.#seats[seat + Seat.is] ?? 0) & SeatIs.goesFar) === 0 ? 0 : 1)
+    )
+  }
+
+  /** Nothing can be begun with who sits there. */
+  #isInVain(picker: Picker, slot: number, now: number): boolean {
+    if (!this.#nothingBegun(picker)) return false
+    if ((this.#world.busyUntilMs[this.#busyAt(slot)] ?? 0) > now) return true
+    return picker.isBarren(slot) && !this.#reach.isStuck(now)
   }
 
   /** Then the picker would look at all that was begun, and find nothing. */
@@ -638,7 +666,11 @@ export class Fetch {
     if (nothingBegun && picker.isBarren(side.slot) && !this.#reach.isStuck(now)) return false
     const going = side.peer.going
     const coming = side.coming
-    const mayBegin = this.#begun.size < this.#begunMax && coming.hasRoom(now) && going.hasRoom(now)
+    let mayBegin = this.#begun.size < this.#begunMax && coming.hasRoom(now)
+    if (mayBegin && !going.hasRoom(now)) {
+      mayBegin = false
+      this.#world.busyUntilMs[this.#busyAt(side.slot)] = going.fullUntilMs
+    }
     if (!mayBegin && nothingBegun) return false
     const options: PickOptions = {
       peer: side.picking,
@@ -713,6 +745,7 @@ export class Fetch {
     side.meter.add(ask.length)
     this.downloaded += ask.length
     side.peer.going.end(ask.piece, now, side.peer)
+    side.peer.fetch.sent()
     if (picker === undefined) return
     this.#take(picker, ask)
     this.#hasCome = true
@@ -929,7 +962,10 @@ function withdraw(side: Side, ask: Ask, network: Network): void {
   side.asks.splice(at, 1)
   side.fetch.asksChanged(side)
   side.requestedBytes -= ask.length
-  if (side.peer.going.has(ask.piece, side.peer)) side.peer.going.drop(ask.piece)
+  if (side.peer.going.has(ask.piece, side.peer)) {
+    side.peer.going.drop(ask.piece)
+    side.peer.fetch.sent()
+  }
   const [first] = side.asks
   if (first === undefined) network.stop(side.flow)
   else if (at === 0) network.start(side.flow, first.length)

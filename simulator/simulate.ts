@@ -280,6 +280,7 @@ class Simulation {
         this.#finished(fetch)
       },
       news,
+      busyUntilMs: new Float64Array(2 * this.#isWaking.length),
       tell: (number, slot, piece) => {
         news.tell(number, slot, piece)
         wakeLater(number)

@@ -724,6 +724,7 @@ export class Picker {
 
   #swapTo(piece: number, position: number): void {
     const from = this.#positionOf(piece)
+    if (from === position) return
     const other = this.#missing[position] ?? 0
     this.#missing[from] = other
     this.#records[other * this.#recordWords + Word.position] = from

@@ -51,6 +51,11 @@ export class Turns<Peer> {
     return this.#usualMs
   }
 
+  /** Where there was no room: until when that is so, unless a turn ends. */
+  get fullUntilMs(): number {
+    return this.#fullUntilMs
+  }
+
   hasRoom(nowMs: number): boolean {
     const max = this.#max()
     if (this.#turns.size < max) return true
