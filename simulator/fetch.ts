@@ -70,8 +70,8 @@ export interface World {
   readonly network: Network
   readonly random: () => number
   nowMs(): number
-  /** What brings the bytes of a flow. */
-  readonly carriers: Carrier[]
+  /** A flow into a rack, for what it is to bring. */
+  addFlow(queue: AskQueue, way: readonly LinkId[], rack: number): FlowId
   readonly news: News
   /** By number of the fetch, near and far in turn: until when it has no room for another piece to send, unless a turn ends. */
   readonly busyUntilMs: Float64Array
@@ -94,14 +94,6 @@ export interface WebseedSource {
   readonly range: PieceRange
   /** All of it is here or asked for. */
   rangeDone(): void
-}
-
-/** A queue of bytes over one flow. */
-export interface Carrier {
-  /** The first in the queue is there. @returns the bytes of the next, 0 for none */
-  brought(): number
-  /** Takes what was brought since it was last asked. */
-  settle(): void
 }
 
 interface Candidate {
@@ -299,7 +291,7 @@ export class Fetch {
   #watch(side: Side, now: number): void {
     if (side.asks.length === 0 || side.flow === undefined) return
     // Bytes of what is not whole yet count too.
-    const left = this.#world.network.leftOf(side.flow)
+    const left = this.#world.network.leftOfFirst(side.flow)
     if (left !== side.seenLeft) side.movedAtMs = this.#movedAtMs = now
     side.seenLeft = left
     const stillMs = now - side.movedAtMs
@@ -340,9 +332,9 @@ export class Fetch {
   }
 
   #connect(other: Fetch, distance: number): void {
-    const mine = new Side(this, other, this.host.isStandard ? 0 : distance)
+    const mine = new Side(this, other, this.host.isStandard ? 0 : distance, this.#world.network)
     // Whoever is dialled takes the distance from the place that the other one shows.
-    const theirs = new Side(other, this, other.host.isStandard ? 0 : distance)
+    const theirs = new Side(other, this, other.host.isStandard ? 0 : distance, this.#world.network)
     mine.peer = theirs
     theirs.peer = mine
     mine.isDialled = true
@@ -458,9 +450,10 @@ export class Fetch {
   }
 
   #forget(side: Side): void {
+    side.collect()
     for (const ask of side.asks) this.#picker?.release(ask)
     if (side.asks.length > 0) this.#hasFree = true
-    side.asks.length = 0
+    side.clear()
     this.asksChanged(side)
     side.requestedBytes = 0
     if (side.flow !== undefined) {
@@ -720,19 +713,16 @@ export class Fetch {
   }
 
   #send(side: Side, ask: Ask): void {
-    const { network, carriers } = this.#world
+    side.collect()
     if (side.asks.length === 0) side.movedAtMs = this.#world.nowMs()
-    side.asks.push(ask)
-    this.asksChanged(side)
     side.requestedBytes += ask.length
-    if (side.flow === undefined) {
-      side.flow = network.addFlow(wayBetween(side.peer.fetch.host, this.host))
-      carriers[side.flow] = side
-    }
-    if (side.asks.length > 1) return
+    side.flow ??= this.#world.addFlow(side, wayBetween(side.peer.fetch.host, this.host), this.host.rack)
+    side.add(ask)
+    this.asksChanged(side)
+    if (side.isUnderWay) return
     // The request has a way to go, and then the bytes.
     this.#world.later(2, () => {
-      if (side.flow !== undefined && side.asks[0] === ask) network.start(side.flow, ask.length)
+      if (side.asks[0] === ask) side.begin()
     })
   }
 
@@ -757,7 +747,7 @@ export class Fetch {
     for (const other of surplus) {
       picker.release(other)
       const slower = this.#sideAt[other.peer.slot]
-      if (slower) withdraw(slower, other, this.#world.network)
+      if (slower) withdraw(slower, other)
     }
     if (whole) this.#verified(picker, ask.piece)
   }
@@ -836,8 +826,74 @@ export class Fetch {
   }
 }
 
+/** What is to be brought over one flow. */
+export abstract class AskQueue {
+  readonly #network: Network
+  readonly asks: Ask[] = []
+  readonly #here: Ask[] = []
+  flow: FlowId | undefined
+  /** What is asked for goes over the network already. */
+  isUnderWay = false
+
+  constructor(network: Network) {
+    this.#network = network
+  }
+
+  add(ask: Ask): void {
+    this.asks.push(ask)
+    if (this.isUnderWay && this.flow !== undefined) this.#network.add(this.flow, ask.length)
+  }
+
+  begin(): void {
+    if (this.isUnderWay || this.flow === undefined) return
+    this.isUnderWay = true
+    for (const ask of this.asks) this.#network.add(this.flow, ask.length)
+  }
+
+  /** Notes what is here; to be called before anything is changed. */
+  collect(): void {
+    if (!this.isUnderWay || this.flow === undefined) return
+    while (this.asks.length > 0 && this.#network.isFirstHere(this.flow)) {
+      const [ask, next] = this.asks
+      if (ask) this.#here.push(ask)
+      this.asks.shift()
+      if (next) this.#network.next(this.flow, next.length)
+    }
+    this.isUnderWay = this.asks.length > 0
+  }
+
+  /** Takes what is here. */
+  settle(): void {
+    this.collect()
+    for (let ask = this.#here.shift(); ask; ask = this.#here.shift()) this.came(ask)
+  }
+
+  /** It is not asked for any more. */
+  drop(ask: Ask): boolean {
+    this.collect()
+    const at = this.asks.indexOf(ask)
+    if (at < 0) return false
+    this.asks.splice(at, 1)
+    if (this.isUnderWay && this.flow !== undefined) {
+      if (at > 0) this.#network.drop(this.flow, ask.length)
+      else this.#network.dropFirst(this.flow, this.asks[0]?.length ?? 0)
+    }
+    this.isUnderWay &&= this.asks.length > 0
+    return true
+  }
+
+  /** Nothing is asked for any more. */
+  clear(): void {
+    this.asks.length = 0
+    this.isUnderWay = false
+    if (this.flow !== undefined) this.#network.stop(this.flow)
+  }
+
+  abstract came(ask: Ask): void
+}
+
 /** What a host gets from another, over their connection. */
-export class Side implements Carrier {
+export class Side extends AskQueue {
   readonly fetch: Fetch
   readonly distance: number
   /** What the other one gets. */
@@ -845,12 +901,9 @@ export class Side implements Carrier {
   readonly meter: RateMeter
   readonly going
   readonly coming
-  readonly asks: Ask[] = []
-  readonly #brought: Ask[] = []
   picking: PickerPeer | undefined
   /** Of the peer in the picker; -1 where there is none. */
   slot = -1
-  flow: FlowId | undefined
   requestedBytes = 0
   isDialled = false
   isInteresting = false
@@ -861,7 +914,8 @@ export class Side implements Carrier {
   /** One of the two is a standard client. */
   readonly isMixed: boolean
 
-  constructor(fetch: Fetch, other: Fetch, distance: number) {
+  constructor(fetch: Fetch, other: Fetch, distance: number, network: Network) {
+    super(network)
     this.fetch = fetch
     this.isMixed = fetch.host.isStandard || other.host.isStandard
     this.distance = distance
@@ -871,79 +925,69 @@ export class Side implements Carrier {
     this.coming = coming
   }
 
-  brought(): number {
-    const ask = this.asks.shift()
-    this.fetch.asksChanged(this)
-    if (ask) this.#brought.push(ask)
-    return this.asks[0]?.length ?? 0
+  override collect(): void {
+    const { length } = this.asks
+    super.collect()
+    if (this.asks.length !== length) this.fetch.asksChanged(this)
   }
 
-  settle(): void {
-    for (const ask of this.#brought.splice(0)) this.fetch.received(this, ask)
+  came(ask: Ask): void {
+    this.fetch.received(this, ask)
   }
 }
 
 /** One of the requests that a host has open with the webseed. */
-class WebseedLane implements Carrier {
+class WebseedLane extends AskQueue {
   readonly #fetch: Fetch
   readonly #world: World
-  readonly #flow: FlowId
-  #asks: Ask[] = []
-  readonly #brought: Ask[] = []
   #bytes = 0
   #startedAtMs = 0
 
   constructor(fetch: Fetch, source: readonly LinkId[], world: World) {
+    super(world.network)
     this.#fetch = fetch
     this.#world = world
-    this.#flow = world.network.addFlow([...source, ...fetch.host.down])
-    world.carriers[this.#flow] = this
+    this.flow = world.addFlow(this, [...source, ...fetch.host.down], fetch.host.rack)
   }
 
   get isIdle(): boolean {
-    return this.#asks.length === 0
+    return this.asks.length === 0
   }
 
   /** Whether there is nothing to wait for. */
   endsSoon(nowMs: number): boolean {
-    const [first] = this.#asks
-    if (first === undefined) return true
-    const left = this.#world.network.leftOf(this.#flow) - first.length + bytesOf(this.#asks)
-    return endsSoon(
-      { bytes: this.#bytes, startedAtMs: this.#startedAtMs, received: this.#bytes - left },
-      nowMs,
-    )
+    if (this.isIdle || this.flow === undefined) return true
+    const received = this.#bytes - this.#world.network.leftOf(this.flow)
+    return endsSoon({ bytes: this.#bytes, startedAtMs: this.#startedAtMs, received }, nowMs)
   }
 
   goOn(): void {
     if (!this.isIdle) return
-    this.#asks = this.#fetch.claimRun(this) ?? []
-    this.#bytes = bytesOf(this.#asks)
+    const asks = this.#fetch.claimRun(this) ?? []
+    for (const ask of asks) this.add(ask)
+    this.#bytes = bytesOf(asks)
     this.#startedAtMs = this.#world.nowMs()
-    const [first] = this.#asks
-    if (first) this.#world.network.start(this.#flow, first.length)
+    this.begin()
   }
 
-  brought(): number {
-    const ask = this.#asks.shift()
-    if (ask) this.#brought.push(ask)
-    return this.#asks[0]?.length ?? 0
-  }
-
-  settle(): void {
-    for (const ask of this.#brought.splice(0)) this.#fetch.webseedGave(ask)
+  override settle(): void {
+    super.settle()
     if (!this.#fetch.isComplete) this.goOn()
   }
 
+  came(ask: Ask): void {
+    this.#fetch.webseedGave(ask)
+  }
+
   cut(): void {
-    this.#fetch.giveBack(this.#asks)
-    this.#asks = []
-    this.#world.network.stop(this.#flow)
+    this.#fetch.giveBack(this.asks)
+    this.clear()
   }
 
   end(): void {
     this.cut()
-    this.#world.network.removeFlow(this.#flow)
+    if (this.flow !== undefined) this.#world.network.removeFlow(this.flow)
+    this.flow = undefined
   }
 }
 
@@ -956,19 +1000,13 @@ function disconnect(side: Side): void {
   side.peer.fetch.parted(side.peer)
 }
 
-function withdraw(side: Side, ask: Ask, network: Network): void {
-  const at = side.asks.indexOf(ask)
-  if (at < 0 || side.flow === undefined) return
-  side.asks.splice(at, 1)
+function withdraw(side: Side, ask: Ask): void {
+  if (!side.drop(ask)) return
   side.fetch.asksChanged(side)
   side.requestedBytes -= ask.length
-  if (side.peer.going.has(ask.piece, side.peer)) {
-    side.peer.going.drop(ask.piece)
-    side.peer.fetch.sent()
-  }
-  const [first] = side.asks
-  if (first === undefined) network.stop(side.flow)
-  else if (at === 0) network.start(side.flow, first.length)
+  if (!side.peer.going.has(ask.piece, side.peer)) return
+  side.peer.going.drop(ask.piece)
+  side.peer.fetch.sent()
 }
 
 function wayBetween(from: Host, to: Host): LinkId[] {

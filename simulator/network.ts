@@ -31,7 +31,9 @@ export class Network {
   #activeCount = 0
   #active = new Int32Array(1024)
   #activeWays = new Int32Array(linksMax * 1024)
+  /** Bytes that it has still to bring, and those of them that are behind its first item. */
   #left = new Float64Array(1024)
+  #behind = new Float64Array(1024)
   #given = new Float64Array(1024)
   /** Those that can still be given more in the step under way. */
   #open = new Int32Array(1024)
@@ -61,10 +63,24 @@ export class Network {
     return this.#sent[link] ?? 0
   }
 
-  /** Bytes that a flow has still to bring before it is asked for more. */
+  /** Bytes that a flow has still to bring. */
   leftOf(flow: FlowId): number {
     const position = this.#position[flow] ?? -1
     return position < 0 ? 0 : (this.#left[position] ?? 0)
+  }
+
+  /** …of its first item. */
+  leftOfFirst(flow: FlowId): number {
+    const position = this.#position[flow] ?? -1
+    return position < 0 ? 0 : (this.#left[position] ?? 0) - (this.#behind[position] ?? 0)
+  }
+
+  isUnderWay(flow: FlowId): boolean {
+    return (this.#position[flow] ?? -1) >= 0
+  }
+
+  isFirstHere(flow: FlowId): boolean {
+    return this.leftOfFirst(flow) <= minBytes
   }
 
   get activeFlows(): number {
@@ -79,20 +95,51 @@ export class Network {
     return flow
   }
 
-  /** The flow has so many bytes to bring from now on. */
-  start(flow: FlowId, bytes: number): void {
+  /** The flow is to bring another item, after all others. */
+  add(flow: FlowId, bytes: number): void {
     let position = this.#position[flow] ?? -1
-    if (position < 0) {
-      position = this.#activeCount++
-      this.#position[flow] = position
-      this.#active[position] = flow
-      for (let i = 0; i < linksMax; i++) {
-        const link = this.#ways[flow * linksMax + i] ?? -1
-        this.#activeWays[position * linksMax + i] = link
-        if (link >= 0) this.#flowsOver[link] = (this.#flowsOver[link] ?? 0) + 1
-      }
+    if (position >= 0) {
+      this.#left[position] = (this.#left[position] ?? 0) + bytes
+      this.#behind[position] = (this.#behind[position] ?? 0) + bytes
+      return
     }
+    position = this.#activeCount++
+    this.#position[flow] = position
+    this.#active[position] = flow
     this.#left[position] = bytes
+    this.#behind[position] = 0
+    for (let i = 0; i < linksMax; i++) {
+      const link = this.#ways[flow * linksMax + i] ?? -1
+      this.#activeWays[position * linksMax + i] = link
+      if (link >= 0) this.#flowsOver[link] = (this.#flowsOver[link] ?? 0) + 1
+    }
+  }
+
+  /** The first item was taken; the next one is so long. */
+  next(flow: FlowId, bytes: number): void {
+    const position = this.#position[flow] ?? -1
+    if (position >= 0) this.#behind[position] = (this.#behind[position] ?? 0) - bytes
+  }
+
+  /** The first item is not to be brought; the next one is so long, 0 where there is none. */
+  dropFirst(flow: FlowId, next: number): void {
+    const position = this.#position[flow] ?? -1
+    if (position < 0) return
+    const behind = this.#behind[position] ?? 0
+    if (behind <= minBytes) {
+      this.stop(flow)
+      return
+    }
+    this.#left[position] = behind
+    this.#behind[position] = behind - next
+  }
+
+  /** A later item of so many bytes is not to be brought. */
+  drop(flow: FlowId, bytes: number): void {
+    const position = this.#position[flow] ?? -1
+    if (position < 0) return
+    this.#left[position] = (this.#left[position] ?? 0) - bytes
+    this.#behind[position] = (this.#behind[position] ?? 0) - bytes
   }
 
   stop(flow: FlowId): void {
@@ -107,6 +154,7 @@ export class Network {
     const moved = this.#active[last] ?? 0
     this.#active[position] = moved
     this.#left[position] = this.#left[last] ?? 0
+    this.#behind[position] = this.#behind[last] ?? 0
     this.#given[position] = this.#given[last] ?? 0
     this.#activeWays.copyWithin(position * linksMax, last * linksMax, (last + 1) * linksMax)
     this.#position[moved] = position
@@ -118,31 +166,19 @@ export class Network {
     this.#free.push(flow)
   }
 
-  /**
-   * Moves bytes for a step of time. `brought` is told of each flow whose bytes are there, and returns how many more it has to bring, 0 for
-   * none; it must not change the network otherwise.
-   */
-  step(seconds: number, brought: (flow: FlowId) => number): void {
+  /** Moves bytes for a step of time. `here` is told of each flow whose first item is there; it must not change the network. */
+  step(seconds: number, here: (flow: FlowId) => void): void {
     this.#share(seconds)
     // From the last on: the place of one that stops is taken by one that was looked at.
     for (let position = this.#activeCount - 1; position >= 0; position--) {
-      const given = this.#given[position] ?? 0
-      if (given === 0) continue
-      let left = (this.#left[position] ?? 0) - given
-      if (left <= minBytes) {
-        const flow = this.#active[position] ?? 0
-        while (left <= minBytes) {
-          const more = brought(flow)
-          if (more === 0) {
-            this.#takeBack(position, -left)
-            this.stop(flow)
-            break
-          }
-          left += more
-        }
-        if (this.#position[flow] !== position) continue
-      }
+      const left = (this.#left[position] ?? 0) - (this.#given[position] ?? 0)
       this.#left[position] = left
+      if (left - (this.#behind[position] ?? 0) > minBytes) continue
+      const flow = this.#active[position] ?? 0
+      here(flow)
+      if (left > minBytes) continue
+      this.#takeBack(position, -left)
+      this.stop(flow)
     }
   }
 
@@ -235,6 +271,7 @@ export class Network {
     this.#active = larger(this.#active, new Int32Array(size))
     this.#activeWays = larger(this.#activeWays, new Int32Array(linksMax * size))
     this.#left = larger(this.#left, new Float64Array(size))
+    this.#behind = larger(this.#behind, new Float64Array(size))
     this.#given = larger(this.#given, new Float64Array(size))
     this.#open = larger(this.#open, new Int32Array(size))
   }

@@ -19,7 +19,7 @@ import { createTopology } from '../server/tracker/topology.ts'
 import { createTracker } from '../server/tracker/tracker.ts'
 import type { Bounds } from './bound.ts'
 import { boundsOf } from './bound.ts'
-import type { Blob, Carrier, Host, World } from './fetch.ts'
+import type { AskQueue, Blob, Host, World } from './fetch.ts'
 import { agentConfig, Fetch } from './fetch.ts'
 import type { LinkId } from './network.ts'
 import { Network } from './network.ts'
@@ -90,11 +90,15 @@ class Simulation {
   readonly #scenario: Scenario
   readonly #network = new Network()
   readonly #random: () => number
-  readonly #carriers: Carrier[] = []
+  /** By flow, and the rack that it leads into. */
+  readonly #queues: AskQueue[] = []
+  readonly #flowRack: number[] = []
   readonly #hosts: Host[] = []
   readonly #fetches: Fetch[] = []
-  /** Numbers of those to be woken, and 1 for each of them. */
-  readonly #woken: number[] = []
+  /** By rack: flows that have brought something, and numbers of those to be woken. */
+  #settling: number[][] = []
+  #woken: number[][] = []
+  /** By number: 1 for each that is to be woken. */
   readonly #isWaking: Uint8Array
   readonly #byAddress = new Map<string, Host>()
   readonly #blobs: readonly Blob[]
@@ -200,12 +204,8 @@ class Simulation {
     const { host_uplink: rate } = this.#scenario
     const stepMs = (((this.#blobs[0]?.pieceLength ?? 1) * stepShare) / rate) * 1000
     let steps = 0
-    const settling: Carrier[] = []
-    const brought = (flow: number): number => {
-      const carrier = this.#carriers[flow]
-      if (carrier === undefined) return 0
-      settling.push(carrier)
-      return carrier.brought()
+    const here = (flow: number): void => {
+      this.#settling[this.#flowRack[flow] ?? 0]?.push(flow)
     }
     while (this.#left > 0) {
       const next = this.#due[0]
@@ -215,28 +215,50 @@ class Simulation {
         continue
       }
       if (this.#nowMs - this.#finishedAt > hungMs + 10 * this.#bounds.seconds * 1000) break
-      if (this.#network.activeFlows === 0) {
+      if (this.#network.activeFlows === 0 && !this.#isAnyWaking()) {
         if (next === undefined) break
         this.#nowMs = next.atMs
         continue
       }
-      this.#network.step(stepMs / 1000, brought)
+      this.#network.step(stepMs / 1000, here)
       this.#nowMs += stepMs
       steps++
       if (steps % 64 === 0 && performance.now() - toldMs > progressMs) {
         toldMs = performance.now()
         progress(this.#nowMs / 1000, this.#hosts.filter((host) => isDone(host)).length)
       }
-      for (const carrier of settling.splice(0)) carrier.settle()
-      for (const number of this.#woken.splice(0)) {
-        this.#isWaking[number] = 0
-        this.#fetches[number]?.wake()
-      }
+      this.#lookAround(steps)
       const { seed_dies: dies } = this.#scenario
       if (dies && !this.#serverAway && this.#originBytes() >= dies.after_copies * this.#totalBytes())
         this.#killSeed()
     }
     return this.#result(steps, (performance.now() - wall) / 1000)
+  }
+
+  /**
+   * Every host takes what came, and asks for more: one rack after the other, since what hosts of a rack look at is of their rack, and so still near
+   * at hand; another rack first each time.
+   */
+  #lookAround(step: number): void {
+    const racks = this.#rackSizes.length
+    for (let i = 0; i < racks; i++) {
+      const rack = (step + i) % racks
+      const settling = this.#settling[rack] ?? []
+      for (const flow of settling) this.#queues[flow]?.settle()
+      settling.length = 0
+      const woken = this.#woken[rack] ?? []
+      const count = woken.length
+      for (let at = 0; at < count; at++) {
+        const number = woken[at] ?? 0
+        this.#isWaking[number] = 0
+        this.#fetches[number]?.wake()
+      }
+      woken.splice(0, count)
+    }
+  }
+
+  #isAnyWaking(): boolean {
+    return this.#woken.some(({ length }) => length > 0)
   }
 
   #totalBytes(): number {
@@ -265,17 +287,26 @@ class Simulation {
       this.#rackDown.push(down)
     }
     this.#serverUp.push(network.addLink(this.#scenario.server_uplink ?? hostRate))
+    this.#settling = this.#rackSizes.map(() => [])
+    this.#woken = this.#rackSizes.map(() => [])
+    const { releases } = this.#scenario
+    const racks = this.#rackSizes.flatMap((size, rack) => Array.from({ length: size }, () => rack))
     const news = new News(this.#isWaking.length)
     const wakeLater = (number: number) => {
       if (this.#isWaking[number] === 1) return
       this.#isWaking[number] = 1
-      this.#woken.push(number)
+      this.#woken[racks[Math.floor(number / releases)] ?? 0]?.push(number)
     }
     const world: World = {
       network,
       random: this.#random,
       nowMs: () => this.#nowMs,
-      carriers: this.#carriers,
+      addFlow: (queue, way, rack) => {
+        const flow = network.addFlow(way)
+        this.#queues[flow] = queue
+        this.#flowRack[flow] = rack
+        return flow
+      },
       finished: (fetch) => {
         this.#finished(fetch)
       },
@@ -294,7 +325,6 @@ class Simulation {
         else this.#at(this.#nowMs + ways * delay, act)
       },
     }
-    const racks = this.#rackSizes.flatMap((size, rack) => Array.from({ length: size }, () => rack))
     const slow = this.#share(this.#scenario.slow?.share ?? 0)
     const standard = this.#share(this.#scenario.standard_clients)
     for (let index = 0; index < hosts; index++) {

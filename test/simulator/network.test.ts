@@ -14,8 +14,8 @@ function shares(capacities: readonly number[], ways: readonly (readonly number[]
   const own = ways.map(() => network.addLink(many))
   const told = ways.map((way, i) => network.addFlow([...way, own[i] ?? 0]))
   for (const flow of flows) network.removeFlow(flow)
-  for (const flow of told) network.start(flow, many)
-  network.step(1, () => 0)
+  for (const flow of told) network.add(flow, many)
+  network.step(1, () => undefined)
   return own.map((link) => network.sentOver(link))
 }
 
@@ -54,17 +54,38 @@ test('a flow that has brought its bytes goes on with the next, and a link counts
   const network = new Network()
   const link = network.addLink(100)
   const flow = network.addFlow([link])
-  const next = [50, 30, 0]
-  network.start(flow, 40)
-  const brought: number[] = []
-  const tell = () => {
-    brought.push(next[0] ?? 0)
-    return next.shift() ?? 0
+  for (const bytes of [40, 50, 30]) network.add(flow, bytes)
+  let told = 0
+  const here = () => {
+    told++
   }
-  network.step(1, tell)
-  assert.deepEqual(brought, [50, 30])
+  const take = (nexts: readonly number[]) => {
+    for (const bytes of nexts) {
+      assert.ok(network.isFirstHere(flow))
+      network.next(flow, bytes)
+    }
+  }
+  network.step(1, here)
+  assert.equal(told, 1)
   assert.equal(network.sentOver(link), 100)
-  network.step(1, tell)
+  take([50, 30])
+  assert.equal(network.leftOfFirst(flow), 20)
+  assert.ok(!network.isFirstHere(flow))
+  network.step(1, here)
+  assert.equal(told, 2)
   assert.equal(network.sentOver(link), 120)
+  assert.equal(network.activeFlows, 0)
+})
+
+test('what is not to be brought any more is not, and what is behind it comes sooner', () => {
+  const network = new Network()
+  const link = network.addLink(100)
+  const flow = network.addFlow([link])
+  for (const bytes of [40, 500, 30]) network.add(flow, bytes)
+  network.drop(flow, 500)
+  network.dropFirst(flow, 30)
+  assert.equal(network.leftOfFirst(flow), 30)
+  assert.equal(network.leftOf(flow), 30)
+  network.dropFirst(flow, 0)
   assert.equal(network.activeFlows, 0)
 })
