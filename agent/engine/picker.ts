@@ -69,11 +69,13 @@ export interface Ask extends Block {
 }
 
 interface Begun {
-  readonly piece: number
+  piece: number
+  /** As many are used as the piece has. */
   readonly units: Uint8Array
   /** Requests for each unit that are under way. */
   readonly askers: Uint8Array
-  readonly asks: Set<Ask>
+  unitCount: number
+  readonly asks: Ask[]
   free: number
   left: number
   /** Who was asked first: a piece of one sender shows who lies, and is whole soon. */
@@ -131,9 +133,13 @@ export class Picker {
   /** Claims that are not over, oldest first from `#claimAt` on. */
   #claims: Claimed[] = []
   #claimAt = 0
+  /** When the oldest is over. */
+  #claimsFromMs = Infinity
   /** How many claims peers of the rack have. */
   #nearClaims = 0
   readonly #begun = new Map<number, Begun>()
+  /** To be used again. */
+  readonly #spare: Begun[] = []
   /** Those of them of which something is asked of nobody. */
   readonly #open = new Set<Begun>()
   readonly #peers = new Set<PickerPeer>()
@@ -253,7 +259,7 @@ export class Picker {
       this.#records[at] = holders | bit
       this.#slots[peer + SlotWord.count] = count + 1
       if (count + 1 === this.#pieceCount) this.#isFull(slot)
-      if (this.#claimsAt[slot] !== undefined) this.#unclaim(slot, piece)
+      this.#unclaim(slot, piece)
       this.#count(distance, piece, 1)
     }
     if (!this.#isMissing(piece) || !this.#isFor(distance, piece)) return false
@@ -294,6 +300,7 @@ export class Picker {
     if (!claims.has(piece)) this.#countClaim(peer.distance, piece, 1)
     claims.set(piece, untilMs)
     this.#claims.push({ peer, piece, untilMs })
+    this.#claimsFromMs = Math.min(this.#claimsFromMs, untilMs)
   }
 
   /** A peer does not fetch a piece after all. */
@@ -315,9 +322,11 @@ export class Picker {
   }
 
   #unclaim(slot: number, piece: number): void {
+    const distance = this.#slots[slot * slotWords + SlotWord.distance] ?? 0
+    if ((this.#records[piece * this.#recordWords + Word.there + distance] ?? 0) < claimUnit) return
     const claims = this.#claimsAt[slot]
     if (claims?.delete(piece) !== true) return
-    this.#countClaim(this.#slots[slot * slotWords + SlotWord.distance] ?? 0, piece, -1)
+    this.#countClaim(distance, piece, -1)
     if (claims.size === 0) this.#claimsAt[slot] = undefined
   }
 
@@ -329,8 +338,10 @@ export class Picker {
 
   /** Forgets claims that are too old. */
   #passTime(nowMs: number): void {
+    if (nowMs < this.#claimsFromMs) return
     for (;;) {
       const oldest = this.#claims[this.#claimAt]
+      this.#claimsFromMs = oldest?.untilMs ?? Infinity
       if (oldest === undefined || oldest.untilMs > nowMs) break
       this.#claimAt++
       const { peer, piece } = oldest
@@ -421,18 +432,29 @@ export class Picker {
   #begin(piece: number, owner: PickerPeer): Begun {
     this.#removeMissing(piece)
     const units = Math.ceil(this.pieceSize(piece) / unitBytes)
-    const begun = {
-      piece,
-      units: new Uint8Array(units),
-      askers: new Uint8Array(units),
-      asks: new Set<Ask>(),
-      free: units,
-      left: units,
-      owner,
-    }
+    const begun = this.#spare.pop() ?? this.#newBegun()
+    begun.piece = piece
+    begun.units.fill(Unit.free)
+    begun.askers.fill(0)
+    begun.unitCount = begun.free = begun.left = units
+    begun.owner = owner
     this.#begun.set(piece, begun)
     this.#open.add(begun)
     return begun
+  }
+
+  #newBegun(): Begun {
+    const units = Math.ceil(Math.min(this.#pieceLength, this.#length) / unitBytes)
+    return {
+      piece: -1,
+      units: new Uint8Array(units),
+      askers: new Uint8Array(units),
+      unitCount: 0,
+      asks: [],
+      free: 0,
+      left: 0,
+      owner: undefined,
+    }
   }
 
   /** Begins a piece with a source that is asked for all of it. */
@@ -498,9 +520,10 @@ export class Picker {
   received(ask: Ask): { readonly whole: boolean; readonly surplus: readonly Ask[] } {
     const begun = this.#begun.get(ask.piece)
     if (!begun) return { whole: false, surplus: [] }
-    this.#withdraw(begun, ask)
+    const wasAsked = removeFrom(begun.asks, ask)
     let fresh = 0
     for (let unit = firstUnit(ask); unit < endUnit(ask); unit++) {
+      if (wasAsked) begun.askers[unit] = (begun.askers[unit] ?? 1) - 1
       if (begun.units[unit] === Unit.here) continue
       if (begun.units[unit] === Unit.free) begun.free--
       begun.units[unit] = Unit.here
@@ -508,7 +531,10 @@ export class Picker {
     }
     if (begun.free === 0) this.#open.delete(begun)
     begun.left -= fresh
-    const surplus = [...begun.asks].filter((other) => overlaps(other, ask) && this.#isHere(begun, other))
+    const surplus =
+      begun.asks.length === 0
+        ? noAsks
+        : begun.asks.filter((other) => overlaps(other, ask) && this.#isHere(begun, other))
     return { whole: fresh > 0 && begun.left === 0, surplus }
   }
 
@@ -520,13 +546,13 @@ export class Picker {
 
   /** The piece was begun, and somebody is asked for a block of it. */
   isAsked(piece: number): boolean {
-    return (this.#begun.get(piece)?.asks.size ?? 0) > 0
+    return (this.#begun.get(piece)?.asks.length ?? 0) > 0
   }
 
   /** The piece was begun, and nothing of it is here or asked for. */
   isIdle(piece: number): boolean {
     const begun = this.#begun.get(piece)
-    return begun !== undefined && begun.asks.size === 0 && begun.left === begun.units.length
+    return begun !== undefined && begun.asks.length === 0 && begun.left === begun.unitCount
   }
 
   /** A block will not come: others may be asked for it, and for its piece if nothing else of that is asked of the same peer. */
@@ -553,7 +579,11 @@ export class Picker {
     const begun = this.#begun.get(piece)
     if (begun === undefined) return false
     this.#open.delete(begun)
-    return this.#begun.delete(piece)
+    this.#begun.delete(piece)
+    begun.asks.length = 0
+    begun.owner = undefined
+    this.#spare.push(begun)
+    return true
   }
 
   /** One at that distance has a piece more, or less. */
@@ -624,7 +654,7 @@ export class Picker {
     const first = begun.units.indexOf(Unit.free)
     let end = first + 1
     const unitsMax = Math.max(1, Math.floor(bytesMax / unitBytes))
-    while (end < begun.units.length && end - first < unitsMax && begun.units[end] === Unit.free) end++
+    while (end < begun.unitCount && end - first < unitsMax && begun.units[end] === Unit.free) end++
     const offset = first * unitBytes
     return this.#enter(begun, {
       piece: begun.piece,
@@ -645,12 +675,12 @@ export class Picker {
       begun.askers[unit] = (begun.askers[unit] ?? 0) + 1
     }
     if (begun.free === 0) this.#open.delete(begun)
-    begun.asks.add(ask)
+    begun.asks.push(ask)
     return ask
   }
 
   #withdraw(begun: Begun, ask: Ask): boolean {
-    if (!begun.asks.delete(ask)) return false
+    if (!removeFrom(begun.asks, ask)) return false
     for (let unit = firstUnit(ask); unit < endUnit(ask); unit++) {
       const askers = (begun.askers[unit] ?? 0) - 1
       begun.askers[unit] = askers
@@ -743,6 +773,15 @@ export function shuffled(count: number, random: () => number): Int32Array {
     pieces[j] = piece
   }
   return pieces
+}
+
+const noAsks: readonly Ask[] = []
+
+function removeFrom(asks: Ask[], ask: Ask): boolean {
+  const at = asks.indexOf(ask)
+  if (at < 0) return false
+  asks.splice(at, 1)
+  return true
 }
 
 function enlarged(from: Int32Array, length: number): Int32Array<ArrayBuffer> {
