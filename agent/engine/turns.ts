@@ -14,21 +14,19 @@ const nearGoingMany = 4
 const usualFirstMs = 1_000
 const usualWeight = 0.1
 
-interface Turn<Peer> {
-  readonly peer: Peer
-  readonly sinceMs: number
-  bytes: number
-  /** Since when nothing more of the piece is asked for. */
-  restMs: number | undefined
-}
-
 /**
  * The pieces that a host is sending, or those that it is being sent: a few at a time, and none to two hosts at once, since the second gets it
  * sooner from the first. What takes more than twice as long as usual holds no turn any more, so a slow host keeps no others waiting; nor does what
  * nobody goes on with for a quarter of that. Keeps no clock.
  */
 export class Turns<Peer> {
-  readonly #turns = new Map<number, Turn<Peer>>()
+  /** Of each turn, in no order: there are a few, so looking for one is quick. */
+  readonly #pieces: number[] = []
+  readonly #peers: Peer[] = []
+  readonly #sinceMs: number[] = []
+  readonly #bytes: number[] = []
+  /** Since when nothing more of the piece is asked for; Infinity while more is. */
+  readonly #restMs: number[] = []
   /** Who was told that there is no room, longest ago first. */
   readonly #waiting = new Set<Peer>()
   #usualMs = usualFirstMs
@@ -43,7 +41,7 @@ export class Turns<Peer> {
 
   /** How many are under way, those that hold no turn any more included. */
   get size(): number {
-    return this.#turns.size
+    return this.#pieces.length
   }
 
   /** What a piece takes, ms. */
@@ -58,12 +56,12 @@ export class Turns<Peer> {
 
   hasRoom(nowMs: number): boolean {
     const max = this.#max()
-    if (this.#turns.size < max) return true
+    if (this.#pieces.length < max) return true
     if (nowMs < this.#fullUntilMs) return false
     let count = 0
     let firstMs = Infinity
-    for (const turn of this.#turns.values()) {
-      const untilMs = this.#untilMs(turn)
+    for (let at = 0; at < this.#pieces.length; at++) {
+      const untilMs = this.#untilMs(at)
       if (untilMs <= nowMs) continue
       count++
       firstMs = Math.min(firstMs, untilMs)
@@ -75,17 +73,18 @@ export class Turns<Peer> {
 
   /** Pieces that are under way. */
   piecesAt(nowMs: number): number[] {
-    return [...this.#turns].filter(([, turn]) => this.#untilMs(turn) > nowMs).map(([piece]) => piece)
+    return this.#pieces.filter((_, at) => this.#untilMs(at) > nowMs)
   }
 
   /** Whether a piece is under way with somebody else. */
   isTaken(piece: number, peer: Peer, nowMs: number): boolean {
-    const turn = this.#turns.get(piece)
-    return turn !== undefined && turn.peer !== peer && this.#untilMs(turn) > nowMs
+    const at = this.#pieces.indexOf(piece)
+    return at >= 0 && this.#peers[at] !== peer && this.#untilMs(at) > nowMs
   }
 
   has(piece: number, peer: Peer): boolean {
-    return this.#turns.get(piece)?.peer === peer
+    const at = this.#pieces.indexOf(piece)
+    return at >= 0 && this.#peers[at] === peer
   }
 
   /** There was no room for the peer. */
@@ -103,51 +102,73 @@ export class Turns<Peer> {
 
   begin(piece: number, peer: Peer, nowMs: number): void {
     this.#waiting.delete(peer)
-    if (!this.has(piece, peer)) this.#turns.set(piece, { peer, sinceMs: nowMs, bytes: 0, restMs: undefined })
+    if (this.has(piece, peer)) return
+    const found = this.#pieces.indexOf(piece)
+    const at = found < 0 ? this.#pieces.length : found
+    this.#pieces[at] = piece
+    this.#peers[at] = peer
+    this.#sinceMs[at] = nowMs
+    this.#bytes[at] = 0
+    this.#restMs[at] = Infinity
   }
 
   /** So many bytes of it were moved; with all of them the turn is over. */
   moved(piece: number, peer: Peer, bytes: number, pieceSize: number, nowMs: number): void {
-    const turn = this.#turns.get(piece)
-    if (turn?.peer !== peer) return
-    turn.bytes += bytes
-    if (turn.bytes >= pieceSize) this.end(piece, nowMs)
+    const at = this.#pieces.indexOf(piece)
+    if (at < 0 || this.#peers[at] !== peer) return
+    const moved = (this.#bytes[at] ?? 0) + bytes
+    this.#bytes[at] = moved
+    if (moved >= pieceSize) this.end(piece, nowMs)
   }
 
   /** Nothing more of it is asked for, as yet. */
   rest(piece: number, nowMs: number): void {
-    const turn = this.#turns.get(piece)
-    if (turn) turn.restMs = nowMs
+    const at = this.#pieces.indexOf(piece)
+    if (at >= 0) this.#restMs[at] = nowMs
     this.#fullUntilMs = 0
   }
 
   /** More of it is asked for. */
   goOn(piece: number): void {
-    const turn = this.#turns.get(piece)
-    if (turn) turn.restMs = undefined
+    const at = this.#pieces.indexOf(piece)
+    if (at >= 0) this.#restMs[at] = Infinity
   }
 
   /** The piece is there; of `peer` alone, where that is said. */
   end(piece: number, nowMs: number, peer?: Peer): void {
-    const turn = this.#turns.get(piece)
-    if (turn === undefined || (peer !== undefined && turn.peer !== peer)) return
-    this.drop(piece)
-    this.#usualMs += usualWeight * (Math.min(nowMs - turn.sinceMs, 4 * this.#usualMs) - this.#usualMs)
+    const at = this.#pieces.indexOf(piece)
+    if (at < 0 || (peer !== undefined && this.#peers[at] !== peer)) return
+    const tookMs = nowMs - (this.#sinceMs[at] ?? nowMs)
+    this.#dropAt(at)
+    this.#usualMs += usualWeight * (Math.min(tookMs, 4 * this.#usualMs) - this.#usualMs)
   }
 
   /** It will not come, or not from there. */
   drop(piece: number): void {
-    if (this.#turns.delete(piece)) this.#fullUntilMs = 0
+    const at = this.#pieces.indexOf(piece)
+    if (at >= 0) this.#dropAt(at)
   }
 
   /** The peer is gone. */
   leave(peer: Peer): void {
     this.#waiting.delete(peer)
-    for (const [piece, turn] of this.#turns) if (turn.peer === peer) this.drop(piece)
+    for (let at = this.#pieces.length - 1; at >= 0; at--) if (this.#peers[at] === peer) this.#dropAt(at)
   }
 
-  #untilMs({ sinceMs, restMs = Infinity }: Turn<Peer>): number {
-    return Math.min(sinceMs + 2 * this.#usualMs, restMs + this.#usualMs / 4)
+  #dropAt(at: number): void {
+    removeAt(this.#pieces, at)
+    removeAt(this.#peers, at)
+    removeAt(this.#sinceMs, at)
+    removeAt(this.#bytes, at)
+    removeAt(this.#restMs, at)
+    this.#fullUntilMs = 0
+  }
+
+  #untilMs(at: number): number {
+    return Math.min(
+      (this.#sinceMs[at] ?? 0) + 2 * this.#usualMs,
+      (this.#restMs[at] ?? Infinity) + this.#usualMs / 4,
+    )
   }
 }
 
@@ -187,4 +208,10 @@ export class AllTurns<Peer> {
       going.leave(peer)
     }
   }
+}
+
+/** The last takes its place. */
+function removeAt<Item>(items: Item[], at: number): void {
+  const last = items.pop()
+  if (last !== undefined && at < items.length) items[at] = last
 }
