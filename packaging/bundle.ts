@@ -13,7 +13,7 @@ const root = join(import.meta.dirname, '..')
  * @returns the files that went into it, from the root of the project
  */
 export async function bundle(programs: Readonly<Record<string, string>>, outdir: string): Promise<string[]> {
-  const workers = globSync('{lib,server,agent}/**/*-worker.ts', { cwd: root })
+  const workers = globSync('{lib,server,agent,simulator}/**/*-worker.ts', { cwd: root })
   const { metafile } = await build({
     absWorkingDir: root,
     entryPoints: {

@@ -57,7 +57,7 @@ export async function runSimulate(
   const { out } = context
   // Whoever does not simulate need not wait for what it is made of.
   const { Scenario } = await import('../../simulator/scenario.ts')
-  const { simulate } = await import('../../simulator/simulate.ts')
+  const { simulateInThread, SimulationTooLarge } = await import('../../simulator/thread.ts')
   const { describe, draw, summarize } = await import('../../simulator/report.ts')
   const text = file === undefined ? '' : await readScenario(file)
   const scenario = readSettings(() => {
@@ -68,8 +68,12 @@ export async function runSimulate(
     return parseConfig(Scenario, JSON.stringify(merged), 'scenario')
   })
   out.note(`Simulating ${scenario.hosts} hosts in virtual time …`)
-  const result = simulate(scenario, (seconds, hosts) => {
+  const result = await simulateInThread(scenario, (seconds, hosts) => {
     out.note(`${seconds.toPrecision(3)} s: ${hosts} of ${scenario.hosts} hosts`)
+  }).catch((error: unknown) => {
+    throw error instanceof SimulationTooLarge
+      ? new Failure(exitCodes.failure, error.message, { cause: error })
+      : error
   })
   if (svg !== undefined) await writeFile(svg, draw(result))
   out.result({ ...summarize(result), hosts: result.hosts }, () => describe(result))
