@@ -84,6 +84,7 @@ export interface World {
   wakeLater(fetch: number): void
   /** What one host says takes time to come to another. */
   readonly isDelayed: boolean
+  after(ms: number, act: () => void): void
   /** Does something once what one host says has come to another, `ways` times. */
   later(ways: number, act: () => void): void
 }
@@ -212,7 +213,11 @@ export class Fetch {
     const now = this.#world.nowMs()
     for (const { host, distance, reserve } of peers) {
       const peer = { distance, reserve }
-      this.#reach.heard(peer, now)
+      const farInMs = this.#reach.heard(peer, now)
+      if (farInMs !== undefined)
+        this.#world.after(farInMs, () => {
+          this.#dialMore()
+        })
       if (this.isComplete) continue
       const known = this.#candidates.get(host)
       if (known) known.peer = peer

@@ -20,6 +20,8 @@ const minBytes = 1e-6
 export class Network {
   readonly #capacity: number[] = []
   readonly #sent: number[] = []
+  /** What a flow left unused of the last step because it ended in the middle of it. */
+  readonly #unused: number[] = []
   /** Flows that are under way over each link. */
   readonly #flowsOver: number[] = []
   /** Links of the way of each flow, one flow after the other, and where it stands among those under way; -1 where it is not. */
@@ -46,6 +48,7 @@ export class Network {
   /** Bytes a second. */
   addLink(capacity: number): LinkId {
     this.#sent.push(0)
+    this.#unused.push(0)
     this.#flowsOver.push(0)
     return this.#capacity.push(capacity) - 1
   }
@@ -188,6 +191,7 @@ export class Network {
       const link = this.#activeWays[at] ?? -1
       if (link < 0) return
       this.#sent[link] = (this.#sent[link] ?? 0) - bytes
+      this.#unused[link] = (this.#unused[link] ?? 0) + bytes
     }
   }
 
@@ -203,7 +207,8 @@ export class Network {
     const [limit, carried, sharers, part] = [this.#limit, this.#carried, this.#sharers, this.#part]
     const [ways, given, stillOpen] = [this.#activeWays, this.#given, this.#open]
     for (let link = 0; link < links; link++) {
-      limit[link] = (this.#capacity[link] ?? 0) * seconds
+      limit[link] = (this.#capacity[link] ?? 0) * seconds + (this.#unused[link] ?? 0)
+      this.#unused[link] = 0
       carried[link] = 0
       sharers[link] = this.#flowsOver[link] ?? 0
     }

@@ -319,6 +319,9 @@ class Simulation {
       enter: (fetch) => this.#fetches.push(fetch) - 1,
       wakeLater,
       isDelayed: this.#scenario.delay > 0,
+      after: (ms, act) => {
+        this.#at(this.#nowMs + ms, act)
+      },
       later: (ways, act) => {
         const { delay } = this.#scenario
         if (delay === 0) act()

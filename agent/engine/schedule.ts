@@ -8,7 +8,7 @@ const stuckMs = 10_000
 /** Having stood still, a host that is no gateway may ask far peers for this long. */
 const farGraceMs = 15_000
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
-const nearFirstMs = 250
+const nearFirstMs = 100
 /** Far peers that were held in reserve are dialled so many at a time. */
 export const reserveStep = 4
 /** Between two dials of a peer; doubled with each failure. */
@@ -51,14 +51,16 @@ export class Reach {
   #stuckUntilMs = 0
   #awaitedAtMs = 0
 
-  /** The tracker has named a peer. */
-  heard({ distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>, nowMs: number): void {
+  /** The tracker has named a peer. @returns in how many ms a gateway may dial far peers, said once */
+  heard({ distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>, nowMs: number): number | undefined {
     if (distance === 0) {
       this.#nearKnown = true
-      return
+      return undefined
     }
     this.#gateway = !reserve
-    if (this.#farFromMs === 0) this.#farFromMs = nowMs + nearFirstMs
+    if (this.#farFromMs > 0) return undefined
+    this.#farFromMs = nowMs + nearFirstMs
+    return nearFirstMs
   }
 
   /**

@@ -149,6 +149,7 @@ export class Torrent implements EngineHandle, PeerHost {
   #complete: boolean
   #closing: Promise<void> | undefined
   #dialling = 0
+  #farTimer: NodeJS.Timeout | undefined
   #movedAtMs: number
   /** When a peer last gave a block. */
   #givenAtMs: number
@@ -825,7 +826,13 @@ export class Torrent implements EngineHandle, PeerHost {
         this.#distances.set(address, peer.distance)
         if (this.#distances.size > distancesMax)
           this.#distances.delete(this.#distances.keys().next().value ?? address)
-        this.#reach.heard(peer, this.#deps.monotonic())
+        const farInMs = this.#reach.heard(peer, this.#deps.monotonic())
+        if (farInMs !== undefined) {
+          // Timers are early by up to a millisecond.
+          this.#farTimer = setTimeout(() => {
+            this.#dialMore(this.#deps.monotonic())
+          }, farInMs + 1).unref()
+        }
         // Seeders are dialled by those who want something.
         if (this.#complete) continue
         const candidate = this.#candidates.get(address) ?? { peer, nextMs: 0, failures: 0, dialling: false }
@@ -1164,6 +1171,7 @@ export class Torrent implements EngineHandle, PeerHost {
   async #close(): Promise<void> {
     this.#outcome.reject(new Error('the torrent was closed'))
     clearTimeout(this.#fillTimer)
+    clearTimeout(this.#farTimer)
     this.#signal.removeEventListener('abort', this.#onAbort)
     this.#endWebseed()
     for (const peer of [...this.#peers]) peer.close('the torrent was closed')

@@ -26,6 +26,13 @@ export interface Plan {
 
 /** Each further gateway of a rack may bring a piece that another brings too; few leechers are served by few. */
 const leechersPerGateway = 4
+/**
+ * Of what a gateway wants, so much is far away: with more it misses some of its rack, and fetches what those have or fetch already. Nor may others
+ * miss each other.
+ */
+const gatewayFarShare = 1 / 3
+/** …and of what anybody else of a rack in which nobody holds all. */
+const starvingFarShare = 1 / 5
 /** Where one dies, the other goes on. */
 const gatewaysMin = 2
 
@@ -33,8 +40,8 @@ const gatewaysMin = 2
  * Chooses whom an announcer meets: how many of which level; who they are is drawn at random by the store. Pure.
  *
  * Nearest level first, random inside a level. But a rack is never an island: filled greedily, the peers of a rack
- * without data would only ever hear of each other. So far peers have places of their own in each reply: half of it for a
- * gateway, and for a rack in which nobody holds all (its hosts can only go as fast as what reaches it); `reservePeers` for
+ * without data would only ever hear of each other. So far peers have places of their own in each reply: a third of it for a
+ * gateway, a fifth where nobody of the rack holds all (its hosts can only go as fast as what reaches it), and `reservePeers` for
  * everyone else. The same holds for a row, a datacentre and every other level: `spread` says how they share those places.
  */
 export function planSelection(input: SelectionInput): Plan {
@@ -56,7 +63,8 @@ export function planSelection(input: SelectionInput): Plan {
   let farCount = 0
   for (let i = 1; i < levels.length; i++) farCount += candidates(input, i)
   const starving = !seeding && rackSeeders === 0
-  const wanted = gateway || starving ? Math.max(reservePeers, Math.floor(numwant / 2)) : reservePeers
+  const share = gateway ? gatewayFarShare : starving ? starvingFarShare : 0
+  const wanted = Math.max(reservePeers, Math.floor(numwant * share))
   // Places kept for far peers: at least one whenever there is room for two; the rack gets the larger half.
   const kept =
     numwant < 2 && near > 0 ? 0 : Math.min(farCount, Math.max(1, Math.min(wanted, Math.floor(numwant / 2))))

@@ -52,7 +52,7 @@ const farGraceMs = 15_000
 /** Peers held in reserve; a tracker's reply has at most 100. */
 const reserveMax = 200
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
-const nearFirstMs = 250
+const nearFirstMs = 100
 /** A peer that answers no request for this long is let go; webtorrent's own 30 s would be most of a deploy. */
 const requestTimeoutMs = 10_000
 const tickMs = 1000

@@ -29,6 +29,18 @@ test('a block is late that takes twice as long as it should, but is given as lon
   assert.equal(isBlockLate(100, 1200, 4000), false, 'where a piece takes long, so may its blocks')
 })
 
+test('a gateway dials far peers once those of its rack had time to say what they have, and is told when that is', () => {
+  const reach = new Reach()
+  const far = { distance: 1, reserve: false }
+  assert.equal(reach.heard({ distance: 0, reserve: false }, 5_000), undefined)
+  const inMs = reach.heard(far, 5_000)
+  assert.ok(inMs !== undefined && inMs > 0)
+  assert.equal(reach.heard(far, 5_010), undefined, 'it is said once')
+  assert.equal(reach.mayDial(far, false, 5_000 + inMs - 1), false)
+  assert.equal(reach.mayDial(far, false, 5_000 + inMs), true)
+  assert.equal(reach.mayDial(far, true, 5_000 + inMs), false, 'one of the rack has everything')
+})
+
 test('a host of which nobody near has anything asks far peers after three seconds, but not while a neighbour fetches for it', () => {
   const reach = new Reach()
   reach.heard({ distance: 0, reserve: false }, 0)

@@ -84,18 +84,18 @@ test('a rack has one gateway for every four leechers, two at least, up to the ma
 })
 
 test('without costs each far level has half of what nearer ones leave; dear ways get less, and cheap ones what others cannot use', () => {
-  const everywhere = [40, 100, 100, 100]
+  const everywhere = [60, 100, 100, 100]
   const half = [0, 1 / 2, 1 / 2, 1]
   assert.deepEqual(farOf(half, everywhere), [13, 6, 6])
   assert.deepEqual(farOf([0, 1 / 3, 1 / 2, 1], everywhere), [9, 8, 8])
   // However dear: one place each, for what only they have.
   assert.deepEqual(farOf([0, 1, 1, 1], everywhere), [23, 1, 1])
   assert.deepEqual(farOf([0, 0.8, 0.999, 1], everywhere), [20, 4, 1])
-  assert.deepEqual(farOf([0, 0.9, 0.9, 1], [40, 0, 100, 100]), [0, 23, 2])
-  assert.deepEqual(farOf([0, 0.1, 0.1, 1], [40, 100, 0, 3]), [22, 0, 3])
+  assert.deepEqual(farOf([0, 0.9, 0.9, 1], [60, 0, 100, 100]), [0, 23, 2])
+  assert.deepEqual(farOf([0, 0.1, 0.1, 1], [60, 100, 0, 3]), [22, 0, 3])
 })
 
-/** Far leechers by distance that a gateway of a rack without seeders hears of; it wants 50, and half of them are far. */
+/** Far leechers by distance that a gateway of a rack without seeders hears of; it wants 75, and a third of them are far. */
 function farOf(shares: readonly number[], peers: readonly number[]): readonly number[] {
   const { leechers } = planSelection({
     view: {
@@ -104,7 +104,7 @@ function farOf(shares: readonly number[], peers: readonly number[]): readonly nu
       levels: peers.map((leechersThere, distance) => ({ distance, seeders: 0, leechers: leechersThere })),
     },
     seeding: false,
-    numwant: 50,
+    numwant: 75,
     gatewaysPerRack: 3,
     reservePeers: 4,
     shares,
