@@ -50,6 +50,12 @@ export const waves = {
    * is the server that gives too little, or was away, and then every host stands still at once.
    */
   patienceMs: 20_000,
+  /** Who takes so many times as long for its part as half of the others did is slow: once no part is left, others go on with it. */
+  slowFactor: 2,
+  /** …and longer than this. */
+  slowMinMs: 1_000,
+  /** …once that many parts were fetched. */
+  partsTimedMin: 3,
 } as const
 const swarmsMax = 10_000
 
@@ -57,7 +63,11 @@ interface Part extends WebseedLease {
   /** Who has it, or had it. */
   host: string | undefined
   isDone: boolean
+  /** When that host got it. */
+  sinceMs: number
   untilMs: number
+  /** What it took the first who had it. */
+  tookMs: number | undefined
 }
 
 interface Swarm {
@@ -68,7 +78,8 @@ interface Swarm {
 /**
  * While a swarm has no seeder, its first hosts hold leases of different parts of the build, and get further ones until all are leased: each byte
  * leaves the server once, over several hosts, which together can pass it on faster than the server sends it. Leases end by
- * themselves, so a host that dies with one costs its swarm `leaseMs`.
+ * themselves, so a host that dies with one costs its swarm `leaseMs`. A host on a slow link would have everybody wait for its part: it ends what it
+ * has begun, and the rest is leased to one that is done with its own.
  */
 export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOptions): WebseedPolicy {
   const swarms = new LRUCache<InfoHash, Swarm>({ max: swarmsMax })
@@ -87,16 +98,20 @@ export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOpt
       return own
     }
     if (own) {
+      own.tookMs ??= nowMs - own.sinceMs
       own.isDone = true
       own.untilMs = nowMs + waves.doneMs
     }
     const leased = parts.filter(({ isDone, untilMs }) => !isDone && untilMs > nowMs)
     if (new Set(leased.map((part) => part.host)).size >= waves.firstHostsMax) return undefined
     const free =
-      parts.find((part) => part.host === undefined) ?? parts.find(({ untilMs }) => untilMs <= nowMs)
+      parts.find((part) => part.host === undefined) ??
+      (own && slowest(parts, nowMs)) ??
+      parts.find(({ untilMs }) => untilMs <= nowMs)
     if (free === undefined) return undefined
     free.isDone = false
     free.host = host
+    free.sinceMs = nowMs
     free.untilMs = nowMs + leaseMs
     return free
   }
@@ -159,11 +174,30 @@ function hasWaited({ stalledSeconds }: Pick<WebseedAsk, 'stalledSeconds'>, known
   return stalledSeconds !== undefined && Math.min(stalledSeconds * 1000, knownForMs) >= waves.patienceMs
 }
 
+/** The part that somebody has for longest, and for too long. */
+function slowest(parts: readonly Part[], nowMs: number): Part | undefined {
+  const took = parts.flatMap(({ tookMs }) => tookMs ?? []).sort((one, other) => one - other)
+  const median = took[took.length >> 1]
+  if (median === undefined || took.length < waves.partsTimedMin) return undefined
+  const tooLongMs = Math.max(waves.slowMinMs, waves.slowFactor * median)
+  return parts
+    .filter(({ isDone, untilMs, sinceMs }) => !isDone && untilMs > nowMs && nowMs - sinceMs > tooLongMs)
+    .sort((one, other) => one.sinceMs - other.sinceMs)[0]
+}
+
 function partsOf(pieceCount: number): Part[] {
   const count = Math.max(1, Math.min(waves.partsMax, Math.floor(pieceCount / waves.partPiecesMin)))
   return Array.from({ length: count }, (_, i) => {
     const firstPiece = Math.floor((i * pieceCount) / count)
     const end = Math.floor(((i + 1) * pieceCount) / count)
-    return { firstPiece, pieceCount: end - firstPiece, host: undefined, isDone: false, untilMs: 0 }
+    return {
+      firstPiece,
+      pieceCount: end - firstPiece,
+      host: undefined,
+      isDone: false,
+      sinceMs: 0,
+      untilMs: 0,
+      tookMs: undefined,
+    }
   })
 }

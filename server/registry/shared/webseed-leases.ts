@@ -39,6 +39,9 @@ export function createSharedWebseedPolicy(
         waves.partsMax,
         waves.partPiecesMin,
         waves.firstHostsMax,
+        waves.slowFactor,
+        waves.slowMinMs,
+        waves.partsTimedMin,
       ],
     )
     if (answer === null) return undefined

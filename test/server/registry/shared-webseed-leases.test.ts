@@ -89,3 +89,32 @@ test('of leases that ended in Redis, those of others go out after all that nobod
   assert.deepEqual(await ask('c'), third)
   assert.deepEqual(await ask('d'), first, 'there is no other any more')
 })
+
+test('servers that share leases take the part of a slow host from it too', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-leases-'))
+  await using server = await startRedis(directory)
+  t.after(() => removeAll(directory))
+  await using redis = openRedis(redisSettings(server.port), {
+    random: Math.random,
+    log: createLog('test', 'error'),
+  })
+  await until('it is connected', () => redis.stats().isUp)
+  const shared = createSharedWebseedPolicy(redis, { leaseMs: 60_000, hostsMax: 100, now: Date.now })
+  const ask = (host: string, rangeDone = false) =>
+    shared.mayUse({
+      infoHash: infoHashFromHex('0'.repeat(40)),
+      pieceCount: 16,
+      host,
+      counts: { complete: 0, incomplete: 1, downloaded: 0 },
+      stalledSeconds: undefined,
+      rangeDone,
+    })
+  const slow = await ask('slow')
+  assert.ok(slow && (await ask('quick')))
+  assert.ok(await ask('quick', true))
+  assert.ok(await ask('quick', true))
+  await sleep(1_100)
+  assert.deepEqual(await ask('slow'), slow)
+  assert.deepEqual(await ask('quick', true), slow)
+  assert.equal(await ask('slow'), undefined)
+})

@@ -149,6 +149,37 @@ test('a host that says twice that it is done with a range is not taken to be don
   assert.equal(ask('a', { pieceCount, rangeDone: true }), undefined, 'older agents do not say which')
 })
 
+test('once no part is left, who is done goes on with that of a host that takes much longer than others did', () => {
+  const { clock, ask } = start()
+  const parts = { pieceCount: 20 }
+  const slow = ask('slow', parts)
+  const fetchPart = (host: string, tookMs: number) => {
+    clock.now += tookMs
+    return ask(host, { ...parts, rangeDone: true })
+  }
+  assert.ok(ask('quick', parts))
+  assert.ok(fetchPart('quick', 2_000))
+  assert.ok(fetchPart('quick', 2_000))
+  const last = fetchPart('quick', 2_000)
+  assert.ok(last && last.firstPiece !== slow?.firstPiece)
+  assert.deepEqual(ask('slow', parts), slow, 'it keeps its own while others have theirs')
+  assert.deepEqual(fetchPart('quick', 2_000), slow)
+  assert.equal(ask('slow', parts), undefined, 'it ends what it has begun')
+})
+
+test('a host that takes hardly longer than others keeps its part', () => {
+  const { clock, ask } = start()
+  const parts = { pieceCount: 20 }
+  ask('a', parts)
+  for (let i = 0; i < 3; i++) {
+    clock.now += 2_000
+    assert.ok(ask('a', { ...parts, rangeDone: true }))
+  }
+  assert.ok(ask('b', parts))
+  clock.now += 3_900
+  assert.equal(ask('a', { ...parts, rangeDone: true }), undefined)
+})
+
 test('a host without a lease in one swarm keeps those that it has in others', () => {
   const { ask } = start(1)
   assert.ok(ask('a'))
