@@ -446,11 +446,7 @@ export class Fetch {
     this.sent()
     this.#superSeeder?.leave(side)
     if (side.isDialled) this.#dialled--
-    if (!side.peer.isChoked) {
-      side.peer.isChoked = true
-      this.serving--
-      this.#serveNext()
-    }
+    if (!side.peer.isChoked) this.#choke(side.peer)
     this.#forget(side)
   }
 
@@ -494,19 +490,25 @@ export class Fetch {
 
   #disinterest(side: Side): void {
     this.#setInteresting(side, false)
-    if (side.isChoked) return
-    side.isChoked = true
-    const server = side.peer.fetch
-    server.serving--
-    server.#serveNext()
+    if (!side.isChoked) side.peer.fetch.#choke(side)
   }
 
-  /** The other one serves us once it has a place for us. */
+  /** `side` is the other one's. */
+  #choke(side: Side): void {
+    side.isChoked = true
+    if (!side.isMixed) return
+    this.serving--
+    this.#serveNext()
+  }
+
+  /** The other one serves us, a client without turns once it has a place for it. */
   #review(side: Side): void {
     if (!side.isInteresting || !side.isChoked) return
-    const server = side.peer.fetch
-    if (server.serving >= uploadSlots) return
-    server.serving++
+    if (side.isMixed) {
+      const server = side.peer.fetch
+      if (server.serving >= uploadSlots) return
+      server.serving++
+    }
     side.isChoked = false
   }
 

@@ -271,6 +271,8 @@ export class Picker {
   gainsAll({ slot, distance }: PickerPeer): void {
     const peer = slot * slotWords
     if (slot < 0 || this.#slots[peer + SlotWord.count] === this.#pieceCount) return
+    const claims = this.#claimsAt[slot]
+    if (claims) for (const piece of claims.keys()) this.#unclaim(slot, piece)
     const bit = 1 << (slot & 31)
     for (let piece = 0; piece < this.#pieceCount; piece++) {
       const record = piece * this.#recordWords
@@ -278,7 +280,6 @@ export class Picker {
       const holders = this.#records[at] ?? 0
       if ((holders & bit) !== 0 || (this.#records[record + Word.copies] ?? 0) < 0) continue
       this.#records[at] = holders | bit
-      this.#unclaim(slot, piece)
       this.#count(distance, piece, 1)
     }
     this.#slots[peer + SlotWord.count] = this.#pieceCount

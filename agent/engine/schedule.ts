@@ -22,7 +22,7 @@ export const silentMs = 10_000
 export const uselessMs = 5_000
 /** What is still under way is claimed again this often: a claim counts for three times as long, and a neighbour may be new. */
 export const claimAgainMs = 5_000
-/** Hosts of a datacentre do not trade tit for tat: as many are served as may connect. */
+/** Hosts of a datacentre do not trade tit for tat: so many clients that know no turns are served at once. */
 export const uploadSlots = 50
 /** No peer gave anything for this long: the webseed is asked also for what peers have. */
 export const webseedAfterMs = 500

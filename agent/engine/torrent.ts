@@ -402,6 +402,7 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#known(address)
     }
     if (!admission) {
+      this.#review(peer)
       this.#pump(peer)
       return
     }
@@ -731,8 +732,7 @@ export class Torrent implements EngineHandle, PeerHost {
     if (picking === undefined) return
     if (!this.#complete) peer.setInteresting(this.#mayAsk(peer) && this.#picker.interests(picking))
     if (peer.interestedInUs && peer.choking) {
-      const served = this.#admitted().filter((other) => !other.choking).length
-      if (served < uploadSlots) peer.setChoking(false)
+      if (this.#mayServe(peer)) peer.setChoking(false)
     } else if (!peer.interestedInUs && !peer.choking) {
       peer.setChoking(true)
       this.#serveNext()
@@ -746,9 +746,17 @@ export class Torrent implements EngineHandle, PeerHost {
   #serveNext(): void {
     for (const peer of this.#peers) {
       if (peer.picking === undefined || !peer.interestedInUs || !peer.choking) continue
-      peer.setChoking(false)
+      if (this.#mayServe(peer)) peer.setChoking(false)
       return
     }
+  }
+
+  /** Turns bound what is sent to agents: a host that many others found first would be served by few of its own rack. */
+  #mayServe(peer: Peer): boolean {
+    if (this.#takesTurns(peer)) return true
+    return (
+      this.#admitted().filter((other) => !other.choking && !this.#takesTurns(other)).length < uploadSlots
+    )
   }
 
   #placeAt(peer: Peer, place: string | undefined): void {

@@ -292,7 +292,7 @@ test('it decides as a simple model does, whatever happens', () => {
           else if (act === 'gain') model.gain(peer, piece)
           else if (act === 'claim') model.claim(peer, piece)
           else if (act === 'unclaim') model.unclaim(peer, piece)
-          else if (act === 'gainAll') for (const each of all(count)) model.gain(peer, each)
+          else if (act === 'gainAll') model.gainAll(peer, all(count))
           else if (act === 'leave') model.leave(peer)
           else if (act === 'takeWhole') model.takeWhole(1 + (which % 4), anything)
           else {
@@ -360,6 +360,12 @@ class Model {
     this.picker.gains(peer.slot, piece)
     this.#has.get(peer)?.add(piece)
     this.#claims.get(peer)?.delete(piece)
+  }
+
+  gainAll(peer: PickerPeer, pieces: readonly number[]): void {
+    this.picker.gainsAll(peer)
+    for (const piece of pieces) this.#has.get(peer)?.add(piece)
+    this.#claims.get(peer)?.clear()
   }
 
   claim(peer: PickerPeer, piece: number): void {
