@@ -534,7 +534,8 @@ export class Fetch {
     else
       this.#world.later(1, () => {
         const seatThen = this.#sideAt[slot] === undefined ? -1 : (this.#seats[seat + Seat.theirSlot] ?? -1)
-        if (seatThen >= 0 && this.#seats[seat + Seat.other] === other) this.#world.tell(other, seatThen, piece)
+        if (seatThen >= 0 && this.#seats[seat + Seat.other] === other)
+          this.#world.tell(other, seatThen, piece)
       })
   }
 
@@ -552,7 +553,11 @@ export class Fetch {
     const now = this.#world.nowMs()
     const near = this.turns.at(0).coming
     const far = this.turns.at(distanceUnknown).coming
-    if (!this.#hasCome && !near.hasRoom(now) && !(this.#reach.mayAsk(distanceUnknown, now) && far.hasRoom(now)))
+    if (
+      !this.#hasCome &&
+      !near.hasRoom(now) &&
+      !(this.#reach.mayAsk(distanceUnknown, now) && far.hasRoom(now))
+    )
       return
     this.#hearAll(true)
     if (!this.#hasCome) return
@@ -610,7 +615,8 @@ export class Fetch {
         const slot = start + i < count ? start + i : start + i - count
         const is = this.#seats[slot * seatWords + Seat.is] ?? 0
         const asked = this.#seats[slot * seatWords + Seat.asked] ?? 0
-        if (asked < depth || !((is & SeatIs.near) !== 0 ? nearRoom : (is & SeatIs.far) !== 0 && farRoom)) continue
+        if (asked < depth || !((is & SeatIs.near) !== 0 ? nearRoom : (is & SeatIs.far) !== 0 && farRoom))
+          continue
         if (asked > depth) {
           deeper = true
           continue

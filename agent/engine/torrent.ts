@@ -264,7 +264,9 @@ export class Torrent implements EngineHandle, PeerHost {
       uploadRate: peer.upload.rate,
       requestedBytes: peer.requestedBytes,
       owedBytes: peer.owedBytes,
-      progress: this.#hasAll(peer) ? 1 : (peer.picking ? this.#picker.countOf(peer.picking) : 0) / this.pieceCount,
+      progress: this.#hasAll(peer)
+        ? 1
+        : (peer.picking ? this.#picker.countOf(peer.picking) : 0) / this.pieceCount,
       waiting: this.#waitingFor(peer),
     }))
   }
@@ -754,9 +756,7 @@ export class Torrent implements EngineHandle, PeerHost {
   /** Turns bound what is sent to agents: a host that many others found first would be served by few of its own rack. */
   #mayServe(peer: Peer): boolean {
     if (this.#takesTurns(peer)) return true
-    return (
-      this.#admitted().filter((other) => !other.choking && !this.#takesTurns(other)).length < uploadSlots
-    )
+    return this.#admitted().filter((other) => !other.choking && !this.#takesTurns(other)).length < uploadSlots
   }
 
   #placeAt(peer: Peer, place: string | undefined): void {
@@ -1032,9 +1032,7 @@ export class Torrent implements EngineHandle, PeerHost {
   }
 
   #toldOf(distance: number): Peer[] {
-    return [...this.#peers].filter(
-      (peer) => peer.distance < distance && !this.#showsAll(peer),
-    )
+    return [...this.#peers].filter((peer) => peer.distance < distance && !this.#showsAll(peer))
   }
 
   #claimAgain(nowMs: number): void {

@@ -211,7 +211,7 @@ export class AllTurns<Peer> {
 }
 
 /** The last takes its place. */
-function removeAt<Item>(items: Item[], at: number): void {
+function removeAt(items: unknown[], at: number): void {
   const last = items.pop()
   if (last !== undefined && at < items.length) items[at] = last
 }
