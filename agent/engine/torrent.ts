@@ -634,6 +634,7 @@ export class Torrent implements EngineHandle, PeerHost {
     this.#superSeeder?.leave(peer)
     const candidate = this.#candidates.get(peer.source)
     if (candidate) candidate.nextMs = this.#deps.monotonic() + redialMs
+    if (!this.#closing && !peer.choking) this.#serveNext()
     if (this.#closing || this.#complete) return
     this.#fill()
   }

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { uselessMs } from '../../../agent/engine/schedule.ts'
+import { uploadSlots, uselessMs } from '../../../agent/engine/schedule.ts'
 import { atOnceMax } from '../../../agent/engine/turns.ts'
 import { encode } from '../../../lib/protocol/bencode.ts'
 import type { Metainfo } from '../../../lib/protocol/metainfo.ts'
@@ -169,6 +169,24 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
     assert.deepEqual(seed.haves(), all)
     assert.deepEqual(agent.haves(), all.slice(1))
     assert.equal(agent.connection.socket.closed, false)
+  })
+
+  test('an agent is served however many other clients are, which wait for a place', async (t) => {
+    const blob = randomBlob(mebibyte)
+    const { engine } = await startSeeder(t, await temporaryDirectory(t), blob)
+    const client = () => dialAndSay(t, engine.port, blob, clientGreeting(blob.metainfo), interested)
+    const clients = await Promise.all(Array.from({ length: uploadSlots }, client))
+    await until('that all may ask', () => clients.every(({ isUnchoked }) => isUnchoked()))
+    const late = await client()
+    const greeting = agentGreeting(blob.metainfo, { host: 'agent', place: 'rack-1' })
+    const agent = await dialAndSay(t, engine.port, blob, greeting, interested)
+    await until('that the agent may ask', () => agent.isUnchoked())
+    assert.equal(late.isUnchoked(), false)
+    agent.connection.socket.destroy()
+    await sleep(200)
+    assert.equal(late.isUnchoked(), false, 'the agent had none of the places')
+    clients[0]?.connection.socket.destroy()
+    await until('that the late one may ask', () => late.isUnchoked())
   })
 
   test('of two agents that have everything, the one that has it last ends the connection', async (t) => {
