@@ -35,6 +35,7 @@ const Word = {
   holders: 2 + distanceMax + 1,
 } as const
 const claimUnit = 0x1_0000
+const copiesMask = claimUnit - 1
 
 /** …and of a peer, by its slot. */
 const SlotWord = {
@@ -46,7 +47,6 @@ const SlotWord = {
   barrenAt: 2,
 } as const
 const slotWords = 4
-const copiesMask = claimUnit - 1
 
 const Unit = { free: 0, asked: 1, here: 2 } as const
 
@@ -138,10 +138,10 @@ export class Picker {
   /** How many claims peers of the rack have. */
   #nearClaims = 0
   readonly #begun = new Map<number, Begun>()
-  /** To be used again. */
-  readonly #spare: Begun[] = []
   /** Those of them of which something is asked of nobody. */
   readonly #open = new Set<Begun>()
+  /** Tables of pieces that were begun once, to be used again. */
+  readonly #spare: Begun[] = []
   readonly #peers = new Set<PickerPeer>()
   /** Peers that lack something. */
   #partial = 0

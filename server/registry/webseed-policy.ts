@@ -106,7 +106,7 @@ export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOpt
     if (new Set(leased.map((part) => part.host)).size >= waves.firstHostsMax) return undefined
     const free =
       parts.find((part) => part.host === undefined) ??
-      (own && slowest(parts, nowMs)) ??
+      (own && slowest(parts, leased, nowMs)) ??
       parts.find(({ untilMs }) => untilMs <= nowMs)
     if (free === undefined) return undefined
     free.isDone = false
@@ -174,14 +174,14 @@ function hasWaited({ stalledSeconds }: Pick<WebseedAsk, 'stalledSeconds'>, known
   return stalledSeconds !== undefined && Math.min(stalledSeconds * 1000, knownForMs) >= waves.patienceMs
 }
 
-/** The part that somebody has for longest, and for too long. */
-function slowest(parts: readonly Part[], nowMs: number): Part | undefined {
+/** Of the parts that are leased the one that somebody has for longest, and for too long. */
+function slowest(parts: readonly Part[], leased: readonly Part[], nowMs: number): Part | undefined {
   const took = parts.flatMap(({ tookMs }) => tookMs ?? []).sort((one, other) => one - other)
   const median = took[took.length >> 1]
   if (median === undefined || took.length < waves.partsTimedMin) return undefined
   const tooLongMs = Math.max(waves.slowMinMs, waves.slowFactor * median)
-  return parts
-    .filter(({ isDone, untilMs, sinceMs }) => !isDone && untilMs > nowMs && nowMs - sinceMs > tooLongMs)
+  return leased
+    .filter(({ sinceMs }) => nowMs - sinceMs > tooLongMs)
     .sort((one, other) => one.sinceMs - other.sinceMs)[0]
 }
 

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { TestContext } from 'node:test'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
@@ -60,15 +61,24 @@ test('servers that share the leases of the webseed give what one alone would giv
     assert.ok(Number(await one.call('PTTL', key)) > 0, `${key.toString()} has an end`)
 })
 
-test('of leases that ended in Redis, those of others go out after all that nobody had', async (t) => {
+/** A connection to a Redis of its own. */
+async function connectToOwn(t: TestContext) {
   const directory = await mkdtemp(join(tmpdir(), 'rackswarm-leases-'))
-  await using server = await startRedis(directory)
-  t.after(() => removeAll(directory))
-  await using redis = openRedis(redisSettings(server.port), {
+  const server = await startRedis(directory)
+  const redis = openRedis(redisSettings(server.port), {
     random: Math.random,
     log: createLog('test', 'error'),
   })
+  t.after(async () => {
+    await server[Symbol.asyncDispose]()
+    await removeAll(directory)
+  })
   await until('it is connected', () => redis.stats().isUp)
+  return redis
+}
+
+test('of leases that ended in Redis, those of others go out after all that nobody had', async (t) => {
+  await using redis = await connectToOwn(t)
   const leaseMs = 1
   const shared = createSharedWebseedPolicy(redis, { leaseMs, hostsMax: 100, now: Date.now })
   const ask = async (host: string) => {
@@ -91,14 +101,7 @@ test('of leases that ended in Redis, those of others go out after all that nobod
 })
 
 test('servers that share leases take the part of a slow host from it too', async (t) => {
-  const directory = await mkdtemp(join(tmpdir(), 'rackswarm-leases-'))
-  await using server = await startRedis(directory)
-  t.after(() => removeAll(directory))
-  await using redis = openRedis(redisSettings(server.port), {
-    random: Math.random,
-    log: createLog('test', 'error'),
-  })
-  await until('it is connected', () => redis.stats().isUp)
+  await using redis = await connectToOwn(t)
   const shared = createSharedWebseedPolicy(redis, { leaseMs: 60_000, hostsMax: 100, now: Date.now })
   const ask = (host: string, rangeDone = false) =>
     shared.mayUse({
