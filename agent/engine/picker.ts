@@ -11,8 +11,16 @@ const allAskersMax = 8
 const wholeMs = 10_000
 /** Until whoever asks says when it is due. */
 const dueUnknown = Number.MAX_VALUE
-/** How long a claim of a neighbour counts: by then the piece is there, or its host is stuck. */
+/** How long a claim of a neighbour counts, unless it is said again: by then the piece is there, or its host is stuck. */
 const claimMs = 15_000
+/** What takes longer than so many times what claims usually take cannot be claimed again: its host is on a slow link. */
+const claimPatience = 2
+const claimPatienceMinMs = 2_000
+/** …of which nothing is known before the first of them has ended. */
+const usualClaimFirstMs = 15_000
+const usualClaimWeight = 0.1
+/** So many claims that are over are kept until they are dropped together. */
+const claimsDroppedMax = 64
 /** Distances that are told apart; what is farther counts as this far. */
 const distanceMax = 3
 /**
@@ -85,7 +93,8 @@ interface Begun {
 interface Claimed {
   readonly peer: PickerPeer
   readonly piece: number
-  /** It may have been claimed again since. */
+  /** When it was said first. */
+  readonly sinceMs: number
   readonly untilMs: number
 }
 
@@ -128,13 +137,18 @@ export class Picker {
   #full = new Int32Array(2)
   /** Of each slot one after the other: see `SlotWord`. */
   #slots = new Int32Array(slotWords * 64)
-  /** By slot: what the peer has said that it is fetching, and does not have yet, and until when that counts. */
-  readonly #claimsAt: (Map<number, number> | undefined)[] = []
-  /** Claims that are not over, oldest first from `#claimAt` on. */
+  /** By slot: what the peer has said that it is fetching, and does not have yet. */
+  readonly #claimsAt: (Map<number, Claimed> | undefined)[] = []
+  /** …and what it takes too long for, which does not count. */
+  readonly #tooSlowAt: (Set<number> | undefined)[] = []
+  /** Claims that count, those that are over first in front, from `#claimAt` on, and some that were said again or ended. */
   #claims: Claimed[] = []
   #claimAt = 0
-  /** When the oldest is over. */
+  /** When the first may be over. */
   #claimsFromMs = Infinity
+  #usualClaimMs = usualClaimFirstMs
+  /** The latest that it was told. */
+  #nowMs = 0
   /** How many claims peers of the rack have. */
   #nearClaims = 0
   readonly #begun = new Map<number, Begun>()
@@ -175,6 +189,11 @@ export class Picker {
     return this.#ends[raritiesMax] ?? 0
   }
 
+  /** Something of a piece that was begun is asked of nobody. */
+  get hasFree(): boolean {
+    return this.#open.size > 0
+  }
+
   /** @param distance as the tracker counts: 0 the own rack, 255 unknown */
   join(distance: number): PickerPeer {
     const peer = { slot: this.#takeSlot(), distance: Math.min(distance, distanceMax) }
@@ -194,6 +213,7 @@ export class Picker {
     this.#changes++
     const claims = this.#claimsAt[slot]
     if (claims) for (const piece of claims.keys()) this.#unclaim(slot, piece)
+    this.#tooSlowAt[slot] = undefined
     const bit = 1 << (slot & 31)
     const word = slot >> 5
     for (let piece = 0; piece < this.#pieceCount; piece++) {
@@ -259,7 +279,8 @@ export class Picker {
       this.#records[at] = holders | bit
       this.#slots[peer + SlotWord.count] = count + 1
       if (count + 1 === this.#pieceCount) this.#isFull(slot)
-      this.#unclaim(slot, piece)
+      const claim = this.#unclaim(slot, piece)
+      if (claim) this.#noteTaken(claim)
       this.#count(distance, piece, 1)
     }
     if (!this.#isMissing(piece) || !this.#isFor(distance, piece)) return false
@@ -296,19 +317,22 @@ export class Picker {
   claimed(peer: PickerPeer, piece: number, nowMs: number): void {
     this.#passTime(nowMs)
     if (peer.slot < 0 || this.has(peer, piece)) return
-    const untilMs = nowMs + claimMs
-    const claims = (this.#claimsAt[peer.slot] ??= new Map<number, number>())
-    if (!claims.has(piece)) this.#countClaim(peer.distance, piece, 1)
-    claims.set(piece, untilMs)
-    this.#claims.push({ peer, piece, untilMs })
-    this.#claimsFromMs = Math.min(this.#claimsFromMs, untilMs)
+    if (this.#tooSlowAt[peer.slot]?.has(piece) === true) return
+    const claims = (this.#claimsAt[peer.slot] ??= new Map<number, Claimed>())
+    const known = claims.get(piece)
+    if (known && this.#takesTooLong(known)) return
+    const claim = { peer, piece, sinceMs: known?.sinceMs ?? nowMs, untilMs: nowMs + claimMs }
+    claims.set(piece, claim)
+    if (known === undefined) this.#countClaim(peer.distance, piece, 1)
+    this.#dropEnded()
+    this.#claims.push(claim)
+    this.#claimsFromMs = Math.min(this.#claimsFromMs, claim.untilMs)
   }
 
   /** A peer does not fetch a piece after all. */
   unclaimed(peer: PickerPeer, piece: number): void {
-    if (this.#claimsAt[peer.slot]?.has(piece) !== true) return
-    this.#changes++
-    this.#unclaim(peer.slot, piece)
+    this.#tooSlowAt[peer.slot]?.delete(piece)
+    if (this.#unclaim(peer.slot, piece)) this.#changes++
   }
 
   /** Whether somebody of the rack says that it is fetching something from elsewhere. */
@@ -322,13 +346,27 @@ export class Picker {
     return this.#slots[slot * slotWords + SlotWord.barrenAt] === this.#changes
   }
 
-  #unclaim(slot: number, piece: number): void {
+  /** @returns the claim, where there was one */
+  #unclaim(slot: number, piece: number): Claimed | undefined {
     const distance = this.#slots[slot * slotWords + SlotWord.distance] ?? 0
-    if ((this.#records[piece * this.#recordWords + Word.there + distance] ?? 0) < claimUnit) return
+    if ((this.#records[piece * this.#recordWords + Word.there + distance] ?? 0) < claimUnit) return undefined
     const claims = this.#claimsAt[slot]
-    if (claims?.delete(piece) !== true) return
+    const claim = claims?.get(piece)
+    if (claims === undefined || claim === undefined) return undefined
+    claims.delete(piece)
     this.#countClaim(distance, piece, -1)
     if (claims.size === 0) this.#claimsAt[slot] = undefined
+    return claim
+  }
+
+  #takesTooLong({ sinceMs }: Claimed): boolean {
+    return this.#nowMs - sinceMs > Math.max(claimPatienceMinMs, claimPatience * this.#usualClaimMs)
+  }
+
+  /** What was claimed is there. */
+  #noteTaken({ sinceMs }: Claimed): void {
+    const tookMs = Math.min(this.#nowMs - sinceMs, claimPatience * this.#usualClaimMs)
+    this.#usualClaimMs += usualClaimWeight * (tookMs - this.#usualClaimMs)
   }
 
   #countClaim(distance: number, piece: number, by: 1 | -1): void {
@@ -339,19 +377,33 @@ export class Picker {
 
   /** Forgets claims that are too old. */
   #passTime(nowMs: number): void {
+    this.#nowMs = nowMs
     if (nowMs < this.#claimsFromMs) return
     for (;;) {
+      this.#dropEnded()
       const oldest = this.#claims[this.#claimAt]
       this.#claimsFromMs = oldest?.untilMs ?? Infinity
-      if (oldest === undefined || oldest.untilMs > nowMs) break
+      if (oldest === undefined || oldest.untilMs > nowMs) return
       this.#claimAt++
-      const { peer, piece } = oldest
-      if ((this.#claimsAt[peer.slot]?.get(piece) ?? Infinity) <= nowMs) this.unclaimed(peer, piece)
+      this.unclaimed(oldest.peer, oldest.piece)
+      if (this.#takesTooLong(oldest))
+        (this.#tooSlowAt[oldest.peer.slot] ??= new Set<number>()).add(oldest.piece)
     }
-    if (this.#claimAt > 1024) {
-      this.#claims = this.#claims.slice(this.#claimAt)
-      this.#claimAt = 0
+  }
+
+  /** Most claims end long before their time is over: their piece comes. */
+  #dropEnded(): void {
+    for (let oldest = this.#claims[this.#claimAt]; oldest; oldest = this.#claims[this.#claimAt]) {
+      if (this.#claimsAt[oldest.peer.slot]?.get(oldest.piece) === oldest) break
+      this.#claimAt++
     }
+    this.#trimClaims()
+  }
+
+  #trimClaims(): void {
+    if (this.#claimAt < claimsDroppedMax) return
+    this.#claims = this.#claims.slice(this.#claimAt)
+    this.#claimAt = 0
   }
 
   /** A peer at that distance may be asked for a piece: nobody nearer has it or is fetching it. */
@@ -522,6 +574,18 @@ export class Picker {
     const begun = this.#begun.get(ask.piece)
     if (!begun) return { whole: false, surplus: [] }
     const wasAsked = removeFrom(begun.asks, ask)
+    if (
+      begun.asks.length === 0 &&
+      begun.left === begun.unitCount &&
+      endUnit(ask) - firstUnit(ask) === begun.left
+    ) {
+      // All of the piece at once, from the only one that was asked.
+      begun.units.fill(Unit.here)
+      begun.askers.fill(0)
+      begun.free = begun.left = 0
+      this.#open.delete(begun)
+      return wholeAlone
+    }
     let fresh = 0
     for (let unit = firstUnit(ask); unit < endUnit(ask); unit++) {
       if (wasAsked) begun.askers[unit] = (begun.askers[unit] ?? 1) - 1
@@ -610,7 +674,10 @@ export class Picker {
     if (this.#partial === 0) return this.#nextInOrder(peer, anything, refuses)
     let refused = false
     const chance = this.#random()
-    const missing = this.#missing
+    const [missing, records, recordWords] = [this.#missing, this.#records, this.#recordWords]
+    const holders = Word.holders + (peer.slot >> 5)
+    const bit = 1 << (peer.slot & 31)
+    const hasAll = ((this.#full[peer.slot >> 5] ?? 0) & bit) !== 0
     // What a near peer has somebody near has; what somebody near has is not asked of far ones.
     const from = distance === 0 ? farCopiesMax : 0
     const to = distance === 0 || anything ? raritiesMax : farCopiesMax
@@ -619,16 +686,12 @@ export class Picker {
       const end = this.#ends[rarity] ?? 0
       if (end === begin) continue
       // Each look begins elsewhere: ties fall at random, another way on each host.
-      const middle = begin + Math.floor(chance * (end - begin))
-      for (let i = middle; i < end; i++) {
-        const piece = missing[i] ?? 0
-        if (!this.has(peer, piece) || !(anything || this.#isFor(distance, piece))) continue
-        if (refuses?.(piece) !== true) return piece
-        refused = true
-      }
-      for (let i = begin; i < middle; i++) {
-        const piece = missing[i] ?? 0
-        if (!this.has(peer, piece) || !(anything || this.#isFor(distance, piece))) continue
+      let i = begin + Math.floor(chance * (end - begin))
+      for (let looks = end - begin; looks > 0; looks--) {
+        const piece = missing[i++] ?? 0
+        if (i === end) i = begin
+        if (!hasAll && ((records[piece * recordWords + holders] ?? 0) & bit) === 0) continue
+        if (!anything && !this.#isFor(distance, piece)) continue
         if (refuses?.(piece) !== true) return piece
         refused = true
       }
@@ -652,9 +715,10 @@ export class Picker {
 
   #ask(begun: Begun, { peer, bytesMax }: PickOptions): Ask {
     begun.owner ??= peer
-    const first = begun.units.indexOf(Unit.free)
-    let end = first + 1
+    const isUntouched = begun.free === begun.unitCount
     const unitsMax = Math.max(1, Math.floor(bytesMax / unitBytes))
+    const first = isUntouched ? 0 : begun.units.indexOf(Unit.free)
+    let end = isUntouched ? Math.min(unitsMax, begun.unitCount) : first + 1
     while (end < begun.unitCount && end - first < unitsMax && begun.units[end] === Unit.free) end++
     const offset = first * unitBytes
     return this.#enter(begun, {
@@ -668,12 +732,20 @@ export class Picker {
   }
 
   #enter(begun: Begun, ask: Ask): Ask {
-    for (let unit = firstUnit(ask); unit < endUnit(ask); unit++) {
-      if (begun.units[unit] === Unit.free) {
-        begun.units[unit] = Unit.asked
-        begun.free--
+    const end = endUnit(ask)
+    if (begun.free === begun.unitCount) {
+      // Nobody is asked for anything of it.
+      begun.units.fill(Unit.asked, firstUnit(ask), end)
+      begun.askers.fill(1, firstUnit(ask), end)
+      begun.free -= end - firstUnit(ask)
+    } else {
+      for (let unit = firstUnit(ask); unit < end; unit++) {
+        if (begun.units[unit] === Unit.free) {
+          begun.units[unit] = Unit.asked
+          begun.free--
+        }
+        begun.askers[unit] = (begun.askers[unit] ?? 0) + 1
       }
-      begun.askers[unit] = (begun.askers[unit] ?? 0) + 1
     }
     if (begun.free === 0) this.#open.delete(begun)
     begun.asks.push(ask)
@@ -777,6 +849,7 @@ export function shuffled(count: number, random: () => number): Int32Array {
 }
 
 const noAsks: readonly Ask[] = []
+const wholeAlone = { whole: true, surplus: noAsks }
 
 function removeFrom(asks: Ask[], ask: Ask): boolean {
   const at = asks.indexOf(ask)

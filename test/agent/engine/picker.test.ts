@@ -219,6 +219,35 @@ test('a far peer gives what no near one has, nor has claimed, unless the rack st
   assert.deepEqual(asked({ anything: true }), [0, 1, 2, 3])
 })
 
+test('who takes far longer than others for what it claims cannot claim it again', () => {
+  const picker = createPicker(42)
+  const [quick, slow] = [joinWith(picker, []), joinWith(picker, [])]
+  const far = joinWith(picker, [0], 1)
+  const isLeftTo = (nowMs: number) => {
+    const ask = picker.next({ ...free, peer: far, nowMs })
+    if (ask) {
+      picker.release(ask)
+      picker.forget(ask.piece)
+    }
+    return ask === undefined
+  }
+  picker.claimed(slow, 0, 0)
+  // Others take a second for each.
+  for (let piece = 1; piece < 40; piece++) {
+    picker.claimed(quick, piece, 500 * piece)
+    if (piece % 8 === 0) picker.claimed(slow, 0, 500 * piece)
+    if (piece > 2) picker.gains(quick.slot, piece - 2)
+  }
+  assert.equal(isLeftTo(20_000), true, 'it was said again at first')
+  picker.claimed(slow, 0, 22_000)
+  assert.equal(isLeftTo(40_000), false)
+  picker.claimed(slow, 0, 40_000)
+  assert.equal(isLeftTo(40_000), false)
+  picker.unclaimed(slow, 0)
+  picker.claimed(slow, 0, 41_000)
+  assert.equal(isLeftTo(41_000), true, 'it has begun anew')
+})
+
 test('two peers that are given up keep no third from being asked', () => {
   const picker = createPicker(1, 1, unit)
   const [one, two, three, four] = [1, 2, 3, 4].map(() => joinWith(picker, [0]))
@@ -331,8 +360,16 @@ class Model {
   nowMs = 0
   readonly #pieces: ModelPiece[]
   readonly #has = new Map<PickerPeer, Set<number>>()
-  /** By peer and piece: until when it counts. */
-  readonly #claims = new Map<PickerPeer, Map<number, number>>()
+  /** By peer and piece: when it was said first, and until when it counts. */
+  readonly #claims = new Map<
+    PickerPeer,
+    Map<number, { readonly sinceMs: number; readonly untilMs: number }>
+  >()
+  /** What each takes too long for. */
+  readonly #tooSlow = new Map<PickerPeer, Set<number>>()
+  #usualClaimMs = 15_000
+  /** The latest that the picker was told. */
+  #toldMs = 0
 
   constructor(count: number, lastBytes: number, seed: number) {
     this.picker = createPicker(count, seed, lastBytes)
@@ -353,13 +390,18 @@ class Model {
     this.peers.splice(this.peers.indexOf(peer), 1)
     this.#has.delete(peer)
     this.#claims.delete(peer)
+    this.#tooSlow.delete(peer)
     for (const each of this.#pieces) if (each.owner === peer) each.owner = undefined
   }
 
   gain(peer: PickerPeer, piece: number): void {
+    const claim = this.#claims.get(peer)?.get(piece)
     this.picker.gains(peer.slot, piece)
     this.#has.get(peer)?.add(piece)
     this.#claims.get(peer)?.delete(piece)
+    if (claim === undefined) return
+    const tookMs = Math.min(this.#toldMs - claim.sinceMs, 2 * this.#usualClaimMs)
+    this.#usualClaimMs += 0.1 * (tookMs - this.#usualClaimMs)
   }
 
   gainAll(peer: PickerPeer, pieces: readonly number[]): void {
@@ -370,15 +412,37 @@ class Model {
 
   claim(peer: PickerPeer, piece: number): void {
     this.picker.claimed(peer, piece, this.nowMs)
-    if (this.#hasPiece(peer, piece)) return
-    const claims = this.#claims.get(peer) ?? new Map<number, number>()
+    this.#told()
+    if (this.#hasPiece(peer, piece) || this.#tooSlow.get(peer)?.has(piece) === true) return
+    const claims = this.#claims.get(peer) ?? new Map<number, { sinceMs: number; untilMs: number }>()
     this.#claims.set(peer, claims)
-    claims.set(piece, this.nowMs + 15_000)
+    const known = claims.get(piece)
+    if (known && this.#takesTooLong(known)) return
+    claims.set(piece, { sinceMs: known?.sinceMs ?? this.nowMs, untilMs: this.nowMs + 15_000 })
   }
 
   unclaim(peer: PickerPeer, piece: number): void {
     this.picker.unclaimed(peer, piece)
     this.#claims.get(peer)?.delete(piece)
+    this.#tooSlow.get(peer)?.delete(piece)
+  }
+
+  /** The picker was told how late it is. */
+  #told(): void {
+    this.#toldMs = this.nowMs
+    for (const [peer, claims] of this.#claims) {
+      for (const [piece, claim] of claims) {
+        if (claim.untilMs > this.nowMs) continue
+        claims.delete(piece)
+        if (!this.#takesTooLong(claim)) continue
+        const tooSlow = this.#tooSlow.get(peer) ?? new Set()
+        this.#tooSlow.set(peer, tooSlow.add(piece))
+      }
+    }
+  }
+
+  #takesTooLong({ sinceMs }: { readonly sinceMs: number }): boolean {
+    return this.#toldMs - sinceMs > Math.max(2_000, 2 * this.#usualClaimMs)
   }
 
   next(options: PickOptions): Ask | undefined {
@@ -395,6 +459,7 @@ class Model {
     // What comes first is asked first.
     const wanted = [ownersOf(peer), ownersOf(undefined), toBegin, begun].find((pieces) => pieces.length > 0)
     const ask = this.picker.next(options)
+    this.#told()
     if (wanted === undefined || ask === undefined) {
       assert.equal(ask, undefined, 'there is nothing that may be asked')
       assert.equal(wanted, undefined, 'there is something to ask for')
@@ -452,6 +517,7 @@ class Model {
     )
     const wanted = anything && nobodys.length === 0 ? untouched : nobodys
     const run = this.picker.untouchedRun({ piecesMax, anything, nowMs: this.nowMs })
+    this.#told()
     assert.equal(run === undefined, wanted.length === 0)
     if (run === undefined) return
     assert.ok(run.count >= 1 && run.count <= piecesMax)
@@ -570,7 +636,7 @@ class Model {
 
   #isClaimed(piece: number, nearerThan: number, nowMs: number): boolean {
     return [...this.#claims].some(
-      ([{ distance }, claims]) => distance < nearerThan && nowMs < (claims.get(piece) ?? -Infinity),
+      ([{ distance }, claims]) => distance < nearerThan && nowMs < (claims.get(piece)?.untilMs ?? -Infinity),
     )
   }
 
