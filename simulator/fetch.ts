@@ -1,5 +1,5 @@
 import { AgentConfig } from '../agent/config.ts'
-import type { EnginePeer, PieceRange } from '../agent/engine/engine.ts'
+import type { EnginePeer } from '../agent/engine/engine.ts'
 import type { Ask, PickerPeer, PickOptions } from '../agent/engine/picker.ts'
 import { Picker } from '../agent/engine/picker.ts'
 import { RateMeter } from '../agent/engine/rate-meter.ts'
@@ -23,8 +23,9 @@ import { AllTurns, atOnceMax } from '../agent/engine/turns.ts'
 import { shownAhead, SuperSeeder } from '../agent/engine/super-seeder.ts'
 import { endsSoon, webseedRequestBytes, webseedRequestsMax } from '../agent/engine/webseed-source.ts'
 import { distanceUnknown } from '../lib/protocol/announce.ts'
-import type { FlowId, LinkId, Network } from './network.ts'
-import type { News } from './news.ts'
+import { AskQueue } from './ask-queue.ts'
+import type { LinkId, Network } from './network.ts'
+import type { Blob, Host, WebseedSource, World } from './world.ts'
 
 /** Agents run with the settings that they have by themselves. */
 export const agentConfig = AgentConfig.parse({ server: 'http://localhost' })
@@ -47,56 +48,6 @@ const seatWords = 4
 /** `goesFar`: the other one takes this one for far. */
 const SeatIs = { near: 1, far: 2, interesting: 4, goesFar: 8 } as const
 
-export interface Blob {
-  readonly index: number
-  readonly pieceCount: number
-  readonly pieceLength: number
-  readonly length: number
-}
-
-export interface Host {
-  readonly index: number
-  readonly rack: number
-  /** Links from the host to where racks meet, and back: its own, its rack's, its row's. */
-  readonly up: readonly LinkId[]
-  readonly down: readonly LinkId[]
-  readonly isStandard: boolean
-  isAlive: boolean
-  readonly fetches: Fetch[]
-}
-
-/** What fetches share. */
-export interface World {
-  readonly network: Network
-  readonly random: () => number
-  nowMs(): number
-  /** A flow into a rack, for what it is to bring. */
-  addFlow(queue: AskQueue, way: readonly LinkId[], rack: number): FlowId
-  readonly news: News
-  /** By number of the fetch, near and far in turn: until when it has no room for another piece to send, unless a turn ends. */
-  readonly busyUntilMs: Float64Array
-  /** Tells a fetch that the peer in one of its slots has a piece, and wakes it. */
-  tell(fetch: number, slot: number, piece: number): void
-  finished(fetch: Fetch): void
-  /** @returns its number, which `wakeLater` and `news` take */
-  enter(fetch: Fetch): number
-  /** To be woken at the end of the step. */
-  wakeLater(fetch: number): void
-  /** What one host says takes time to come to another. */
-  readonly isDelayed: boolean
-  after(ms: number, act: () => void): void
-  /** Does something once what one host says has come to another, `ways` times. */
-  later(ways: number, act: () => void): void
-}
-
-/** The server, where a host may fetch from it. */
-export interface WebseedSource {
-  readonly way: readonly LinkId[]
-  readonly range: PieceRange
-  /** All of it is here or asked for. */
-  rangeDone(): void
-}
-
 interface Candidate {
   readonly host: Host
   peer: Pick<EnginePeer, 'distance' | 'reserve'>
@@ -114,7 +65,7 @@ export class Fetch {
   isComplete = false
   isRunning = false
   /** Among all fetches. */
-  readonly #number: number
+  readonly number: number
   readonly #hears: (slot: number, piece: number) => void
   #asksAsItHears = false
   /** Bytes come from the first pieces on; when the last piece came. */
@@ -153,15 +104,13 @@ export class Fetch {
   /** Since it last asked for more. */
   #hasCome = false
   #hasLate = false
-  /** A piece that was begun is asked of nobody. */
-  #hasFree = false
   downloaded = 0
 
   constructor(host: Host, blob: Blob, world: World, whole: boolean) {
     this.host = host
     this.blob = blob
     this.#world = world
-    this.#number = world.enter(this)
+    this.number = world.enter(this)
     this.#hears = (slot, piece) => {
       if (this.#picker) this.#gained(this.#picker, slot, piece)
     }
@@ -232,11 +181,14 @@ export class Fetch {
     if (this.isComplete || !this.isRunning) return
     const now = this.#world.nowMs()
     this.#hearAll()
+    this.#hasLate = false
     for (const side of [...this.sides.values()]) {
       side.meter.tick(now)
       this.#watch(side, now)
     }
-    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited: this.#picker?.isAwaited(now) === true }, now)
+    const isAwaited = this.#picker?.isAwaited(now) === true
+    const isIdle = this.turns.isIdle && this.#lanes.every((lane) => lane.isIdle)
+    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle }, now)
     this.#claimAgain(now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
     if (asksFar !== this.#asksFar) {
@@ -307,7 +259,8 @@ export class Fetch {
       return
     }
     for (const ask of side.asks) {
-      if (!isLate(ask, { stillMs, usualMs: side.coming.usualMs, nowMs: now })) continue
+      const { usualMs } = side.coming
+      if (ask.dueMs < Infinity && !isLate(ask, { stillMs, usualMs, nowMs: now })) continue
       ask.dueMs = Infinity
       this.#hasLate = true
     }
@@ -381,7 +334,7 @@ export class Fetch {
     this.#sideAt[slot] = side
     const { fetch: other, slot: theirSlot } = side.peer
     const seat = slot * seatWords
-    this.#seats[seat + Seat.other] = other.#number
+    this.#seats[seat + Seat.other] = other.number
     this.#seats[seat + Seat.theirSlot] = theirSlot
     this.#seats[seat + Seat.is] =
       (side.distance === 0 ? SeatIs.near : SeatIs.far) | (side.peer.distance === 0 ? 0 : SeatIs.goesFar)
@@ -453,7 +406,6 @@ export class Fetch {
   #forget(side: Side): void {
     side.collect()
     for (const ask of side.asks) this.#picker?.release(ask)
-    if (side.asks.length > 0) this.#hasFree = true
     side.clear()
     this.asksChanged(side)
     side.requestedBytes = 0
@@ -542,7 +494,7 @@ export class Fetch {
   /** Takes what it was told, and asks for it where that is said. */
   #hearAll(asks = false): void {
     this.#asksAsItHears = asks
-    this.#world.news.takeAll(this.#number, this.#hears)
+    this.#world.news.takeAll(this.number, this.#hears)
   }
 
   /**
@@ -636,7 +588,7 @@ export class Fetch {
   /** There may be room for another piece to send. */
   sent(): void {
     const { busyUntilMs } = this.#world
-    busyUntilMs[2 * this.#number] = busyUntilMs[2 * this.#number + 1] = 0
+    busyUntilMs[2 * this.number] = busyUntilMs[2 * this.number + 1] = 0
   }
 
   /** Where `busyUntilMs` says whether the other one has room for this one. */
@@ -657,7 +609,7 @@ export class Fetch {
 
   /** Then the picker would look at all that was begun, and find nothing. */
   #nothingBegun(picker: Picker): boolean {
-    return !this.#hasFree && !this.#hasLate && picker.untouched > 0
+    return !picker.hasFree && !this.#hasLate && picker.untouched > 0
   }
 
   /** Asks a peer for a piece: see `Torrent` in agent/engine. */
@@ -752,7 +704,7 @@ export class Fetch {
     if (picker === undefined) return
     this.#take(picker, ask)
     this.#hasCome = true
-    this.#world.wakeLater(this.#number)
+    this.#world.wakeLater(this.number)
   }
 
   #take(picker: Picker, ask: Ask): void {
@@ -837,72 +789,6 @@ export class Fetch {
       if (!this.#begun.has(ask.piece)) this.#picker?.forget(ask.piece)
     }
   }
-}
-
-/** What is to be brought over one flow. */
-export abstract class AskQueue {
-  readonly #network: Network
-  readonly asks: Ask[] = []
-  readonly #here: Ask[] = []
-  flow: FlowId | undefined
-  /** What is asked for goes over the network already. */
-  isUnderWay = false
-
-  constructor(network: Network) {
-    this.#network = network
-  }
-
-  add(ask: Ask): void {
-    this.asks.push(ask)
-    if (this.isUnderWay && this.flow !== undefined) this.#network.add(this.flow, ask.length)
-  }
-
-  begin(): void {
-    if (this.isUnderWay || this.flow === undefined) return
-    this.isUnderWay = true
-    for (const ask of this.asks) this.#network.add(this.flow, ask.length)
-  }
-
-  /** Notes what is here; to be called before anything is changed. */
-  collect(): void {
-    if (!this.isUnderWay || this.flow === undefined) return
-    while (this.asks.length > 0 && this.#network.isFirstHere(this.flow)) {
-      const [ask, next] = this.asks
-      if (ask) this.#here.push(ask)
-      this.asks.shift()
-      if (next) this.#network.next(this.flow, next.length)
-    }
-    this.isUnderWay = this.asks.length > 0
-  }
-
-  /** Takes what is here. */
-  settle(): void {
-    this.collect()
-    for (let ask = this.#here.shift(); ask; ask = this.#here.shift()) this.came(ask)
-  }
-
-  /** It is not asked for any more. */
-  drop(ask: Ask): boolean {
-    this.collect()
-    const at = this.asks.indexOf(ask)
-    if (at < 0) return false
-    this.asks.splice(at, 1)
-    if (this.isUnderWay && this.flow !== undefined) {
-      if (at > 0) this.#network.drop(this.flow, ask.length)
-      else this.#network.dropFirst(this.flow, this.asks[0]?.length ?? 0)
-    }
-    this.isUnderWay &&= this.asks.length > 0
-    return true
-  }
-
-  /** Nothing is asked for any more. */
-  clear(): void {
-    this.asks.length = 0
-    this.isUnderWay = false
-    if (this.flow !== undefined) this.#network.stop(this.flow)
-  }
-
-  abstract came(ask: Ask): void
 }
 
 /** What a host gets from another, over their connection. */

@@ -1,31 +1,20 @@
-import { createHash } from 'node:crypto'
-import { toEnginePeers } from '../agent/announcer.ts'
-import { endpointIp, formatIp, parseIp } from '../lib/protocol/address.ts'
-import { parseAnnounceReply, writeAnnounce } from '../lib/protocol/announce.ts'
-import type { InfoHash } from '../lib/protocol/infohash.ts'
-import { infoHashFromHex } from '../lib/protocol/infohash.ts'
+import type { AnnounceEvent } from '../lib/protocol/announce.ts'
 import { pieceLengthFor } from '../lib/protocol/metainfo.ts'
-import { parsePlace } from '../lib/protocol/place.ts'
-import { silentLog } from '../lib/runtime/log.ts'
 import { createSeededRandom } from '../lib/runtime/random.ts'
 import { webseedRetryMaxMs } from '../agent/engine/webseed-source.ts'
-import { ServerConfig } from '../server/config.ts'
-import { trackerConfigOf } from '../server/tracker-settings.ts'
-import type { WebseedPolicy } from '../server/registry/webseed-policy.ts'
-import { createWebseedPolicy } from '../server/registry/webseed-policy.ts'
-import { openMemoryPeerStore } from '../server/tracker/memory/memory-peer-store.ts'
-import { samplePeersMax } from '../server/tracker/peer-store.ts'
-import { createTopology } from '../server/tracker/topology.ts'
-import { createTracker } from '../server/tracker/tracker.ts'
+import { Agenda } from './agenda.ts'
 import type { Bounds } from './bound.ts'
 import { boundsOf } from './bound.ts'
-import type { AskQueue, Blob, Host, World } from './fetch.ts'
 import { agentConfig, Fetch } from './fetch.ts'
 import type { LinkId } from './network.ts'
 import { Network } from './network.ts'
 import { News } from './news.ts'
 import type { Moment, Scenario } from './scenario.ts'
 import { rackSizesOf } from './scenario.ts'
+import type { Server } from './server.ts'
+import { createServer } from './server.ts'
+import type { AskQueue } from './ask-queue.ts'
+import type { Blob, Host, World } from './world.ts'
 
 const tickMs = 250
 /** Of real time. */
@@ -80,12 +69,6 @@ export function simulate(scenario: Scenario, progress?: Progress): Result {
   return new Simulation(scenario).run(progress)
 }
 
-interface Due {
-  readonly atMs: number
-  readonly order: number
-  readonly act: () => void
-}
-
 class Simulation {
   readonly #scenario: Scenario
   readonly #network = new Network()
@@ -100,16 +83,13 @@ class Simulation {
   #woken: number[][] = []
   /** By number: 1 for each that is to be woken. */
   readonly #isWaking: Uint8Array
-  readonly #byAddress = new Map<string, Host>()
   readonly #blobs: readonly Blob[]
-  readonly #infoHashes: readonly InfoHash[]
   readonly #rackSizes: number[]
   readonly #bounds: Bounds
   readonly #serverUp: LinkId[] = []
   readonly #rackDown: LinkId[] = []
   readonly #rackUp: LinkId[] = []
-  readonly #due: Due[] = []
-  #order = 0
+  readonly #agenda = new Agenda()
   #nowMs = 0
   #finishedAt = 0
   #left = 0
@@ -119,10 +99,7 @@ class Simulation {
   #trackerAway = false
   #serverAway = false
   readonly #announces: number[] = []
-  readonly #tracker
-  readonly #newPolicy: () => WebseedPolicy
-  #policy: WebseedPolicy
-  readonly #counts
+  readonly #server: Server
 
   constructor(scenario: Scenario) {
     this.#scenario = scenario
@@ -135,66 +112,15 @@ class Simulation {
       pieceLength,
       length: scenario.size,
     }))
-    this.#infoHashes = this.#blobs.map(({ index }) =>
-      infoHashFromHex(createHash('sha1').update(`${scenario.seed} ${index}`).digest('hex')),
-    )
     this.#rackSizes = rackSizesOf(scenario)
     this.#bounds = boundsOf(scenario, this.#blobs[0]?.pieceCount ?? 1, this.#rackSizes)
     this.#build()
-
-    const config = ServerConfig.parse({})
-    const levels = scenario.rows === undefined ? ['rack'] : ['rack', 'row']
-    const now = () => this.#nowMs
-    const store = openMemoryPeerStore(
-      {
-        buffers: new Map(),
-        peersMax: 2 * scenario.hosts * scenario.releases + 1000,
-        swarmsMax: 100,
-        levels: levels.length,
-        seed: scenario.seed,
-      },
-      { random: this.#random, now, sampleMax: samplePeersMax },
+    const rows = this.#rackSizes.map((_, rack) => this.#rowOf(rack))
+    this.#server = createServer(
+      scenario,
+      { hosts: this.#hosts, blobs: this.#blobs, rows },
+      { now: () => this.#nowMs, random: this.#random },
     )
-    this.#counts = (blob: Blob) => store.scrape(this.#infoHash(blob))
-    this.#tracker = createTracker({
-      store,
-      rules: {
-        topology: createTopology({
-          levels,
-          places:
-            scenario.rows === undefined
-              ? {}
-              : Object.fromEntries(
-                  this.#rackSizes.map((_, rack) => [
-                    `rack-${rack}`,
-                    { parents: [`row-${this.#rowOf(rack)}`] },
-                  ]),
-                ),
-          prefixes: [],
-          ipv4PrefixLength: 24,
-          ipv6PrefixLength: 64,
-        }),
-        hooks: [
-          {
-            name: 'place',
-            announce: (request) => {
-              const host = this.#byAddress.get(formatIp(request.source))
-              request.place = host && parsePlace(`rack-${host.rack}`)
-            },
-          },
-        ],
-        config: trackerConfigOf(config),
-      },
-      after: undefined,
-      epoch: 'simulated',
-      now,
-      observer: { handled: () => undefined, refused: () => undefined },
-      log: silentLog(),
-    })
-    const { webseed } = config.registry
-    this.#newPolicy = () =>
-      createWebseedPolicy({ leaseMs: webseed.lease, hostsMax: webseed.replies_max, now })
-    this.#policy = this.#newPolicy()
   }
 
   run(progress: Progress = () => undefined): Result {
@@ -208,16 +134,15 @@ class Simulation {
       this.#settling[this.#flowRack[flow] ?? 0]?.push(flow)
     }
     while (this.#left > 0) {
-      const next = this.#due[0]
-      if (next !== undefined && next.atMs <= this.#nowMs) {
-        this.#pop()
-        next.act()
+      const act = this.#agenda.take(this.#nowMs)
+      if (act) {
+        act()
         continue
       }
       if (this.#nowMs - this.#finishedAt > hungMs + 10 * this.#bounds.seconds * 1000) break
       if (this.#network.activeFlows === 0 && !this.#isAnyWaking()) {
-        if (next === undefined) break
-        this.#nowMs = next.atMs
+        if (this.#agenda.nextMs === Infinity) break
+        this.#nowMs = this.#agenda.nextMs
         continue
       }
       this.#network.step(stepMs / 1000, here)
@@ -263,12 +188,6 @@ class Simulation {
 
   #totalBytes(): number {
     return this.#scenario.size * this.#scenario.releases
-  }
-
-  #infoHash({ index }: Blob): InfoHash {
-    const hash = this.#infoHashes[index]
-    if (hash === undefined) throw new Error(`There is no build ${index}`)
-    return hash
   }
 
   #rowOf(rack: number): number {
@@ -320,12 +239,12 @@ class Simulation {
       wakeLater,
       isDelayed: this.#scenario.delay > 0,
       after: (ms, act) => {
-        this.#at(this.#nowMs + ms, act)
+        this.#agenda.at(this.#nowMs + ms, act)
       },
       later: (ways, act) => {
         const { delay } = this.#scenario
         if (delay === 0) act()
-        else this.#at(this.#nowMs + ways * delay, act)
+        else this.#agenda.at(this.#nowMs + ways * delay, act)
       },
     }
     const slow = this.#share(this.#scenario.slow?.share ?? 0)
@@ -348,7 +267,6 @@ class Simulation {
       const isSeed = !this.#scenario.from_server && index === 0
       for (const blob of this.#blobs) host.fetches.push(new Fetch(host, blob, world, isSeed))
       this.#hosts.push(host)
-      this.#byAddress.set(addressOf(index), host)
       if (!isSeed) this.#left += this.#blobs.length
     }
   }
@@ -369,10 +287,10 @@ class Simulation {
       const isLate = late !== undefined && lateHosts.has(host.index)
       const at = (isLate ? this.#ms(late.at) : 0) + this.#random() * jitter
       if (isLate) this.#hit.add(host)
-      this.#at(at, () => {
+      this.#agenda.at(at, () => {
         this.#beganMs.set(host, this.#nowMs)
       })
-      this.#at(at + setup, () => {
+      this.#agenda.at(at + setup, () => {
         this.#start(host)
       })
     }
@@ -382,16 +300,16 @@ class Simulation {
         if (host === undefined || this.#isSeed(host)) continue
         this.#hit.add(host)
         const goes = this.#random() * this.#bounds.seconds * 1000
-        this.#at(goes, () => {
+        this.#agenda.at(goes, () => {
           this.#stop(host)
         })
-        this.#at(goes + this.#ms(churn.away), () => {
+        this.#agenda.at(goes + this.#ms(churn.away), () => {
           this.#start(host)
         })
       }
     }
     if (gateways) {
-      this.#at(this.#ms(gateways.at), () => {
+      this.#agenda.at(this.#ms(gateways.at), () => {
         this.#killGateways(gateways.racks)
       })
     }
@@ -405,20 +323,20 @@ class Simulation {
           for (const link of [this.#rackUp[rack], this.#rackDown[rack]])
             if (link !== undefined) this.#network.setCapacity(link, this.#scenario.rack_uplink * factor)
       }
-      this.#at(this.#ms(slowRacks.at), () => {
+      this.#agenda.at(this.#ms(slowRacks.at), () => {
         set(slowRacks.factor)
       })
       if (slowRacks.for !== undefined)
-        this.#at(this.#ms(slowRacks.at) + this.#ms(slowRacks.for), () => {
+        this.#agenda.at(this.#ms(slowRacks.at) + this.#ms(slowRacks.for), () => {
           set(1)
         })
     }
     const { tracker_away: trackerAway, server_away: serverAway } = this.#scenario
     if (trackerAway) {
-      this.#at(this.#ms(trackerAway.at), () => {
+      this.#agenda.at(this.#ms(trackerAway.at), () => {
         this.#trackerAway = true
       })
-      this.#at(this.#ms(trackerAway.at) + this.#ms(trackerAway.for), () => {
+      this.#agenda.at(this.#ms(trackerAway.at) + this.#ms(trackerAway.for), () => {
         this.#trackerAway = false
       })
     }
@@ -430,14 +348,14 @@ class Simulation {
         if (link !== undefined) this.#network.setCapacity(link, away ? 0 : rate)
       }
       const backMs = this.#ms(serverAway.at) + this.#ms(serverAway.for)
-      this.#at(this.#ms(serverAway.at), () => {
+      this.#agenda.at(this.#ms(serverAway.at), () => {
         set(true)
         for (const { fetches } of this.#hosts)
           for (const fetch of fetches) fetch.cutWebseed(backMs + webseedRetryMaxMs * this.#random())
       })
-      this.#at(backMs, () => {
+      this.#agenda.at(backMs, () => {
         // It has been started anew, and remembers no lease.
-        this.#policy = this.#newPolicy()
+        this.#server.restart()
         set(false)
       })
     }
@@ -467,7 +385,7 @@ class Simulation {
   }
 
   #tick(fetch: Fetch, atMs: number, reviewMs: number): void {
-    this.#at(atMs, () => {
+    this.#agenda.at(atMs, () => {
       if (!fetch.isRunning || (fetch.isComplete && !fetch.isOnlySeed)) return
       fetch.tick()
       const stalledMs = this.#nowMs - fetch.movedAtMs
@@ -485,14 +403,7 @@ class Simulation {
 
   #askGrant(fetch: Fetch, stalledSeconds: number | undefined, rangeDone: number | false = false): void {
     if (!this.#scenario.from_server || this.#serverAway || fetch.host.isStandard) return
-    const range = this.#policy.mayUse({
-      infoHash: this.#infoHash(fetch.blob),
-      pieceCount: fetch.blob.pieceCount,
-      host: String(fetch.host.index),
-      counts: this.#counts(fetch.blob),
-      stalledSeconds,
-      rangeDone,
-    })
+    const range = this.#server.range({ number: fetch.number, stalledSeconds, rangeDone })
     let asked = false
     if (rangeDone !== false && range === undefined) return
     fetch.setWebseed(
@@ -502,7 +413,7 @@ class Simulation {
         rangeDone: () => {
           if (asked) return
           asked = true
-          this.#at(this.#nowMs + grantMs, () => {
+          this.#agenda.at(this.#nowMs + grantMs, () => {
             this.#askGrant(fetch, undefined, range.firstPiece)
           })
         },
@@ -510,42 +421,25 @@ class Simulation {
     )
   }
 
-  #announce(fetch: Fetch, event: 'started' | 'completed' | undefined): void {
-    const { host } = fetch
+  #announce(fetch: Fetch, event: AnnounceEvent | undefined): void {
     if (!fetch.isRunning) return
     if (this.#trackerAway) {
-      this.#at(this.#nowMs + retryMs * (0.5 + this.#random()), () => {
+      this.#agenda.at(this.#nowMs + retryMs * (0.5 + this.#random()), () => {
         this.#announce(fetch, event)
       })
       return
     }
     const second = Math.floor(this.#nowMs / 1000)
     this.#announces[second] = (this.#announces[second] ?? 0) + 1
-    const query = writeAnnounce({
-      infoHash: this.#infoHash(fetch.blob),
-      peerId: Buffer.from(`-RS0200-${String(host.index).padStart(12, '0')}`),
-      port: 6881,
-      uploaded: 0,
-      downloaded: fetch.downloaded,
-      left: fetch.bytesLeft,
-      event,
-      numwant: fetch.isComplete ? 0 : undefined,
-      rackswarm: !host.isStandard,
-    })
-    const source = parseIp(addressOf(host.index))
-    const bytes = source && this.#tracker.announce(query, source)
-    if (bytes === undefined || bytes instanceof Promise) throw new Error('The tracker did not answer at once')
-    const reply = parseAnnounceReply(bytes)
+    const { number, downloaded, bytesLeft: left } = fetch
+    const { peers, intervalSeconds } = this.#server.announce({ number, event, downloaded, left })
     fetch.heard(
-      toEnginePeers(reply).flatMap(({ endpoint, distance, reserve }) => {
-        const peer = this.#byAddress.get(formatIp(endpointIp(endpoint)))
-        if (peer === undefined) return []
-        return [
-          { host: peer, distance: host.isStandard ? 0 : distance, reserve: reserve && !host.isStandard },
-        ]
+      peers.flatMap(({ host: index, distance, reserve }) => {
+        const host = this.#hosts[index]
+        return host ? [{ host, distance, reserve }] : []
       }),
     )
-    this.#at(this.#nowMs + reply.intervalSeconds * 1000 * (0.9 + this.#random() / 10), () => {
+    this.#agenda.at(this.#nowMs + intervalSeconds * 1000 * (0.9 + this.#random() / 10), () => {
       this.#announce(fetch, undefined)
     })
   }
@@ -588,39 +482,6 @@ class Simulation {
     return up === undefined ? 0 : this.#network.sentOver(up)
   }
 
-  #at(atMs: number, act: () => void): void {
-    const heap = this.#due
-    const entry = { atMs, order: this.#order++, act }
-    heap.push(entry)
-    let at = heap.length - 1
-    while (at > 0) {
-      const above = (at - 1) >> 1
-      const parent = heap[above]
-      if (parent === undefined || isBefore(parent, entry)) break
-      heap[at] = parent
-      at = above
-    }
-    heap[at] = entry
-  }
-
-  #pop(): void {
-    const heap = this.#due
-    const last = heap.pop()
-    if (last === undefined || heap.length === 0) return
-    let at = 0
-    for (;;) {
-      let below = 2 * at + 1
-      const [left, right] = [heap[below], heap[below + 1]]
-      if (left === undefined) break
-      if (right !== undefined && isBefore(right, left)) below++
-      const child = heap[below]
-      if (child === undefined || isBefore(last, child)) break
-      heap[at] = child
-      at = below
-    }
-    heap[at] = last
-  }
-
   #result(steps: number, wallSeconds: number): Result {
     const hosts = this.#hosts
       .filter((host) => !this.#isSeed(host))
@@ -657,12 +518,4 @@ class Simulation {
 
 function isDone({ fetches }: Host): boolean {
   return fetches.every(({ isComplete }) => isComplete)
-}
-
-function isBefore(one: Due, other: Due): boolean {
-  return one.atMs < other.atMs || (one.atMs === other.atMs && one.order < other.order)
-}
-
-function addressOf(index: number): string {
-  return `10.${(index >> 16) & 255}.${(index >> 8) & 255}.${index & 255}`
 }

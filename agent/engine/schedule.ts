@@ -5,7 +5,10 @@ import { blockBytes, ownBlockBytes } from './wire.ts'
 const standsStillMs = 3_000
 /** …and for this long: they are asked for whatever is missing, also for what near ones have. */
 const stuckMs = 10_000
-/** Having stood still, a host that is no gateway may ask far peers for this long. */
+/** Who has had nothing under way for more than this share of the last few seconds is badly served: its gateways may be on slow links. */
+const idleShareMax = 0.5
+const idleWindowMs = 5_000
+/** Having stood still or been idle, a host that is no gateway may ask far peers for this long. */
 const farGraceMs = 15_000
 /** A near peer has connected and said what it has by then; a gateway without one loses no more than this. */
 const nearFirstMs = 100
@@ -50,6 +53,8 @@ export class Reach {
   #farUntilMs = 0
   #stuckUntilMs = 0
   #awaitedAtMs = 0
+  #idleShare = 0
+  #tickedAtMs: number | undefined
 
   /** The tracker has named a peer. @returns in how many ms a gateway may dial far peers, said once */
   heard({ distance, reserve }: Pick<EnginePeer, 'distance' | 'reserve'>, nowMs: number): number | undefined {
@@ -68,11 +73,21 @@ export class Reach {
    *
    * @param isAwaited a neighbour says that it is fetching something from far away: where links are slow the first pieces of a build take their
    * time, and whoever waits for them does not stand still
+   * @param isIdle nothing is being fetched: whatever near peers have is here, and what they are fetching comes slowly
    */
   tick(
-    { movedAtMs, isAwaited }: { readonly movedAtMs: number; readonly isAwaited: boolean },
+    {
+      movedAtMs,
+      isAwaited,
+      isIdle,
+    }: { readonly movedAtMs: number; readonly isAwaited: boolean; readonly isIdle: boolean },
     nowMs: number,
   ): void {
+    const weight = Math.min(1, (nowMs - (this.#tickedAtMs ?? nowMs)) / idleWindowMs)
+    this.#tickedAtMs = nowMs
+    this.#idleShare += weight * (Number(isIdle) - this.#idleShare)
+    // What neighbours fetch is left to them all the same.
+    if (this.#idleShare > idleShareMax) this.#farUntilMs = Math.max(this.#farUntilMs, nowMs + farGraceMs)
     if (isAwaited) this.#awaitedAtMs = nowMs
     const stillMs = nowMs - Math.max(movedAtMs, this.#awaitedAtMs)
     if (stillMs >= standsStillMs) this.#farUntilMs = nowMs + farGraceMs

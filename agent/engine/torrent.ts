@@ -332,7 +332,9 @@ export class Torrent implements EngineHandle, PeerHost {
     // A block of a slow link takes seconds.
     let rate = 0
     this.#bestRate = 0
-    for (const { download } of this.#peers) {
+    let isIdle = this.#webseedLanes.runs.size === 0
+    for (const { download, asks } of this.#peers) {
+      isIdle &&= asks.size === 0
       rate += download.rate
       this.#bestRate = Math.max(this.#bestRate, download.rate)
     }
@@ -340,7 +342,8 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#bytesSeen = this.#bytesReceived
       this.#movedAtMs = now
     }
-    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited: this.#picker.isAwaited(now) }, now)
+    const isAwaited = this.#picker.isAwaited(now)
+    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle }, now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
     if (asksFar !== this.#asksFar) for (const peer of this.#peers) this.#review(peer)
     this.#asksFar = asksFar

@@ -46,7 +46,7 @@ test('a host of which nobody near has anything asks far peers after three second
   reach.heard({ distance: 0, reserve: false }, 0)
   reach.heard({ distance: 1, reserve: true }, 0)
   const tick = (atMs: number, isAwaited: boolean) => {
-    reach.tick({ movedAtMs: 0, isAwaited }, atMs)
+    reach.tick({ movedAtMs: 0, isAwaited, isIdle: false }, atMs)
     return reach.mayAsk(1, atMs)
   }
   assert.equal(tick(2_900, false), false)
@@ -54,4 +54,30 @@ test('a host of which nobody near has anything asks far peers after three second
     assert.equal(tick(atMs, true), false, `after ${atMs} ms`)
   assert.equal(tick(62_900, false), false)
   assert.equal(tick(63_100, false), true)
+})
+
+test('a host that has had nothing to fetch for most of the last seconds asks far peers, although a neighbour fetches for it', () => {
+  const reach = new Reach()
+  reach.heard({ distance: 0, reserve: false }, 0)
+  reach.heard({ distance: 1, reserve: true }, 0)
+  const mayAskAt = (fromMs: number, untilMs: number, isIdle: (atMs: number) => boolean) => {
+    for (let atMs = fromMs; atMs <= untilMs; atMs += 250)
+      reach.tick({ movedAtMs: atMs, isAwaited: true, isIdle: isIdle(atMs) }, atMs)
+    return reach.mayAsk(1, untilMs)
+  }
+  assert.equal(
+    mayAskAt(0, 30_000, (atMs) => atMs % 1_000 === 0),
+    false,
+    'idle for a quarter of the time',
+  )
+  assert.equal(
+    mayAskAt(30_250, 60_000, (atMs) => atMs % 1_000 !== 0),
+    true,
+    '…for three quarters',
+  )
+  assert.equal(reach.isStuck(60_000), false, 'what near ones have or fetch is left to them')
+  assert.equal(
+    mayAskAt(60_250, 90_000, () => false),
+    false,
+  )
 })
