@@ -187,7 +187,8 @@ export class Fetch {
       this.#watch(side, now)
     }
     const isAwaited = this.#picker?.isAwaited(now) === true
-    const isIdle = this.turns.isIdle && this.#lanes.every((lane) => lane.isIdle)
+    const isAskedForNothing = [...this.sides.values()].every(({ asks }) => asks.length === 0)
+    const isIdle = isAskedForNothing && this.#lanes.every((lane) => lane.isIdle)
     this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle }, now)
     this.#claimAgain(now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)

@@ -574,18 +574,6 @@ export class Picker {
     const begun = this.#begun.get(ask.piece)
     if (!begun) return { whole: false, surplus: [] }
     const wasAsked = removeFrom(begun.asks, ask)
-    if (
-      begun.asks.length === 0 &&
-      begun.left === begun.unitCount &&
-      endUnit(ask) - firstUnit(ask) === begun.left
-    ) {
-      // All of the piece at once, from the only one that was asked.
-      begun.units.fill(Unit.here)
-      begun.askers.fill(0)
-      begun.free = begun.left = 0
-      this.#open.delete(begun)
-      return wholeAlone
-    }
     let fresh = 0
     for (let unit = firstUnit(ask); unit < endUnit(ask); unit++) {
       if (wasAsked) begun.askers[unit] = (begun.askers[unit] ?? 1) - 1
@@ -674,10 +662,7 @@ export class Picker {
     if (this.#partial === 0) return this.#nextInOrder(peer, anything, refuses)
     let refused = false
     const chance = this.#random()
-    const [missing, records, recordWords] = [this.#missing, this.#records, this.#recordWords]
-    const holders = Word.holders + (peer.slot >> 5)
-    const bit = 1 << (peer.slot & 31)
-    const hasAll = ((this.#full[peer.slot >> 5] ?? 0) & bit) !== 0
+    const missing = this.#missing
     // What a near peer has somebody near has; what somebody near has is not asked of far ones.
     const from = distance === 0 ? farCopiesMax : 0
     const to = distance === 0 || anything ? raritiesMax : farCopiesMax
@@ -690,8 +675,7 @@ export class Picker {
       for (let looks = end - begin; looks > 0; looks--) {
         const piece = missing[i++] ?? 0
         if (i === end) i = begin
-        if (!hasAll && ((records[piece * recordWords + holders] ?? 0) & bit) === 0) continue
-        if (!anything && !this.#isFor(distance, piece)) continue
+        if (!this.has(peer, piece) || !(anything || this.#isFor(distance, piece))) continue
         if (refuses?.(piece) !== true) return piece
         refused = true
       }
@@ -715,10 +699,9 @@ export class Picker {
 
   #ask(begun: Begun, { peer, bytesMax }: PickOptions): Ask {
     begun.owner ??= peer
-    const isUntouched = begun.free === begun.unitCount
     const unitsMax = Math.max(1, Math.floor(bytesMax / unitBytes))
-    const first = isUntouched ? 0 : begun.units.indexOf(Unit.free)
-    let end = isUntouched ? Math.min(unitsMax, begun.unitCount) : first + 1
+    const first = begun.units.indexOf(Unit.free)
+    let end = first + 1
     while (end < begun.unitCount && end - first < unitsMax && begun.units[end] === Unit.free) end++
     const offset = first * unitBytes
     return this.#enter(begun, {
@@ -733,19 +716,12 @@ export class Picker {
 
   #enter(begun: Begun, ask: Ask): Ask {
     const end = endUnit(ask)
-    if (begun.free === begun.unitCount) {
-      // Nobody is asked for anything of it.
-      begun.units.fill(Unit.asked, firstUnit(ask), end)
-      begun.askers.fill(1, firstUnit(ask), end)
-      begun.free -= end - firstUnit(ask)
-    } else {
-      for (let unit = firstUnit(ask); unit < end; unit++) {
-        if (begun.units[unit] === Unit.free) {
-          begun.units[unit] = Unit.asked
-          begun.free--
-        }
-        begun.askers[unit] = (begun.askers[unit] ?? 0) + 1
+    for (let unit = firstUnit(ask); unit < end; unit++) {
+      if (begun.units[unit] === Unit.free) {
+        begun.units[unit] = Unit.asked
+        begun.free--
       }
+      begun.askers[unit] = (begun.askers[unit] ?? 0) + 1
     }
     if (begun.free === 0) this.#open.delete(begun)
     begun.asks.push(ask)
@@ -849,7 +825,6 @@ export function shuffled(count: number, random: () => number): Int32Array {
 }
 
 const noAsks: readonly Ask[] = []
-const wholeAlone = { whole: true, surplus: noAsks }
 
 function removeFrom(asks: Ask[], ask: Ask): boolean {
   const at = asks.indexOf(ask)

@@ -185,11 +185,6 @@ export class AllTurns<Peer> {
     return distance === 0 ? this.#near : this.#far
   }
 
-  /** Nothing is being fetched. */
-  get isIdle(): boolean {
-    return this.#near.coming.size === 0 && this.#far.coming.size === 0
-  }
-
   /** The piece has come, whoever sent it. */
   came(piece: number, nowMs: number): void {
     this.#near.coming.end(piece, nowMs)
