@@ -79,7 +79,7 @@ export class Fetch {
   readonly #seats = new Int32Array(seatWords * slotsMax)
   /** A bit for each: whom to tell of a piece unless it has it, and whom in any case. */
   readonly #present = new Int32Array(slotsMax / 32)
-  readonly #mixed = new Int32Array(slotsMax / 32)
+  readonly #always = new Int32Array(slotsMax / 32)
   #slotsEnd = 0
   readonly #candidates = new Map<Host, Candidate>()
   readonly #begun = new Set<number>()
@@ -183,13 +183,15 @@ export class Fetch {
     this.#hearAll()
     this.#hasLate = false
     for (const side of [...this.sides.values()]) {
-      side.meter.tick(now)
       this.#watch(side, now)
+      side.meter.tick(now)
     }
     const isAwaited = this.#picker?.isAwaited(now) === true
     const isAskedForNothing = [...this.sides.values()].every(({ asks }) => asks.length === 0)
     const isIdle = isAskedForNothing && this.#lanes.every((lane) => lane.isIdle)
-    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle }, now)
+    const isOffered = () =>
+      [...this.sides.values()].some(({ picking }) => picking && this.#picker?.interests(picking) === true)
+    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle, isOffered }, now)
     this.#claimAgain(now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
     if (asksFar !== this.#asksFar) {
@@ -252,6 +254,7 @@ export class Fetch {
     const left = this.#world.network.leftOfFirst(side.flow)
     if (left !== side.seenLeft) side.movedAtMs = this.#movedAtMs = now
     side.seenLeft = left
+    side.meterFirst(left)
     const stillMs = now - side.movedAtMs
     if (stillMs > silentMs) {
       const candidate = this.#candidates.get(side.peer.fetch.host)
@@ -344,7 +347,8 @@ export class Fetch {
     const bit = 1 << (slot & 31)
     const word = slot >> 5
     this.#present[word] = (this.#present[word] ?? 0) | bit
-    if (side.isMixed) this.#mixed[word] = (this.#mixed[word] ?? 0) | bit
+    // The only seed counts what its peers have.
+    if (side.isMixed || other.isOnlySeed) this.#always[word] = (this.#always[word] ?? 0) | bit
   }
 
   #unseat(side: Side, picking: PickerPeer): void {
@@ -357,7 +361,7 @@ export class Fetch {
     const { fetch: other, slot: theirSlot } = side.peer
     if (theirSlot >= 0) other.#seats[theirSlot * seatWords + Seat.theirSlot] = -1
     this.#present[word] = (this.#present[word] ?? 0) & bit
-    this.#mixed[word] = (this.#mixed[word] ?? 0) & bit
+    this.#always[word] = (this.#always[word] ?? 0) & bit
     this.#picker?.leave(picking)
     side.picking = undefined
     side.slot = -1
@@ -484,12 +488,13 @@ export class Fetch {
       const side = this.#sideAt[slot]
       if (side) side.peer.fetch.#sees(side.peer, piece)
     } else if (!this.#world.isDelayed) this.#world.tell(other, theirSlot, piece)
-    else
+    else {
+      // Who has everything by then sits nowhere any more.
+      const listener = this.#sideAt[slot]?.peer
       this.#world.later(1, () => {
-        const seatThen = this.#sideAt[slot] === undefined ? -1 : (this.#seats[seat + Seat.theirSlot] ?? -1)
-        if (seatThen >= 0 && this.#seats[seat + Seat.other] === other)
-          this.#world.tell(other, seatThen, piece)
+        if (listener && listener.slot >= 0) this.#world.tell(other, listener.slot, piece)
       })
+    }
   }
 
   /** Takes what it was told, and asks for it where that is said. */
@@ -544,6 +549,7 @@ export class Fetch {
   gainedAll(side: Side): void {
     if (side.picking === undefined || this.#picker === undefined) return
     this.#picker.gainsAll(side.picking)
+    if (!side.isInteresting) this.#interest(side)
   }
 
   claimed(side: Side, piece: number): void {
@@ -698,7 +704,7 @@ export class Fetch {
     const now = this.#world.nowMs()
     side.movedAtMs = this.#movedAtMs = this.#givenAtMs = now
     side.requestedBytes -= ask.length
-    side.meter.add(ask.length)
+    side.meterAll(ask)
     this.downloaded += ask.length
     side.peer.going.end(ask.piece, now, side.peer)
     side.peer.fetch.sent()
@@ -729,7 +735,7 @@ export class Fetch {
     // Agents do not tell each other of what they have both.
     this.#hearAll()
     for (let word = 0; 32 * word < this.#slotsEnd; word++) {
-      let bits = (this.#present[word] ?? 0) & (~picker.holders(piece, word) | (this.#mixed[word] ?? 0))
+      let bits = (this.#present[word] ?? 0) & (~picker.holders(piece, word) | (this.#always[word] ?? 0))
       for (; bits !== 0; bits &= bits - 1) this.#tell(32 * word + 31 - Math.clz32(bits & -bits), piece)
     }
     if (this.count === this.blob.pieceCount) this.#finish()
@@ -745,7 +751,10 @@ export class Fetch {
       this.#forget(side)
       this.#disinterest(side)
       if (side.peer.fetch.isComplete) disconnect(side)
-      else side.peer.fetch.gainedAll(side.peer)
+      else
+        this.#world.later(1, () => {
+          side.peer.fetch.gainedAll(side.peer)
+        })
     }
     this.#picker = undefined
     this.#world.finished(this)
@@ -811,6 +820,9 @@ export class Side extends AskQueue {
   movedAtMs = 0
   seenLeft = 0
   usefulAtMs = 0
+  /** Of the request that comes first: what the meter has counted already. */
+  #metered: Ask | undefined
+  #meteredBytes = 0
   /** One of the two is a standard client. */
   readonly isMixed: boolean
 
@@ -823,6 +835,23 @@ export class Side extends AskQueue {
     const { going, coming } = fetch.turns.at(distance)
     this.going = going
     this.coming = coming
+  }
+
+  /** So many bytes are left of what comes first; what has come of it counts. */
+  meterFirst(left: number): void {
+    const [ask] = this.asks
+    if (ask === undefined) return
+    if (ask !== this.#metered) this.#meteredBytes = 0
+    this.#metered = ask
+    const bytes = Math.max(this.#meteredBytes, ask.length - left)
+    this.meter.add(bytes - this.#meteredBytes)
+    this.#meteredBytes = bytes
+  }
+
+  /** It is there. */
+  meterAll(ask: Ask): void {
+    this.meter.add(ask === this.#metered ? ask.length - this.#meteredBytes : ask.length)
+    this.#metered = undefined
   }
 
   override collect(): void {

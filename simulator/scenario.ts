@@ -79,15 +79,21 @@ export const Scenario = z.strictObject({
   server_away: z
     .strictObject({ at: moment(), for: moment() })
     .optional()
-    .describe('Nor does the server send.'),
+    .describe('Neither does it, nor does the server send.'),
 })
 export type Scenario = z.output<typeof Scenario>
 
-/** Hosts of each rack. */
+/** Hosts of each rack; where the racks that are given are not enough for all, they have more than they were given, and fewer where they are too many. */
 export function rackSizesOf({ hosts, racks, rack_sizes: given = [] }: Scenario): number[] {
-  const sizes = given.slice(0, racks)
-  const rest = racks - sizes.length
-  const left = Math.max(0, hosts - sizes.reduce((sum, size) => sum + size, 0))
-  for (let i = 0; i < rest; i++) sizes.push(Math.floor(left / rest) + (i < left % rest ? 1 : 0))
+  const sizes: number[] = []
+  let left = hosts
+  for (const size of given.slice(0, racks)) {
+    sizes.push(Math.min(size, left))
+    left -= sizes.at(-1) ?? 0
+  }
+  const others = racks - sizes.length
+  const [from, count] = others > 0 ? [sizes.length, others] : [0, racks]
+  for (let i = 0; i < count; i++)
+    sizes[from + i] = (sizes[from + i] ?? 0) + Math.floor(left / count) + (i < left % count ? 1 : 0)
   return sizes.filter((size) => size > 0)
 }

@@ -27,8 +27,9 @@ const stepShare = 1 / 4
 const grantMs = 1
 /** Announces that are not answered are tried again after this long. */
 const retryMs = 1_000
-/** Nothing has come to anybody for this long: it will not end. */
+/** No piece has come to anybody for this long, and so many times as long as the slowest link takes for all: it will not end. */
 const hungMs = 120_000
+const hungBounds = 10
 
 export interface HostResult {
   readonly index: number
@@ -91,13 +92,19 @@ class Simulation {
   readonly #rackUp: LinkId[] = []
   readonly #agenda = new Agenda()
   #nowMs = 0
-  #finishedAt = 0
+  /** When a piece came to anybody last, and the last moment at which anything was to happen. */
+  #cameAtMs = 0
+  #plannedUntilMs = 0
   #left = 0
   readonly #hit = new Set<Host>()
   readonly #gone = new Set<Host>()
   readonly #beganMs = new Map<Host, number>()
   #trackerAway = false
   #serverAway = false
+  #isSeedGone = false
+  /** By the number of a fetch: how often it was started, and how often it announced, since what was planned before that is over. */
+  readonly #lives: number[] = []
+  readonly #announceTurns: number[] = []
   readonly #announces: number[] = []
   readonly #server: Server
 
@@ -127,10 +134,12 @@ class Simulation {
     const wall = performance.now()
     let toldMs = wall
     this.#plan()
-    const { host_uplink: rate } = this.#scenario
-    const stepMs = (((this.#blobs[0]?.pieceLength ?? 1) * stepShare) / rate) * 1000
+    const { host_uplink: rate, size } = this.#scenario
+    const stepMs = ((Math.min(this.#blobs[0]?.pieceLength ?? 1, size) * stepShare) / rate) * 1000
+    const patienceMs = hungMs + hungBounds * slowestSeconds(this.#scenario) * 1000
     let steps = 0
     const here = (flow: number): void => {
+      this.#cameAtMs = this.#nowMs
       this.#settling[this.#flowRack[flow] ?? 0]?.push(flow)
     }
     while (this.#left > 0) {
@@ -139,7 +148,7 @@ class Simulation {
         act()
         continue
       }
-      if (this.#nowMs - this.#finishedAt > hungMs + 10 * this.#bounds.seconds * 1000) break
+      if (this.#nowMs > Math.max(this.#cameAtMs, this.#plannedUntilMs) + patienceMs) break
       if (this.#network.activeFlows === 0 && !this.#isAnyWaking()) {
         if (this.#agenda.nextMs === Infinity) break
         this.#nowMs = this.#agenda.nextMs
@@ -154,7 +163,7 @@ class Simulation {
       }
       this.#lookAround(steps)
       const { seed_dies: dies } = this.#scenario
-      if (dies && !this.#serverAway && this.#originBytes() >= dies.after_copies * this.#totalBytes())
+      if (dies && !this.#isSeedGone && this.#originBytes() >= dies.after_copies * this.#totalBytes())
         this.#killSeed()
     }
     return this.#result(steps, (performance.now() - wall) / 1000)
@@ -287,10 +296,10 @@ class Simulation {
       const isLate = late !== undefined && lateHosts.has(host.index)
       const at = (isLate ? this.#ms(late.at) : 0) + this.#random() * jitter
       if (isLate) this.#hit.add(host)
-      this.#agenda.at(at, () => {
+      this.#planAt(at, () => {
         this.#beganMs.set(host, this.#nowMs)
       })
-      this.#agenda.at(at + setup, () => {
+      this.#planAt(at + setup, () => {
         this.#start(host)
       })
     }
@@ -300,16 +309,18 @@ class Simulation {
         if (host === undefined || this.#isSeed(host)) continue
         this.#hit.add(host)
         const goes = this.#random() * this.#bounds.seconds * 1000
-        this.#agenda.at(goes, () => {
+        this.#planAt(goes, () => {
+          // Who comes late may not be there yet.
+          if (!isRunning(host)) return
           this.#stop(host)
-        })
-        this.#agenda.at(goes + this.#ms(churn.away), () => {
-          this.#start(host)
+          this.#planAt(this.#nowMs + this.#ms(churn.away), () => {
+            this.#start(host)
+          })
         })
       }
     }
     if (gateways) {
-      this.#agenda.at(this.#ms(gateways.at), () => {
+      this.#planAt(this.#ms(gateways.at), () => {
         this.#killGateways(gateways.racks)
       })
     }
@@ -323,20 +334,20 @@ class Simulation {
           for (const link of [this.#rackUp[rack], this.#rackDown[rack]])
             if (link !== undefined) this.#network.setCapacity(link, this.#scenario.rack_uplink * factor)
       }
-      this.#agenda.at(this.#ms(slowRacks.at), () => {
+      this.#planAt(this.#ms(slowRacks.at), () => {
         set(slowRacks.factor)
       })
       if (slowRacks.for !== undefined)
-        this.#agenda.at(this.#ms(slowRacks.at) + this.#ms(slowRacks.for), () => {
+        this.#planAt(this.#ms(slowRacks.at) + this.#ms(slowRacks.for), () => {
           set(1)
         })
     }
     const { tracker_away: trackerAway, server_away: serverAway } = this.#scenario
     if (trackerAway) {
-      this.#agenda.at(this.#ms(trackerAway.at), () => {
+      this.#planAt(this.#ms(trackerAway.at), () => {
         this.#trackerAway = true
       })
-      this.#agenda.at(this.#ms(trackerAway.at) + this.#ms(trackerAway.for), () => {
+      this.#planAt(this.#ms(trackerAway.at) + this.#ms(trackerAway.for), () => {
         this.#trackerAway = false
       })
     }
@@ -345,20 +356,25 @@ class Simulation {
       const rate = link === undefined ? 0 : this.#network.capacityOf(link)
       const set = (away: boolean) => {
         this.#serverAway = away
-        if (link !== undefined) this.#network.setCapacity(link, away ? 0 : rate)
+        if (link !== undefined && !this.#isSeedGone) this.#network.setCapacity(link, away ? 0 : rate)
       }
       const backMs = this.#ms(serverAway.at) + this.#ms(serverAway.for)
-      this.#agenda.at(this.#ms(serverAway.at), () => {
+      this.#planAt(this.#ms(serverAway.at), () => {
         set(true)
         for (const { fetches } of this.#hosts)
           for (const fetch of fetches) fetch.cutWebseed(backMs + webseedRetryMaxMs * this.#random())
       })
-      this.#agenda.at(backMs, () => {
+      this.#planAt(backMs, () => {
         // It has been started anew, and remembers no lease.
         this.#server.restart()
         set(false)
       })
     }
+  }
+
+  #planAt(atMs: number, act: () => void): void {
+    this.#plannedUntilMs = Math.max(this.#plannedUntilMs, atMs)
+    this.#agenda.at(atMs, act)
   }
 
   #ms(moment: Moment): number {
@@ -370,12 +386,16 @@ class Simulation {
   }
 
   #start(host: Host): void {
+    if (this.#gone.has(host) || isRunning(host)) return
     host.isAlive = true
     for (const fetch of host.fetches) {
       fetch.start()
       if (!fetch.isComplete) this.#askGrant(fetch, undefined)
       this.#announce(fetch, 'started')
-      this.#tick(fetch, this.#nowMs + tickMs * (0.5 + this.#random() / 2), webseedReviewMs + this.#nowMs)
+      const life = (this.#lives[fetch.number] ?? 0) + 1
+      this.#lives[fetch.number] = life
+      const firstMs = this.#nowMs + tickMs * (0.5 + this.#random() / 2)
+      this.#tick(fetch, life, firstMs, this.#nowMs + webseedReviewMs)
     }
   }
 
@@ -384,9 +404,10 @@ class Simulation {
     for (const fetch of host.fetches) fetch.stop()
   }
 
-  #tick(fetch: Fetch, atMs: number, reviewMs: number): void {
+  #tick(fetch: Fetch, life: number, atMs: number, reviewMs: number): void {
     this.#agenda.at(atMs, () => {
       if (!fetch.isRunning || (fetch.isComplete && !fetch.isOnlySeed)) return
+      if (life !== this.#lives[fetch.number]) return
       fetch.tick()
       const stalledMs = this.#nowMs - fetch.movedAtMs
       let nextReviewMs = reviewMs
@@ -397,12 +418,18 @@ class Simulation {
         this.#askGrant(fetch, undefined)
         nextReviewMs = this.#nowMs + webseedReviewMs
       }
-      this.#tick(fetch, atMs + tickMs, nextReviewMs)
+      this.#tick(fetch, life, atMs + tickMs, nextReviewMs)
     })
   }
 
   #askGrant(fetch: Fetch, stalledSeconds: number | undefined, rangeDone: number | false = false): void {
-    if (!this.#scenario.from_server || this.#serverAway || fetch.host.isStandard) return
+    if (!this.#scenario.from_server || this.#isSeedGone || this.#serverAway) return
+    if (fetch.host.isStandard) {
+      // They have a .torrent without the webseed where agents bring what the server has.
+      if (this.#hosts.every(({ isStandard }) => isStandard))
+        fetch.setWebseed({ way: this.#serverUp, range: undefined, rangeDone: () => undefined })
+      return
+    }
     const range = this.#server.range({ number: fetch.number, stalledSeconds, rangeDone })
     let asked = false
     if (rangeDone !== false && range === undefined) return
@@ -423,10 +450,15 @@ class Simulation {
 
   #announce(fetch: Fetch, event: AnnounceEvent | undefined): void {
     if (!fetch.isRunning) return
-    if (this.#trackerAway) {
-      this.#agenda.at(this.#nowMs + retryMs * (0.5 + this.#random()), () => {
-        this.#announce(fetch, event)
+    const turn = (this.#announceTurns[fetch.number] ?? 0) + 1
+    this.#announceTurns[fetch.number] = turn
+    const again = (ms: number, event: AnnounceEvent | undefined) => {
+      this.#agenda.at(this.#nowMs + ms, () => {
+        if (turn === this.#announceTurns[fetch.number]) this.#announce(fetch, event)
       })
+    }
+    if (this.#trackerAway || this.#serverAway) {
+      again(retryMs * (0.5 + this.#random()), event)
       return
     }
     const second = Math.floor(this.#nowMs / 1000)
@@ -439,22 +471,19 @@ class Simulation {
         return host ? [{ host, distance, reserve }] : []
       }),
     )
-    this.#agenda.at(this.#nowMs + intervalSeconds * 1000 * (0.9 + this.#random() / 10), () => {
-      this.#announce(fetch, undefined)
-    })
+    again(intervalSeconds * 1000 * (0.9 + this.#random() / 10), undefined)
   }
 
   #finished(fetch: Fetch): void {
     this.#left--
-    this.#finishedAt = this.#nowMs
     this.#announce(fetch, 'completed')
   }
 
   #killSeed(): void {
-    this.#serverAway = true
+    this.#isSeedGone = true
     if (this.#scenario.from_server) {
       for (const link of this.#serverUp) this.#network.setCapacity(link, 0)
-      for (const host of this.#hosts) for (const fetch of host.fetches) fetch.setWebseed(undefined)
+      for (const { fetches } of this.#hosts) for (const fetch of fetches) fetch.cutWebseed(Infinity)
     } else {
       const [seed] = this.#hosts
       if (seed) this.#stop(seed)
@@ -514,6 +543,29 @@ class Simulation {
       wallSeconds,
     }
   }
+}
+
+/** What the build takes over the slowest of all links. */
+function slowestSeconds(scenario: Scenario): number {
+  const {
+    size,
+    releases,
+    host_uplink: host,
+    rack_uplink: rack,
+    row_uplink: row,
+    server_uplink: server,
+  } = scenario
+  const slowest = Math.min(
+    host * Math.min(1, scenario.slow?.factor ?? 1),
+    rack * Math.min(1, scenario.slow_racks?.factor ?? 1),
+    row ?? Infinity,
+    server ?? Infinity,
+  )
+  return (size * releases) / slowest
+}
+
+function isRunning({ fetches }: Host): boolean {
+  return fetches.some((fetch) => fetch.isRunning)
 }
 
 function isDone({ fetches }: Host): boolean {

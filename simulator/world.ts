@@ -49,7 +49,8 @@ export interface World {
 /** The server, where a host may fetch from it. */
 export interface WebseedSource {
   readonly way: readonly LinkId[]
-  readonly range: PieceRange
+  /** Default: all of the build. */
+  readonly range: PieceRange | undefined
   /** All of it is here or asked for. */
   rangeDone(): void
 }

@@ -3,7 +3,7 @@ import { blockBytes, ownBlockBytes } from './wire.ts'
 
 /** Nothing near moved for this long: far peers held in reserve are dialled, a few at a time. */
 const standsStillMs = 3_000
-/** …and for this long: they are asked for whatever is missing, also for what near ones have. */
+/** …and for this long, though peers have what is missing: they are asked for all of it, also for what near ones have. */
 const stuckMs = 10_000
 /** Who has had nothing under way for more than this share of the last few seconds is badly served: its gateways may be on slow links. */
 const idleShareMax = 0.5
@@ -53,6 +53,8 @@ export class Reach {
   #farUntilMs = 0
   #stuckUntilMs = 0
   #awaitedAtMs = 0
+  /** When there was last nothing that is missing here and that a peer has. */
+  #unofferedAtMs = 0
   #idleShare = 0
   #tickedAtMs: number | undefined
 
@@ -74,13 +76,21 @@ export class Reach {
    * @param isAwaited a neighbour says that it is fetching something from far away: where links are slow the first pieces of a build take their
    * time, and whoever waits for them does not stand still
    * @param isIdle nothing is being fetched: whatever near peers have is here, and what they are fetching comes slowly
+   * @param isOffered a peer has something that is missing here; asked only where nothing moves. Who is offered nothing waits for others, and has no
+   * reason to do without its neighbours
    */
   tick(
     {
       movedAtMs,
       isAwaited,
       isIdle,
-    }: { readonly movedAtMs: number; readonly isAwaited: boolean; readonly isIdle: boolean },
+      isOffered,
+    }: {
+      readonly movedAtMs: number
+      readonly isAwaited: boolean
+      readonly isIdle: boolean
+      readonly isOffered: () => boolean
+    },
     nowMs: number,
   ): void {
     const weight = Math.min(1, (nowMs - (this.#tickedAtMs ?? nowMs)) / idleWindowMs)
@@ -90,8 +100,10 @@ export class Reach {
     if (this.#idleShare > idleShareMax) this.#farUntilMs = Math.max(this.#farUntilMs, nowMs + farGraceMs)
     if (isAwaited) this.#awaitedAtMs = nowMs
     const stillMs = nowMs - Math.max(movedAtMs, this.#awaitedAtMs)
-    if (stillMs >= standsStillMs) this.#farUntilMs = nowMs + farGraceMs
-    if (stillMs >= stuckMs) this.#stuckUntilMs = nowMs + farGraceMs
+    if (stillMs < standsStillMs) return
+    this.#farUntilMs = nowMs + farGraceMs
+    if (!isOffered()) this.#unofferedAtMs = nowMs
+    if (Math.min(stillMs, nowMs - this.#unofferedAtMs) >= stuckMs) this.#stuckUntilMs = nowMs + farGraceMs
   }
 
   /** Far peers are asked for whatever is missing. */

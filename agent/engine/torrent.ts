@@ -343,7 +343,9 @@ export class Torrent implements EngineHandle, PeerHost {
       this.#movedAtMs = now
     }
     const isAwaited = this.#picker.isAwaited(now)
-    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle }, now)
+    const isOffered = () =>
+      [...this.#peers].some(({ picking }) => picking !== undefined && this.#picker.interests(picking))
+    this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle, isOffered }, now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
     if (asksFar !== this.#asksFar) for (const peer of this.#peers) this.#review(peer)
     this.#asksFar = asksFar

@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path'
 import { test } from 'node:test'
 import { Picker } from '../../agent/engine/picker.ts'
 import { describe, draw, summarize } from '../../simulator/report.ts'
-import { Scenario } from '../../simulator/scenario.ts'
+import { rackSizesOf, Scenario } from '../../simulator/scenario.ts'
 import { simulate } from '../../simulator/simulate.ts'
 import { temporaryDirectory } from '../agent/engine/fixtures.ts'
 
@@ -69,6 +69,50 @@ for (const [name, settings] of Object.entries(faults)) {
     assert.ok(max < 70 + 5 * summary.bound.seconds, `${max} s`)
   })
 }
+
+test('one host that fetches from one that has the build', () => {
+  const { summary } = run({ hosts: 2, racks: 2, from_server: false })
+  assert.equal(summary.finished, 1)
+  assert.ok((summary.seconds.max ?? Infinity) < 1.05 * summary.bound.seconds, `${summary.seconds.max} s`)
+})
+
+test('a build of one piece, where what hosts say takes time, is passed on by those who have it', () => {
+  const settings = { size: '1KiB', delay: '50ms', from_server: false, seed_dies: { after_copies: 1.05 } }
+  const { summary } = run({ ...settings, hosts: 30, racks: 30 })
+  assert.equal(summary.unfinished, 0)
+  assert.ok((summary.seconds.max ?? Infinity) < 3, `${summary.seconds.max} s`)
+})
+
+test('where every host runs another client, the server is their webseed', () => {
+  const { summary } = run({ standard_clients: 1 })
+  assert.equal(summary.unfinished, 0)
+  assert.ok(summary.originOfBuild >= 1, `${summary.originOfBuild} from the server`)
+})
+
+test('hosts that come late, go away and die, all in one run: each life of a host is one, and it announces as one', () => {
+  const { result, summary } = run({
+    late: { share: 0.5, at: '30%' },
+    churn: { share: 1, away: '10%' },
+    dead_gateways: { racks: 0.5, at: '60%' },
+    tracker_away: { at: '20%', for: '20s' },
+  })
+  assert.equal(summary.unfinished, 0, describe(result))
+  assert.ok(summary.announces < 20 * summary.hosts, `${summary.announces} announces`)
+})
+
+test("the server is away while nobody has anything new: afterwards neighbours do not fetch each other's pieces", () => {
+  const settings = { hosts: 60, racks: 2, host_uplink: '100Mb', rack_uplink: '50Mb' }
+  const { summary } = run({ ...settings, server_away: { at: '34%', for: '60s' } })
+  assert.equal(summary.unfinished, 0)
+  assert.ok((summary.crossRackOfMin ?? 9) < 1.2, `${summary.crossRackOfMin} copies a rack`)
+})
+
+test('racks that are given add up, whatever they are', () => {
+  const sizes = (settings: Record<string, unknown>) => rackSizesOf(Scenario.parse(settings))
+  assert.deepEqual(sizes({ hosts: 10, racks: 4, rack_sizes: [5] }), [5, 2, 2, 1])
+  assert.deepEqual(sizes({ hosts: 10, racks: 2, rack_sizes: [3, 4] }), [5, 5])
+  assert.deepEqual(sizes({ hosts: 10, racks: 3, rack_sizes: [30, 4] }), [10])
+})
 
 test('1,000 hosts in 25 racks', () => {
   const { summary } = run({ hosts: 1000, racks: 25, size: '32MiB', host_uplink: '1Gb', rack_uplink: '4Gb' })

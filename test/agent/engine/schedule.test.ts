@@ -46,7 +46,7 @@ test('a host of which nobody near has anything asks far peers after three second
   reach.heard({ distance: 0, reserve: false }, 0)
   reach.heard({ distance: 1, reserve: true }, 0)
   const tick = (atMs: number, isAwaited: boolean) => {
-    reach.tick({ movedAtMs: 0, isAwaited, isIdle: false }, atMs)
+    reach.tick({ movedAtMs: 0, isAwaited, isIdle: false, isOffered: () => true }, atMs)
     return reach.mayAsk(1, atMs)
   }
   assert.equal(tick(2_900, false), false)
@@ -56,13 +56,26 @@ test('a host of which nobody near has anything asks far peers after three second
   assert.equal(tick(63_100, false), true)
 })
 
+test('a host that gets nothing does without its neighbours after ten seconds in which a peer had something for it', () => {
+  const reach = new Reach()
+  const tick = (atMs: number, isOffered: boolean) => {
+    reach.tick({ movedAtMs: 0, isAwaited: false, isIdle: true, isOffered: () => isOffered }, atMs)
+    return reach.isStuck(atMs)
+  }
+  for (let atMs = 0; atMs <= 60_000; atMs += 250)
+    assert.equal(tick(atMs, false), false, `nobody has anything, after ${atMs} ms`)
+  for (let atMs = 60_250; atMs < 70_000; atMs += 250)
+    assert.equal(tick(atMs, true), false, `offered, after ${atMs} ms`)
+  assert.equal(tick(70_000, true), true)
+})
+
 test('a host that has had nothing to fetch for most of the last seconds asks far peers, although a neighbour fetches for it', () => {
   const reach = new Reach()
   reach.heard({ distance: 0, reserve: false }, 0)
   reach.heard({ distance: 1, reserve: true }, 0)
   const mayAskAt = (fromMs: number, untilMs: number, isIdle: (atMs: number) => boolean) => {
     for (let atMs = fromMs; atMs <= untilMs; atMs += 250)
-      reach.tick({ movedAtMs: atMs, isAwaited: true, isIdle: isIdle(atMs) }, atMs)
+      reach.tick({ movedAtMs: atMs, isAwaited: true, isIdle: isIdle(atMs), isOffered: () => true }, atMs)
     return reach.mayAsk(1, untilMs)
   }
   assert.equal(
