@@ -199,7 +199,9 @@ export class Fetch {
       for (const side of this.sides.values()) if (side.distance > 0) this.#interest(side)
     }
     for (const side of [...this.sides.values()]) {
-      if (asksFar || side.distance === 0 || side.peer.isInteresting || side.isMixed) side.usefulAtMs = now
+      const isUnderWay = side.asks.length > 0 || side.peer.asks.length > 0
+      if (asksFar || side.distance === 0 || side.peer.isInteresting || isUnderWay || side.isMixed)
+        side.usefulAtMs = now
       else if (now - side.usefulAtMs > uselessMs) disconnect(side)
     }
     this.#dialMore()
@@ -264,7 +266,11 @@ export class Fetch {
     }
     for (const ask of side.asks) {
       const { usualMs } = side.coming
-      if (ask.dueMs < Infinity && !isLate(ask, { stillMs, usualMs, nowMs: now })) continue
+      if (
+        ask.dueMs < Infinity &&
+        !isLate(ask, { stillMs, usualMs, untouched: this.#picker?.untouched ?? 0, nowMs: now })
+      )
+        continue
       ask.dueMs = Infinity
       this.#hasLate = true
     }

@@ -104,6 +104,8 @@ export interface PickOptions {
   readonly bytesMax: number
   /** Whether another piece may be begun: there is memory for it. */
   readonly mayBegin: boolean
+  /** Only what was begun with the peer. */
+  readonly begunOnly?: boolean
   /** The peer sends whole pieces: while there are others, it is not asked for a part of what another was asked for first. */
   readonly whole?: boolean
   /** A far peer is asked for whatever is missing, also for what near ones have: this rack stands still. */
@@ -280,7 +282,7 @@ export class Picker {
       this.#slots[peer + SlotWord.count] = count + 1
       if (count + 1 === this.#pieceCount) this.#isFull(slot)
       const claim = this.#unclaim(slot, piece)
-      if (claim) this.#noteTaken(claim)
+      if (claim) this.#noteTook(claim)
       this.#count(distance, piece, 1)
     }
     if (!this.#isMissing(piece) || !this.#isFor(distance, piece)) return false
@@ -363,8 +365,8 @@ export class Picker {
     return this.#nowMs - sinceMs > Math.max(claimPatienceMinMs, claimPatience * this.#usualClaimMs)
   }
 
-  /** What was claimed is there. */
-  #noteTaken({ sinceMs }: Claimed): void {
+  /** What was claimed is there, or took too long. */
+  #noteTook({ sinceMs }: Claimed): void {
     const tookMs = Math.min(this.#nowMs - sinceMs, claimPatience * this.#usualClaimMs)
     this.#usualClaimMs += usualClaimWeight * (tookMs - this.#usualClaimMs)
   }
@@ -386,8 +388,10 @@ export class Picker {
       if (oldest === undefined || oldest.untilMs > nowMs) return
       this.#claimAt++
       this.unclaimed(oldest.peer, oldest.piece)
-      if (this.#takesTooLong(oldest))
-        (this.#tooSlowAt[oldest.peer.slot] ??= new Set<number>()).add(oldest.piece)
+      if (!this.#takesTooLong(oldest)) continue
+      ;(this.#tooSlowAt[oldest.peer.slot] ??= new Set<number>()).add(oldest.piece)
+      // Where all links are slow, it is what claims take.
+      this.#noteTook(oldest)
     }
   }
 
@@ -424,6 +428,12 @@ export class Picker {
     return false
   }
 
+  /** Whether a piece was begun with the peer that is not here yet. */
+  isBegunWith(peer: PickerPeer): boolean {
+    for (const { owner } of this.#begun.values()) if (owner === peer) return true
+    return false
+  }
+
   /** Whether the peer has a piece that is not here. */
   interests(peer: PickerPeer): boolean {
     if (this.countOf(peer) === 0) return false
@@ -445,6 +455,7 @@ export class Picker {
     for (const begun of this.#open) {
       if (!this.has(peer, begun.piece)) continue
       if (begun.owner === peer) return this.#ask(begun, options)
+      if (options.begunOnly) continue
       if (begun.owner !== undefined && options.whole && this.untouched > 0) continue
       if (options.refuses?.(begun.piece) === true) continue
       if (!options.anything && this.#isNearer(peer.distance, begun.piece)) continue
@@ -454,7 +465,7 @@ export class Picker {
       other.owner ??= peer
       return this.#ask(other, options)
     }
-    if (options.mayBegin) {
+    if (options.mayBegin && !options.begunOnly) {
       const piece = this.#rarest(options)
       if (piece >= 0) return this.#ask(this.#begin(piece, peer), options)
     }

@@ -163,15 +163,28 @@ export function dueInMs(bytes: number, rate: number): number {
 }
 
 /**
- * Whether others may be asked for a block too: its peer has sent nothing for `stillMs`, or it takes twice as long as it should. On slow links, where
- * a piece takes `usualMs`, news of anything takes long too.
+ * Whether others may be asked for a block too: its peer has sent nothing for `stillMs`, or, once there is nothing else to ask for, it takes twice as
+ * long as it should. On slow links, where a piece takes `usualMs`, news of anything takes long too.
+ *
+ * @param untouched pieces that are neither here nor begun: while there are some, what comes slowly is left to come
  */
 export function isLate(
   { askedMs, dueMs }: { readonly askedMs: number; readonly dueMs: number },
-  { stillMs, usualMs, nowMs }: { readonly stillMs: number; readonly usualMs: number; readonly nowMs: number },
+  {
+    stillMs,
+    usualMs,
+    untouched,
+    nowMs,
+  }: {
+    readonly stillMs: number
+    readonly usualMs: number
+    readonly untouched: number
+    readonly nowMs: number
+  },
 ): boolean {
   const patienceMs = Math.min(silentMs, Math.max(lateMs, 2 * usualMs))
-  return stillMs > patienceMs || nowMs - dueMs > Math.max(patienceMs, dueMs - askedMs)
+  if (stillMs > patienceMs) return true
+  return untouched === 0 && nowMs - dueMs > Math.max(patienceMs, dueMs - askedMs)
 }
 
 /**

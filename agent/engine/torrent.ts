@@ -347,7 +347,8 @@ export class Torrent implements EngineHandle, PeerHost {
       [...this.#peers].some(({ picking }) => picking !== undefined && this.#picker.interests(picking))
     this.#reach.tick({ movedAtMs: this.#movedAtMs, isAwaited, isIdle, isOffered }, now)
     const asksFar = this.#reach.mayAsk(distanceUnknown, now)
-    if (asksFar !== this.#asksFar) for (const peer of this.#peers) this.#review(peer)
+    for (const peer of this.#peers)
+      if (asksFar !== this.#asksFar || (!asksFar && peer.distance > 0 && peer.interesting)) this.#review(peer)
     this.#asksFar = asksFar
     this.#claimAgain(now)
     this.#dialMore(now)
@@ -738,7 +739,9 @@ export class Torrent implements EngineHandle, PeerHost {
   #review(peer: Peer): void {
     const { picking } = peer
     if (picking === undefined) return
-    if (!this.#complete) peer.setInteresting(this.#mayAsk(peer) && this.#picker.interests(picking))
+    // Who hears that it is of no interest any more sends nothing more of what it was asked for.
+    if (!this.#complete && !this.#isBegunWith(peer))
+      peer.setInteresting(this.#mayAsk(peer) && this.#picker.interests(picking))
     if (peer.interestedInUs && peer.choking) {
       if (this.#mayServe(peer)) peer.setChoking(false)
     } else if (!peer.interestedInUs && !peer.choking) {
@@ -937,13 +940,20 @@ export class Torrent implements EngineHandle, PeerHost {
       return
     }
     const { usualMs } = this.#turns.at(peer.distance).coming
-    for (const ask of peer.asks) if (isLate(ask, { stillMs, usualMs, nowMs: now })) ask.dueMs = Infinity
+    const { untouched } = this.#picker
+    for (const ask of peer.asks)
+      if (isLate(ask, { stillMs, usualMs, untouched, nowMs: now })) ask.dueMs = Infinity
   }
 
   /** One of the two wants something of the other, or may come to want it. */
   #isOfUse(peer: Peer, nowMs: number): boolean {
     if (peer.distance === 0 || peer.interesting || peer.interestedInUs || !this.#takesTurns(peer)) return true
+    if (this.#isBegunWith(peer) || peer.owedBytes > 0) return true
     return !this.#complete && this.#reach.mayAsk(peer.distance, nowMs)
+  }
+
+  #isBegunWith({ asks, picking }: Peer): boolean {
+    return asks.size > 0 || (picking !== undefined && this.#picker.isBegunWith(picking))
   }
 
   /** Its oldest request is older than any honest peer would let it become. */
@@ -984,7 +994,8 @@ export class Torrent implements EngineHandle, PeerHost {
     if (peer.choked || !peer.interesting || peer.closedWhy !== undefined) return false
     const now = this.#deps.monotonic()
     if (now < peer.askAgainMs) return false
-    if (!this.#reach.mayAsk(peer.distance, now)) return false
+    // What was begun with a far peer comes from there, whatever has become of this host's part in its rack.
+    const begunOnly = !this.#reach.mayAsk(peer.distance, now)
     const { rate } = peer.download
     // Who has given nothing yet, or nothing of late, is taken to be as fast as the fastest of the others.
     const likelyRate = rate || this.#bestRate
@@ -1003,18 +1014,19 @@ export class Torrent implements EngineHandle, PeerHost {
         }, waitMs)
         break
       }
-      const mayBegin = begun === undefined && coming.hasRoom(now)
+      const mayBegin = !begunOnly && begun === undefined && coming.hasRoom(now)
       if (mayBegin) this.#spare ??= this.#diskFullSinceMs === undefined ? this.#takeMemory() : undefined
       const options: PickOptions = {
         peer: picking,
         bytesMax,
         mayBegin: mayBegin && this.#spare !== undefined,
+        begunOnly,
         whole: this.#takesTurns(peer),
         anything: this.#reach.isStuck(now),
         refuses: isBusyWith,
         nowMs: now,
       }
-      const ask = this.#picker.next(options) ?? this.#hedge(options, peer, now)
+      const ask = this.#picker.next(options) ?? (begunOnly ? undefined : this.#hedge(options, peer, now))
       if (ask === undefined) break
       if (!this.#memory.has(ask.piece)) {
         this.#giveMemoryTo(ask.piece)

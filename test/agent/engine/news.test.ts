@@ -103,20 +103,28 @@ async function dialAndSay(t: TestContext, port: number, { metainfo }: Blob, ...p
   }
 }
 
+function requestOf(body: Buffer): RawRequest {
+  return { piece: body.readUInt32BE(), offset: body.readUInt32BE(4), length: body.readUInt32BE(8) }
+}
+
 function isAnswer(id: number): boolean {
   return id === 7 || id === 16
 }
 
-/** A client of the rack that offers pieces when it is told to. */
-async function startSource(t: TestContext, blob: Blob) {
+/** A client of the rack that offers pieces when it is told to, and takes so long for a block. */
+async function startSource(t: TestContext, blob: Blob, blockMs = 0) {
   const opened: RawConnection[] = []
+  let freeAtMs = 0
   const peer = await startRawListener(t, blob.metainfo, {
     shaken: (connection) => {
       connection.send(rawHandshake(blob.metainfo), message(1))
       opened.push(connection)
     },
     requested: (connection, request) => {
-      connection.send(blockOf(request, bytesOf(blob, request)))
+      freeAtMs = Math.max(freeAtMs, performance.now()) + blockMs
+      setTimeout(() => {
+        connection.send(blockOf(request, bytesOf(blob, request)))
+      }, freeAtMs - performance.now())
     },
   })
   return {
@@ -237,6 +245,46 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
     assert.deepEqual(agents(), ['near', 'far-and-wants'])
     assert.equal(client.connection.socket.closed, false)
     assert.equal(handle.peerCount, 4, 'with the client and the source')
+    assert.ok(handle.bytesVerified < blob.bytes.length, 'the fetch is under way')
+  })
+
+  test('what a gateway was asking of far away still comes when it is none any more, and then the connection ends', async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    // So slow that the fetch is under way all the time, and never stands still.
+    const near = await startSource(t, blob, 200)
+    const engine = await startEngine(t)
+    const peers = peerFeed(peerAt(near.port))
+    const handle = startFetch(engine, blob, join(directory, 'copy'), peers)
+    await until('the near one', () => near.isConnected())
+    for (let piece = 1; piece < pieceCount(blob.metainfo); piece++) near.offer(piece)
+    const greeting = agentGreeting(blob.metainfo, { host: 'far', place: 'rack-2', port: 1 })
+    const hasFirst = message(5, Buffer.from([0x80, 0]))
+    const far = await dialAndSay(t, engine.port, blob, greeting, hasFirst, message(1))
+    const asked = () => far.heard.filter(({ id }) => id === 6).map(({ body }) => requestOf(body))
+    await until('a request', () => asked().length > 0)
+    peers.push(peerAt(1, { reserve: true }))
+    const [first] = asked()
+    assert.ok(first)
+    const bytes = blockOf(first, bytesOf(blob, first))
+    far.connection.send(bytes.subarray(0, 1000))
+    await sleep(uselessMs + 1_500)
+    assert.equal(far.connection.socket.closed, false, 'a block is under way')
+    assert.equal(
+      far.heard.some(({ id }) => id === 3),
+      false,
+      'who is told so sends nothing more',
+    )
+    far.connection.send(bytes.subarray(1000))
+    let sent = 1
+    await until('the rest', () => {
+      for (; sent < asked().length; sent++) {
+        const request = asked()[sent]
+        if (request) far.connection.send(blockOf(request, bytesOf(blob, request)))
+      }
+      return handle.has(0)
+    })
+    await until('the end of the connection', () => far.connection.socket.closed, { withinMs: 10_000 })
     assert.ok(handle.bytesVerified < blob.bytes.length, 'the fetch is under way')
   })
 

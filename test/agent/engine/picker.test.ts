@@ -248,6 +248,21 @@ test('who takes far longer than others for what it claims cannot claim it again'
   assert.equal(isLeftTo(41_000), true, 'it has begun anew')
 })
 
+test('of a peer that is to give no more there is asked what was begun with it, and nothing else', () => {
+  const picker = createPicker(2, 2, 4 * unit)
+  const [peer, other] = [joinWith(picker, [0, 1]), joinWith(picker, [0, 1])]
+  const options = { ...free, bytesMax: unit }
+  assert.equal(picker.next({ ...options, peer, begunOnly: true }), undefined)
+  const begun = picker.next({ ...options, peer })
+  assert.ok(begun)
+  assert.equal(picker.isBegunWith(peer), true)
+  assert.equal(picker.isBegunWith(other), false)
+  assert.equal(picker.next({ ...options, peer: other, begunOnly: true }), undefined)
+  const pieces = [1, 2, 3].map(() => picker.next({ ...options, peer, begunOnly: true })?.piece)
+  assert.deepEqual(pieces, [begun.piece, begun.piece, begun.piece])
+  assert.equal(picker.next({ ...options, peer, begunOnly: true }), undefined)
+})
+
 test('two peers that are given up keep no third from being asked', () => {
   const picker = createPicker(1, 1, unit)
   const [one, two, three, four] = [1, 2, 3, 4].map(() => joinWith(picker, [0]))

@@ -7,7 +7,8 @@ const nowMs = 100_000
 const notDue = { askedMs: nowMs - 10, dueMs: nowMs + 10_000 }
 
 test('a peer is late that sends nothing for a second, or for twice as long as a piece usually takes', () => {
-  const isStillLate = (stillMs: number, usualMs: number) => isLate(notDue, { stillMs, usualMs, nowMs })
+  const isStillLate = (stillMs: number, usualMs: number) =>
+    isLate(notDue, { stillMs, usualMs, untouched: 5, nowMs })
   assert.equal(isStillLate(900, 100), false)
   assert.equal(isStillLate(1100, 100), true)
   assert.equal(isStillLate(3000, 4000), false, 'slow links bring news late')
@@ -16,17 +17,21 @@ test('a peer is late that sends nothing for a second, or for twice as long as a 
 
 test('a peer that sends nothing for ten seconds is late, however long a piece takes', () => {
   for (const usualMs of [100, 4000, 60_000])
-    assert.equal(isLate(notDue, { stillMs: 10_100, usualMs, nowMs }), true, `${usualMs} ms`)
+    assert.equal(isLate(notDue, { stillMs: 10_100, usualMs, untouched: 5, nowMs }), true, `${usualMs} ms`)
 })
 
-test('a block is late that takes twice as long as it should, but is given as long as a peer that is still', () => {
-  const isBlockLate = (shouldTakeMs: number, tookMs: number, usualMs: number) =>
-    isLate({ askedMs: nowMs - tookMs, dueMs: nowMs - tookMs + shouldTakeMs }, { stillMs: 0, usualMs, nowMs })
+test('once nothing else is left a block is late that takes twice as long as it should, but is given as long as a peer that is still', () => {
+  const isBlockLate = (shouldTakeMs: number, tookMs: number, usualMs: number, untouched = 0) =>
+    isLate(
+      { askedMs: nowMs - tookMs, dueMs: nowMs - tookMs + shouldTakeMs },
+      { stillMs: 0, usualMs, untouched, nowMs },
+    )
   assert.equal(isBlockLate(3000, 5900, 100), false)
   assert.equal(isBlockLate(3000, 6100, 100), true)
   assert.equal(isBlockLate(100, 1000, 100), false)
   assert.equal(isBlockLate(100, 1200, 100), true)
   assert.equal(isBlockLate(100, 1200, 4000), false, 'where a piece takes long, so may its blocks')
+  assert.equal(isBlockLate(3000, 60_000, 100, 1), false, 'while there is another piece to ask for')
 })
 
 test('a gateway dials far peers once those of its rack had time to say what they have, and is told when that is', () => {
