@@ -416,8 +416,9 @@ export class Fetch {
 
   #forget(side: Side): void {
     side.collect()
-    for (const ask of side.asks) this.#picker?.release(ask)
+    const asks = [...side.asks]
     side.clear()
+    for (const ask of asks) this.#giveBack(ask)
     this.asksChanged(side)
     side.requestedBytes = 0
     if (side.flow !== undefined) {
@@ -425,6 +426,22 @@ export class Fetch {
       side.flow = undefined
     }
     if (side.picking) this.#unseat(side, side.picking)
+  }
+
+  /** What was asked for will not come: another may be asked, the server too. */
+  #giveBack(ask: Ask): void {
+    this.#picker?.release(ask)
+    if (this.isComplete || this.#picker?.isIdle(ask.piece) !== true) return
+    this.#picker.forget(ask.piece)
+    this.#begun.delete(ask.piece)
+    this.turns.drop(ask.piece)
+    const from = this.#claims.get(ask.piece)
+    if (from === undefined) return
+    this.#claims.delete(ask.piece)
+    for (const { peer } of this.#toldOf(from))
+      this.#world.later(1, () => {
+        peer.fetch.unclaimed(peer, ask.piece)
+      })
   }
 
   asksChanged({ slot, asks }: Side): void {
@@ -562,6 +579,10 @@ export class Fetch {
     if (side.picking) this.#picker?.claimed(side.picking, piece, this.#world.nowMs())
   }
 
+  unclaimed(side: Side, piece: number): void {
+    if (side.picking) this.#picker?.unclaimed(side.picking, piece)
+  }
+
   /** Asks for pieces while there is room, each of who is asked for the least. */
   fill(): void {
     const now = this.#world.nowMs()
@@ -683,11 +704,17 @@ export class Fetch {
   #tellClaim(piece: number, from: number): void {
     if (from === 0) return
     this.#claims.set(piece, from)
-    for (const { distance, peer } of this.sides.values())
-      if (distance < from && !peer.fetch.isComplete && !peer.fetch.host.isStandard)
-        this.#world.later(1, () => {
-          peer.fetch.claimed(peer, piece)
-        })
+    for (const { peer } of this.#toldOf(from))
+      this.#world.later(1, () => {
+        peer.fetch.claimed(peer, piece)
+      })
+  }
+
+  /** Agents that are nearer than where a piece comes from. */
+  #toldOf(from: number): Side[] {
+    return [...this.sides.values()].filter(
+      ({ distance, peer }) => distance < from && !peer.fetch.isComplete && !peer.fetch.host.isStandard,
+    )
   }
 
   #send(side: Side, ask: Ask): void {
@@ -800,10 +827,7 @@ export class Fetch {
   }
 
   giveBack(asks: readonly Ask[]): void {
-    for (const ask of asks) {
-      this.#picker?.release(ask)
-      if (!this.#begun.has(ask.piece)) this.#picker?.forget(ask.piece)
-    }
+    for (const ask of asks) this.#giveBack(ask)
   }
 }
 

@@ -268,6 +268,11 @@ export class Picker {
     this.#slots = enlarged(this.#slots, slots * slotWords)
   }
 
+  #isHeld(piece: number): boolean {
+    for (let word = 0; 32 * word < this.#slotCount; word++) if (this.holders(piece, word) !== 0) return true
+    return false
+  }
+
   /** The peer in a slot has a piece; once more does nothing. @returns whether that can be begun with it */
   gains(slot: number, piece: number): boolean {
     if (slot < 0) return false
@@ -617,6 +622,13 @@ export class Picker {
   isIdle(piece: number): boolean {
     const begun = this.#begun.get(piece)
     return begun !== undefined && begun.asks.length === 0 && begun.left === begun.unitCount
+  }
+
+  /** Pieces of which something is missing, and that nobody is asked for or has. */
+  stranded(): number[] {
+    return [...this.#begun.values()].flatMap(({ asks, left, piece }) =>
+      left > 0 && asks.length === 0 && !this.#isHeld(piece) ? piece : [],
+    )
   }
 
   /** A block will not come: others may be asked for it, and for its piece if nothing else of that is asked of the same peer. */

@@ -588,7 +588,10 @@ export class Torrent implements EngineHandle, PeerHost {
 
   /** What nobody sends, and nothing of which is here, is as if it had not been asked for. */
   #giveBack(piece: number): void {
-    if (!this.#picker.isIdle(piece)) return
+    if (this.#picker.isIdle(piece)) this.#dropBegun(piece)
+  }
+
+  #dropBegun(piece: number): void {
     this.#forget(piece)
     this.#freeMemory(piece)
     this.#turns.drop(piece)
@@ -633,10 +636,12 @@ export class Torrent implements EngineHandle, PeerHost {
   closed(peer: Peer): void {
     this.#peers.delete(peer)
     addTo(this.#past, peer)
-    for (const ask of peer.asks) this.#release(ask, peer)
+    const asks = [...peer.asks]
     peer.asks.clear()
+    for (const ask of asks) this.#release(ask, peer)
     if (peer.picking) this.#picker.leave(peer.picking)
     this.#turns.leave(peer)
+    if (!this.#closing && !this.#complete) for (const { piece } of asks) this.#giveBack(piece)
     this.#superSeeder?.leave(peer)
     const candidate = this.#candidates.get(peer.source)
     if (candidate) candidate.nextMs = this.#deps.monotonic() + redialMs
@@ -1296,6 +1301,8 @@ export class Torrent implements EngineHandle, PeerHost {
   ): { readonly first: number; readonly count: number } | undefined {
     const anything = nowMs - this.#givenAtMs > webseedAfterMs
     const owed = this.#owesRanges() ? [...this.#owedRanges.values()] : []
+    // Of what a peer had sent a part before it went: nobody else would go on with it.
+    for (const piece of this.#picker.stranded()) this.#dropBegun(piece)
     for (const range of this.#webseed ? [...owed, this.#webseed.range] : owed) {
       const run = this.#picker.untouchedRun({ within: range, piecesMax, anything, nowMs })
       if (run) return run

@@ -83,6 +83,12 @@ test('a build of one piece, where what hosts say takes time, is passed on by tho
   assert.ok((summary.seconds.max ?? Infinity) < 3, `${summary.seconds.max} s`)
 })
 
+test('what a host was fetching from another that dies comes from the server', () => {
+  const { summary } = run({ hosts: 2, racks: 2, dead_gateways: { racks: 0.5, at: '50%' } })
+  assert.equal(summary.gone, 1)
+  assert.equal(summary.unfinished, 0)
+})
+
 test('where every host runs another client, the server is their webseed', () => {
   const { summary } = run({ standard_clients: 1 })
   assert.equal(summary.unfinished, 0)

@@ -263,6 +263,24 @@ test('of a peer that is to give no more there is asked what was begun with it, a
   assert.equal(picker.next({ ...options, peer, begunOnly: true }), undefined)
 })
 
+test('what a peer had begun to send before it went is stranded, unless another has it or all of it is here', () => {
+  const picker = createPicker(3)
+  const [peer, other] = [joinWith(picker, [0, 1, 2]), joinWith(picker, [1])]
+  const asks = Array.from({ length: (3 * pieceLength) / unit }, () =>
+    picker.next({ ...free, bytesMax: unit, peer }),
+  ).flatMap((ask) => ask ?? [])
+  const ofPiece = (piece: number) => asks.filter((ask) => ask.piece === piece)
+  for (const ask of [...ofPiece(0).slice(0, 1), ...ofPiece(1).slice(0, 1), ...ofPiece(2)])
+    picker.received(ask)
+  assert.deepEqual(picker.stranded(), [])
+  for (const piece of [0, 1]) for (const ask of ofPiece(piece).slice(1)) picker.release(ask)
+  assert.deepEqual(picker.stranded(), [], 'it is still there')
+  picker.leave(peer)
+  assert.deepEqual(picker.stranded(), [0])
+  picker.leave(other)
+  assert.deepEqual(picker.stranded().sort(), [0, 1])
+})
+
 test('two peers that are given up keep no third from being asked', () => {
   const picker = createPicker(1, 1, unit)
   const [one, two, three, four] = [1, 2, 3, 4].map(() => joinWith(picker, [0]))

@@ -478,6 +478,29 @@ describe('rackswarm: with peers that come and go,', { concurrency: 4 }, () => {
     assert.equal(requests.length, 1)
   })
 
+  test('what a peer had sent a part of before it went comes from the webseed', async (t) => {
+    const directory = await temporaryDirectory(t)
+    const blob = randomBlob(4 * mebibyte)
+    let sent = 0
+    const peer = await startRawListener(t, blob.metainfo, {
+      shaken: (connection) => {
+        if (sent === 0) greetAsSeeder(connection, blob.metainfo)
+        else connection.socket.destroy()
+      },
+      requested: (connection, request) => {
+        if (sent++ < 3) connection.send(blockOf(request, bytesOf(blob, request)))
+        else connection.socket.destroy()
+      },
+    })
+    const { url } = await startWebseed(t, blob.bytes)
+    const engine = await startEngine(t)
+    const file = join(directory, 'copy')
+    const handle = startFetch(engine, blob, file, peerFeed(peerAt(peer.port)))
+    await until('its end', () => sent > 3 && handle.peerCount === 0)
+    handle.setWebseed({ url, range: { firstPiece: 0, pieceCount: pieceCount(blob.metainfo) } })
+    await assertFetched(handle, blob, file, 8)
+  })
+
   for (const [then, isLast] of [
     ['another range is given', false],
     ['no other range is given', true],
