@@ -125,7 +125,7 @@ export class WrongDigestError extends Error {
 
 const tickMs = 1000
 /** Who was told to use the webseed asks this often whether it still may, or may again. */
-const webseedReviewMs = 3_000
+const webseedReviewMs = 1_000
 const spaceRetryMs = 5000
 /** After an outage a fetch goes on within this. */
 const retryMaxMs = 4000

@@ -20,7 +20,7 @@ const tickMs = 250
 /** Of real time. */
 const progressMs = 5_000
 const stallMs = agentConfig.stall_timeout
-const webseedReviewMs = 3_000
+const webseedReviewMs = 1_000
 /** A step of time is no longer than this share of the time in which a host sends a piece. */
 const stepShare = 1 / 4
 /** From the request for a grant to its reply. */

@@ -556,8 +556,11 @@ export class Picker {
     const end = Math.min(this.#pieceCount, begin + (within?.pieceCount ?? this.#pieceCount))
     const isFree = (piece: number) => piece < end && this.#isMissing(piece)
     const isNobodys = (piece: number) => isFree(piece) && this.#isFor(distanceMax + 1, piece)
-    // What no peer has comes first, also where anything will do: nobody else can bring it.
-    for (const isWanted of anything ? [isNobodys, isFree] : [isNobodys]) {
+    const isUnheld = (piece: number) => isFree(piece) && !this.#isHeld(piece)
+    // What no peer has comes first, also where anything will do: nobody else can bring it. A range is this host's, though one that had it before, and
+    // is slow, has claimed what is in it.
+    const wishes = [isNobodys, ...(within ? [isUnheld] : []), ...(anything ? [isFree] : [])]
+    for (const isWanted of wishes) {
       const first = this.#findUntouched(isWanted, within && { begin, end })
       if (first === undefined) continue
       let count = 1

@@ -43,8 +43,12 @@ export const waves = {
   partPiecesMin: 4,
   /** Hosts of a first wave: each piece leaves the server once, and all of them pass on what they get. */
   firstHostsMax: 8,
-  /** A part that was fetched, of a swarm that has no seeder after so long, is leased again once all were: whoever had it may be gone. */
+  /**
+   * A part that was fetched, of a swarm that has no seeder after as long again as the swarm is known, within these bounds, is leased again once
+   * all were: whoever had it may be gone.
+   */
   doneMs: 10_000,
+  doneMinMs: 1_000,
   /**
    * While parts are leased, a host without one that stands still waits for them, and gets all of the build only after so long: most often it
    * is the server that gives too little, or was away, and then every host stands still at once.
@@ -88,7 +92,7 @@ export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOpt
   const { admits, admit } = hostAdmission({ hostsMax })
   const firstWave = (
     { host, rangeDone }: WebseedAsk,
-    { parts }: Swarm,
+    { parts, knownSinceMs }: Swarm,
     nowMs: number,
   ): WebseedLease | undefined => {
     // Who comes late goes on with its own, unless another host has it by now.
@@ -100,13 +104,15 @@ export function createWebseedPolicy({ leaseMs, hostsMax, now }: WebseedPolicyOpt
     if (own) {
       own.tookMs ??= nowMs - own.sinceMs
       own.isDone = true
-      own.untilMs = nowMs + waves.doneMs
+      own.untilMs = nowMs + Math.min(waves.doneMs, Math.max(waves.doneMinMs, nowMs - knownSinceMs))
     }
     const leased = parts.filter(({ isDone, untilMs }) => !isDone && untilMs > nowMs)
     if (new Set(leased.map((part) => part.host)).size >= waves.firstHostsMax) return undefined
+    // One that has, or had, a part.
+    const isFirst = parts.some((part) => part.host === host)
     const free =
       parts.find((part) => part.host === undefined) ??
-      (own && slowest(parts, leased, nowMs)) ??
+      (isFirst ? slowest(parts, leased, nowMs) : undefined) ??
       parts.find(({ untilMs }) => untilMs <= nowMs)
     if (free === undefined) return undefined
     free.isDone = false

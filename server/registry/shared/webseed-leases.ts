@@ -42,6 +42,7 @@ export function createSharedWebseedPolicy(
         waves.slowFactor,
         waves.slowMinMs,
         waves.partsTimedMin,
+        waves.doneMinMs,
       ],
     )
     if (answer === null) return undefined

@@ -119,5 +119,28 @@ test('servers that share leases take the part of a slow host from it too', async
   await sleep(1_100)
   assert.deepEqual(await ask('slow'), slow)
   assert.deepEqual(await ask('quick', true), slow)
-  assert.equal(await ask('slow'), undefined)
+  assert.notDeepEqual(await ask('slow'), slow)
+})
+
+test('servers that share leases give what was fetched again after as long as one alone does, and to a first host what a slow one has', async (t) => {
+  await using redis = await connectToOwn(t)
+  const shared = createSharedWebseedPolicy(redis, { leaseMs: 60_000, hostsMax: 100, now: Date.now })
+  const ask = (host: string, rangeDone = false) =>
+    shared.mayUse({
+      infoHash: infoHashFromHex('0'.repeat(40)),
+      pieceCount: 16,
+      host,
+      counts: { complete: 0, incomplete: 1, downloaded: 0 },
+      stalledSeconds: undefined,
+      rangeDone,
+    })
+  const gone = await ask('gone')
+  const first = await ask('first')
+  assert.ok(gone && first)
+  assert.ok(await ask('first', true))
+  assert.ok(await ask('first', true))
+  assert.equal(await ask('first', true), undefined, 'nobody is slow yet, and all was fetched just now')
+  await sleep(1_100)
+  assert.deepEqual(await ask('first'), gone)
+  assert.deepEqual(await ask('late'), first, 'it was fetched a second ago')
 })

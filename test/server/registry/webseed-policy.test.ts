@@ -164,7 +164,46 @@ test('once no part is left, who is done goes on with that of a host that takes m
   assert.ok(last && last.firstPiece !== slow?.firstPiece)
   assert.deepEqual(ask('slow', parts), slow, 'it keeps its own while others have theirs')
   assert.deepEqual(fetchPart('quick', 2_000), slow)
-  assert.equal(ask('slow', parts), undefined, 'it ends what it has begun')
+  assert.notDeepEqual(ask('slow', parts), slow, 'it ends what it has begun')
+})
+
+test('who had nothing to go on with takes the part of a host that went away as soon as that is slow', () => {
+  const { clock, ask } = start()
+  const parts = { pieceCount: 20 }
+  const gone = ask('gone', parts)
+  assert.ok(ask('first', parts))
+  for (let i = 0; i < 3; i++) {
+    clock.now += 400
+    assert.ok(ask('first', { ...parts, rangeDone: true }))
+  }
+  clock.now = clock.now - 1_200 + 1_000
+  assert.equal(ask('first', { ...parts, rangeDone: true }), undefined, 'not yet')
+  clock.now += 1_000
+  assert.deepEqual(ask('first', parts), gone)
+})
+
+test('what was fetched is leased again once the swarm is known for twice as long, at the earliest after a second', () => {
+  const { clock, ask } = start(100)
+  const pieceCount = 4
+  const all = { firstPiece: 0, pieceCount }
+  for (const [tookMs, againMs] of [
+    [100, 1_000],
+    [4_000, 4_000],
+    [60_000, 10_000],
+  ] as const) {
+    const hash = infoHashFromHex(String(tookMs).padStart(40, '2'))
+    const turn = { pieceCount, hash }
+    assert.deepEqual(ask('a', turn), all)
+    for (let ms = 0; ms < tookMs; ms += leaseMs / 3) {
+      clock.now += Math.min(leaseMs / 3, tookMs - ms)
+      assert.deepEqual(ask('a', turn), all)
+    }
+    assert.equal(ask('a', { ...turn, rangeDone: true }), undefined)
+    clock.now += againMs - 1
+    assert.equal(ask('b', turn), undefined, `after ${tookMs} ms`)
+    clock.now += 1
+    assert.deepEqual(ask('b', turn), all)
+  }
 })
 
 test('a host that takes hardly longer than others keeps its part', () => {
@@ -175,9 +214,10 @@ test('a host that takes hardly longer than others keeps its part', () => {
     clock.now += 2_000
     assert.ok(ask('a', { ...parts, rangeDone: true }))
   }
-  assert.ok(ask('b', parts))
+  const part = ask('b', parts)
+  assert.ok(part)
   clock.now += 3_900
-  assert.equal(ask('a', { ...parts, rangeDone: true }), undefined)
+  assert.notDeepEqual(ask('a', { ...parts, rangeDone: true }), part)
 })
 
 test('a host without a lease in one swarm keeps those that it has in others', () => {

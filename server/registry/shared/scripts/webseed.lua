@@ -4,12 +4,12 @@ local parts, allKey = KEYS[1], KEYS[2]
 -- ARGV: host; pieces of the build; 1 where the swarm has a seeder; milliseconds for which the host has stood still, or -1; the first
 -- piece of a part of which it has asked for all, -2 for whichever it holds, or -1; milliseconds of a lease, of a part that was fetched, and
 -- until who stands still gets all; parts at most; pieces of a part at least; hosts of the first wave; how many times as long as half of the others
--- a slow host takes, the milliseconds that it takes at least, and parts to know that from
+-- a slow host takes, the milliseconds that it takes at least, and parts to know that from; milliseconds of a part that was fetched at least
 local host, pieces = ARGV[1], tonumber(ARGV[2])
 local isSeeded, stalledMs, rangeDone = ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5])
 local leaseMs, doneMs, patienceMs = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local partsMax, partPiecesMin, hostsMax = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local slowFactor, slowMinMs, partsTimedMin = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
+local slowFactor, slowMinMs, partsTimedMin, doneMinMs = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
 
 if isSeeded then return stalledMs >= 0 and {0, pieces} end
 
@@ -26,9 +26,9 @@ local function write(i, done, untilMs, since, took)
   redis.call('PEXPIRE', parts, keptMs)
 end
 
-local function leasePart()
+local function leasePart(knownForMs)
   local found = redis.call('HGETALL', parts)
-  local known, taken, holders, holdersCount, own = {}, {}, {}, 0, nil
+  local known, taken, holders, holdersCount, own, isFirst = {}, {}, {}, 0, nil, false
   local since, tookBy, held = {}, {}, {}
   for at = 1, #found, 2 do
     local i = tonumber(found[at])
@@ -37,6 +37,7 @@ local function leasePart()
       known[i] = true
       since[i], tookBy[i] = tonumber(sinceMs), tonumber(tookMs)
       taken[i] = tonumber(untilMs) > nowMs
+      isFirst = isFirst or holder == host
       if done == '0' and holder == host then own = own and math.min(own, i) or i end
       if done == '0' and taken[i] then
         held[i] = true
@@ -53,7 +54,7 @@ local function leasePart()
   end
   if own then
     if tookBy[own] < 0 then tookBy[own] = nowMs - since[own] end
-    write(own, 1, nowMs + doneMs, since[own], tookBy[own])
+    write(own, 1, nowMs + math.min(doneMs, math.max(doneMinMs, knownForMs)), since[own], tookBy[own])
     if taken[own] then holdersCount = holdersCount - 1 end
     taken[own] = true
     held[own] = nil
@@ -74,7 +75,7 @@ local function leasePart()
     for i = 0, count - 1 do if isFree(i) then return i end end
   end
   local free = first(function(i) return not known[i] end)
-    or (own and slowest())
+    or (isFirst and slowest())
     or first(function(i) return not taken[i] end)
   if not free then return end
   write(free, 0, nowMs + leaseMs, nowMs, tookBy[free] or -1)
@@ -83,9 +84,9 @@ end
 
 if redis.call('HSETNX', parts, 'since', nowMs) == 1 then redis.call('PEXPIRE', parts, keptMs) end
 local mayHaveAll = redis.call('EXISTS', allKey) == 1
-local part = not mayHaveAll and leasePart()
-if part then return part end
 local knownForMs = nowMs - tonumber(redis.call('HGET', parts, 'since'))
+local part = not mayHaveAll and leasePart(knownForMs)
+if part then return part end
 if not mayHaveAll and math.min(stalledMs, knownForMs) < patienceMs then return false end
 redis.call('SET', allKey, '1', 'PX', leaseMs)
 return {0, pieces}
