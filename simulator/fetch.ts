@@ -315,6 +315,7 @@ export class Fetch {
 
   joined(side: Side): void {
     side.movedAtMs = side.usefulAtMs = this.#world.nowMs()
+    if (side.distance === 0) this.turns.neighbours++
     if (this.#picker === undefined || this.isComplete) return
     this.#seat(side, this.#picker.join(side.distance))
     const other = side.peer.fetch
@@ -406,6 +407,7 @@ export class Fetch {
 
   parted(side: Side): void {
     this.sides.delete(side.peer.fetch)
+    if (side.distance === 0) this.turns.neighbours--
     this.turns.leave(side)
     this.sent()
     this.#superSeeder?.leave(side)

@@ -641,6 +641,7 @@ export class Torrent implements EngineHandle, PeerHost {
     for (const ask of asks) this.#release(ask, peer)
     if (peer.picking) this.#picker.leave(peer.picking)
     this.#turns.leave(peer)
+    this.#countNeighbours()
     if (!this.#closing && !this.#complete) for (const { piece } of asks) this.#giveBack(piece)
     this.#superSeeder?.leave(peer)
     const candidate = this.#candidates.get(peer.source)
@@ -698,8 +699,13 @@ export class Torrent implements EngineHandle, PeerHost {
       peer.send(writeSimple(messages.haveNone))
     }
     peer.admitted()
+    this.#countNeighbours()
     this.#review(peer)
     this.#showMore(peer)
+  }
+
+  #countNeighbours(): void {
+    this.#turns.neighbours = this.#admitted().filter(({ distance }) => distance === 0).length
   }
 
   /** Nobody else has everything, as far as the tracker knows, nor is every piece somewhere else too. */
@@ -788,6 +794,7 @@ export class Torrent implements EngineHandle, PeerHost {
     peer.picking = picking
     for (const piece of pieces) this.#picker.gains(picking.slot, piece)
     for (const ask of asks) ask.peer = picking
+    this.#countNeighbours()
   }
 
   /** It has everything, whatever part of it it shows. */

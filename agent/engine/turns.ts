@@ -10,6 +10,8 @@ const farComingMax = 8
 const farGoingMax = 2
 /** …of which one has to do where this many go near: racks that had pieces first would be done last, since all others fetch from them. */
 const nearGoingMany = 4
+/** Who has fewer neighbours than that sends as many to afar as it fetches from there: there its pieces come from and go to. */
+const neighboursFew = 2
 /** Until one has come it is not known how long one takes. */
 const usualFirstMs = 1_000
 const usualWeight = 0.1
@@ -174,10 +176,19 @@ export class Turns<Peer> {
 
 /** All turns of a host in one swarm: those with its own rack, and those with elsewhere, so that neither has to wait for the other. */
 export class AllTurns<Peer> {
+  /** Peers of the own rack that it is connected to. */
+  neighbours = 0
   readonly #near = { coming: new Turns<Peer>(() => atOnceMax), going: new Turns<Peer>(() => atOnceMax) }
   readonly #far = {
-    coming: new Turns<Peer>(() => farComingMax),
-    going: new Turns<Peer>(() => (this.#near.going.size < nearGoingMany ? farGoingMax : 1)),
+    coming: new Turns<Peer>(() => (this.neighbours < neighboursFew ? this.#farShare() : farComingMax)),
+    going: new Turns<Peer>(() =>
+      Math.max(this.#farShare(), this.#near.going.size < nearGoingMany ? farGoingMax : 1),
+    ),
+  }
+
+  /** Of what a host sends at once, in a rack of so many: one copy comes into the rack, and each of the others sends one on. */
+  #farShare(): number {
+    return Math.ceil(atOnceMax / (this.neighbours + 1))
   }
 
   /** What comes from peers at a distance, and what goes to them. */

@@ -120,6 +120,12 @@ test('racks that are given add up, whatever they are', () => {
   assert.deepEqual(sizes({ hosts: 10, racks: 3, rack_sizes: [30, 4] }), [10])
 })
 
+test('racks of one host each, which have nobody near, need hardly longer than they must', () => {
+  const { summary } = run({ hosts: 60, racks: 60, size: '128MiB', host_uplink: '1Gb', rack_uplink: '4Gb' })
+  assert.ok((summary.seconds.max ?? Infinity) < 1.25 * summary.bound.seconds, `${summary.seconds.max} s`)
+  assert.ok((summary.crossRackOfMin ?? 9) < 1.05, `${summary.crossRackOfMin} copies a rack`)
+})
+
 test('1,000 hosts in 25 racks', () => {
   const { summary } = run({ hosts: 1000, racks: 25, size: '32MiB', host_uplink: '1Gb', rack_uplink: '4Gb' })
   assert.equal(summary.finished, 1000)

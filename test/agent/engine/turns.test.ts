@@ -41,21 +41,39 @@ test('what takes twice as long as usual keeps nobody waiting', () => {
   assert.ok(turns.has(0, 'quick'), 'what the slow one has at last is not its turn')
 })
 
+function atOnce(of: Turns<string>): number {
+  let pieces = 0
+  while (pieces < 100 && of.hasRoom(0)) of.begin(pieces++, 'one', 0)
+  return pieces
+}
+
 test('eight pieces at once from afar, and no more than two to afar; five each way within the rack', () => {
   const turns = new AllTurns<string>()
-  const atOnce = (of: Turns<string>) => {
-    let pieces = 0
-    while (pieces < 100 && of.hasRoom(0)) of.begin(pieces++, 'one', 0)
-    return pieces
-  }
+  turns.neighbours = 7
   assert.equal(atOnce(turns.at(1).coming), 8)
   assert.equal(atOnce(turns.at(255).going), 2)
   assert.equal(atOnce(turns.at(0).coming), atOnceMax)
   assert.equal(atOnce(turns.at(0).going), atOnceMax)
 })
 
+test('who has no neighbour, or few, sends as many to afar as it fetches there', () => {
+  for (const [neighbours, coming, going] of [
+    [0, 5, 5],
+    [1, 3, 3],
+    [2, 8, 2],
+    [3, 8, 2],
+  ] as const) {
+    const turns = new AllTurns<string>()
+    turns.neighbours = neighbours
+    assert.equal(atOnce(turns.at(1).coming), coming, `from afar, with ${neighbours}`)
+    assert.equal(atOnce(turns.at(0).going), atOnceMax)
+    assert.equal(atOnce(turns.at(1).going), going, `to afar, with ${neighbours}`)
+  }
+})
+
 test('who sends much within its rack sends less to afar', () => {
   const turns = new AllTurns<string>()
+  turns.neighbours = 7
   const near = turns.at(0).going
   const far = turns.at(1).going
   for (let piece = 0; piece < 4; piece++) near.begin(piece, 'one', 0)
