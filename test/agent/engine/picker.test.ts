@@ -281,6 +281,37 @@ test('what a peer had begun to send before it went is stranded, unless another h
   assert.deepEqual(picker.stranded().sort(), [0, 1])
 })
 
+test('where everybody takes long for what is claimed, claims count as long', () => {
+  const picker = createPicker(9)
+  const slow = joinWith(picker, [])
+  const far = joinWith(picker, [8], 1)
+  const say = (pieces: readonly number[], fromMs: number, untilMs: number) => {
+    for (let nowMs = fromMs; nowMs <= untilMs; nowMs += 5_000)
+      for (const piece of pieces) picker.claimed(slow, piece, nowMs)
+  }
+  say([0, 1, 2, 3, 4, 5, 6, 7], 0, 45_000)
+  say([8], 50_000, 100_000)
+  assert.equal(picker.next({ ...free, peer: far, nowMs: 100_000 }), undefined)
+})
+
+test('of a range of the webseed what others have claimed and nobody has comes last, and elsewhere not at all', () => {
+  const picker = createPicker(4)
+  joinWith(picker, [0])
+  const slow = joinWith(picker, [])
+  for (const piece of [1, 2]) picker.claimed(slow, piece, 0)
+  const run = (within: boolean) =>
+    picker.untouchedRun({
+      within: within ? { firstPiece: 0, pieceCount: 4 } : undefined,
+      piecesMax: 4,
+      anything: false,
+      nowMs: 0,
+    })
+  assert.deepEqual(run(true), { first: 3, count: 1 })
+  picker.takeWhole(3, 0)
+  assert.equal(run(false), undefined)
+  assert.deepEqual(run(true), { first: 1, count: 2 })
+})
+
 test('two peers that are given up keep no third from being asked', () => {
   const picker = createPicker(1, 1, unit)
   const [one, two, three, four] = [1, 2, 3, 4].map(() => joinWith(picker, [0]))
