@@ -102,6 +102,8 @@ class Simulation {
   #trackerAway = false
   #serverAway = false
   #isSeedGone = false
+  /** Standard clients have a .torrent without the webseed where agents bring what the server has. */
+  #isStandardOnly = false
   /** By the number of a fetch: how often it was started, and how often it announced, since what was planned before that is over. */
   readonly #lives: number[] = []
   readonly #announceTurns: number[] = []
@@ -258,6 +260,7 @@ class Simulation {
     }
     const slow = this.#share(this.#scenario.slow?.share ?? 0)
     const standard = this.#share(this.#scenario.standard_clients)
+    this.#isStandardOnly = standard.size === hosts
     for (let index = 0; index < hosts; index++) {
       const rack = racks[index] ?? 0
       const isSlow = slow.has(index)
@@ -425,8 +428,7 @@ class Simulation {
   #askGrant(fetch: Fetch, stalledSeconds: number | undefined, rangeDone: number | false = false): void {
     if (!this.#scenario.from_server || this.#isSeedGone || this.#serverAway) return
     if (fetch.host.isStandard) {
-      // They have a .torrent without the webseed where agents bring what the server has.
-      if (this.#hosts.every(({ isStandard }) => isStandard))
+      if (this.#isStandardOnly)
         fetch.setWebseed({ way: this.#serverUp, range: undefined, rangeDone: () => undefined })
       return
     }

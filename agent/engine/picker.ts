@@ -406,10 +406,6 @@ export class Picker {
       if (this.#claimsAt[oldest.peer.slot]?.get(oldest.piece) === oldest) break
       this.#claimAt++
     }
-    this.#trimClaims()
-  }
-
-  #trimClaims(): void {
     if (this.#claimAt < claimsDroppedMax) return
     this.#claims = this.#claims.slice(this.#claimAt)
     this.#claimAt = 0

@@ -111,21 +111,26 @@ function isAnswer(id: number): boolean {
   return id === 7 || id === 16
 }
 
+/** One block after the other, each after so long. */
+function answerSlowly(blob: Blob, blockMs: number) {
+  let freeAtMs = 0
+  return (connection: RawConnection, request: RawRequest) => {
+    freeAtMs = Math.max(freeAtMs, performance.now()) + blockMs
+    setTimeout(() => {
+      connection.send(blockOf(request, bytesOf(blob, request)))
+    }, freeAtMs - performance.now())
+  }
+}
+
 /** A client of the rack that offers pieces when it is told to, and takes so long for a block. */
 async function startSource(t: TestContext, blob: Blob, blockMs = 0) {
   const opened: RawConnection[] = []
-  let freeAtMs = 0
   const peer = await startRawListener(t, blob.metainfo, {
     shaken: (connection) => {
       connection.send(rawHandshake(blob.metainfo), message(1))
       opened.push(connection)
     },
-    requested: (connection, request) => {
-      freeAtMs = Math.max(freeAtMs, performance.now()) + blockMs
-      setTimeout(() => {
-        connection.send(blockOf(request, bytesOf(blob, request)))
-      }, freeAtMs - performance.now())
-    },
+    requested: answerSlowly(blob, blockMs),
   })
   return {
     port: peer.port,
@@ -216,16 +221,8 @@ describe('rackswarm: news of pieces', { concurrency: 4 }, () => {
   test('a connection to an agent far away that neither may use is let go; those that may be of use stay', async (t) => {
     const directory = await temporaryDirectory(t)
     const blob = randomBlob(4 * mebibyte)
-    let freeAtMs = 0
     // So slow that the fetch is under way all the time, and never stands still.
-    const source = await startRawListener(t, blob.metainfo, {
-      requested: (connection, request) => {
-        freeAtMs = Math.max(freeAtMs, performance.now()) + 100
-        setTimeout(() => {
-          connection.send(blockOf(request, bytesOf(blob, request)))
-        }, freeAtMs - performance.now())
-      },
-    })
+    const source = await startRawListener(t, blob.metainfo, { requested: answerSlowly(blob, 100) })
     const engine = await startEngine(t)
     const farPort = 1
     const peers = peerFeed(peerAt(farPort, { reserve: true }), peerAt(source.port))

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { infoHashFromHex } from '../../../lib/protocol/infohash.ts'
 import { createLog } from '../../../lib/runtime/log.ts'
+import type { RedisConnection } from '../../../server/redis/connection.ts'
 import { openRedis } from '../../../server/redis/connection.ts'
 import { createSharedWebseedPolicy } from '../../../server/registry/shared/webseed-leases.ts'
 import type { WebseedAsk } from '../../../server/registry/webseed-policy.ts'
@@ -77,20 +78,27 @@ async function connectToOwn(t: TestContext) {
   return redis
 }
 
-test('of leases that ended in Redis, those of others go out after all that nobody had', async (t) => {
-  await using redis = await connectToOwn(t)
-  const leaseMs = 1
+/** Asks for a part of a build of sixteen pieces, which nobody has yet. */
+function askOf(redis: RedisConnection, { pieceCount = 16, leaseMs = 60_000 } = {}) {
   const shared = createSharedWebseedPolicy(redis, { leaseMs, hostsMax: 100, now: Date.now })
-  const ask = async (host: string) => {
-    await sleep(20 * leaseMs)
-    return shared.mayUse({
+  return (host: string, rangeDone = false) =>
+    shared.mayUse({
       infoHash: infoHashFromHex('0'.repeat(40)),
-      pieceCount: 12,
+      pieceCount,
       host,
       counts: { complete: 0, incomplete: 1, downloaded: 0 },
       stalledSeconds: undefined,
-      rangeDone: false,
+      rangeDone,
     })
+}
+
+test('of leases that ended in Redis, those of others go out after all that nobody had', async (t) => {
+  await using redis = await connectToOwn(t)
+  const leaseMs = 1
+  const askNow = askOf(redis, { pieceCount: 12, leaseMs })
+  const ask = async (host: string) => {
+    await sleep(20 * leaseMs)
+    return askNow(host)
   }
   const [first, second, third] = [0, 4, 8].map((firstPiece) => ({ firstPiece, pieceCount: 4 }))
   assert.deepEqual(await ask('a'), first)
@@ -102,16 +110,7 @@ test('of leases that ended in Redis, those of others go out after all that nobod
 
 test('servers that share leases take the part of a slow host from it too', async (t) => {
   await using redis = await connectToOwn(t)
-  const shared = createSharedWebseedPolicy(redis, { leaseMs: 60_000, hostsMax: 100, now: Date.now })
-  const ask = (host: string, rangeDone = false) =>
-    shared.mayUse({
-      infoHash: infoHashFromHex('0'.repeat(40)),
-      pieceCount: 16,
-      host,
-      counts: { complete: 0, incomplete: 1, downloaded: 0 },
-      stalledSeconds: undefined,
-      rangeDone,
-    })
+  const ask = askOf(redis)
   const slow = await ask('slow')
   assert.ok(slow && (await ask('quick')))
   assert.ok(await ask('quick', true))
@@ -124,16 +123,7 @@ test('servers that share leases take the part of a slow host from it too', async
 
 test('servers that share leases give what was fetched again after as long as one alone does, and to a first host what a slow one has', async (t) => {
   await using redis = await connectToOwn(t)
-  const shared = createSharedWebseedPolicy(redis, { leaseMs: 60_000, hostsMax: 100, now: Date.now })
-  const ask = (host: string, rangeDone = false) =>
-    shared.mayUse({
-      infoHash: infoHashFromHex('0'.repeat(40)),
-      pieceCount: 16,
-      host,
-      counts: { complete: 0, incomplete: 1, downloaded: 0 },
-      stalledSeconds: undefined,
-      rangeDone,
-    })
+  const ask = askOf(redis)
   const gone = await ask('gone')
   const first = await ask('first')
   assert.ok(gone && first)
